@@ -1,0 +1,52 @@
+# POSIX make. DESTDIR and PREFIX as usual; ARGS goes to socksd in `make run ARGS=...`.
+PREFIX = /usr/local
+CARGO = cargo
+ARGS =
+
+all:
+	$(CARGO) build --release --locked
+
+# Serves on 127.0.0.1:1080 until interrupted.
+run: all
+	exec target/release/socksd $(ARGS)
+
+# Installs what the tests need (Debian), then runs everything there is.
+test:
+	sh tests/setup.sh
+	$(MAKE) check
+	$(CARGO) test --locked
+
+check:
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS=-Dwarnings $(CARGO) doc --locked --no-deps --document-private-items
+	mandoc -Tlint -Wwarning man/*.[58]
+
+# One binary without shared libraries: with musl where rustup has it or can get it, else with glibc.
+static:
+	@arch=$$(uname -m); target=$$arch-unknown-linux-musl; flags=; \
+	if ! { rustup target list --installed | grep -qx "$$target" \
+	    || timeout 120 rustup target add "$$target"; } 2>/dev/null; then \
+	    target=$$arch-unknown-linux-gnu; flags='-C target-feature=+crt-static'; \
+	fi; set -ex; \
+	RUSTFLAGS="$$flags" $(CARGO) build --release --locked --target "$$target" \
+	    --target-dir target/static-build; \
+	mkdir -p target/static; \
+	cp "target/static-build/$$target/release/socksd" target/static/socksd
+
+# An installed file is replaced in one step, so a running server keeps its old one.
+install: all
+	mkdir -p '$(DESTDIR)$(PREFIX)/sbin' '$(DESTDIR)$(PREFIX)/share/man/man8'
+	cp target/release/socksd '$(DESTDIR)$(PREFIX)/sbin/socksd.new'
+	chmod 755 '$(DESTDIR)$(PREFIX)/sbin/socksd.new'
+	mv '$(DESTDIR)$(PREFIX)/sbin/socksd.new' '$(DESTDIR)$(PREFIX)/sbin/socksd'
+	cp man/socksd.8 '$(DESTDIR)$(PREFIX)/share/man/man8/socksd.8'
+	chmod 644 '$(DESTDIR)$(PREFIX)/share/man/man8/socksd.8'
+
+uninstall:
+	rm -f '$(DESTDIR)$(PREFIX)/sbin/socksd' '$(DESTDIR)$(PREFIX)/share/man/man8/socksd.8'
+
+clean:
+	$(CARGO) clean
+
+.PHONY: all run test check static install uninstall clean

@@ -1,0 +1,430 @@
+//! The options: one table, from which parsing and usage are made, and which a test holds against
+//! the manual.
+
+use std::ffi::OsStr;
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use getopts::{Fail, Matches, Options};
+
+use crate::command::PortRange;
+use crate::config::Config;
+use crate::dial::Source;
+use crate::log::Level;
+use crate::server::Listen;
+use crate::server::sessions::Caps;
+
+/// One option.
+pub struct Opt {
+    /// Its letter, or nothing.
+    pub short: &'static str,
+    /// Its name.
+    pub long: &'static str,
+    /// What its argument is, or nothing if it takes none.
+    pub argument: &'static str,
+    /// Whether it may be given more than once.
+    pub repeats: bool,
+    /// What it does, in a line.
+    pub help: &'static str,
+}
+
+const fn flag(short: &'static str, long: &'static str, help: &'static str) -> Opt {
+    Opt { short, long, argument: "", repeats: false, help }
+}
+
+const fn value(long: &'static str, argument: &'static str, help: &'static str) -> Opt {
+    Opt { short: "", long, argument, repeats: false, help }
+}
+
+const fn values(
+    short: &'static str,
+    long: &'static str,
+    argument: &'static str,
+    help: &'static str,
+) -> Opt {
+    Opt { short, long, argument, repeats: true, help }
+}
+
+/// All options that are not numbers, in the order of the manual.
+pub const OPTIONS: [Opt; 15] = [
+    flag("4", "ipv4-only", "reach IPv4 targets only"),
+    flag("6", "ipv6-only", "reach IPv6 targets only"),
+    values("", "advertise", "ADDR", "address told to clients for BIND and UDP, one per family"),
+    flag("", "allow-inside", "let clients reach loopback, private and other inside addresses"),
+    flag("h", "help", "print this help and exit"),
+    values(
+        "l",
+        "listen",
+        "ADDR:PORT",
+        "where to listen; a port alone: both loopbacks [127.0.0.1:1080]",
+    ),
+    value("log", "FILE", "append the log to FILE [standard error]"),
+    flag("", "no-4a", "speak SOCKS 4 without host names"),
+    flag("", "no-fragments", "drop fragments of datagrams"),
+    value("port-range", "LO-HI", "ports for BIND and UDP"),
+    flag("q", "quiet", "log only trouble and failed authentication"),
+    values("", "source", "ADDR", "address to leave from, one per family"),
+    value("users", "FILE", "demand a password; users and hashes are in FILE"),
+    flag("V", "version", "print the version and exit"),
+    flag("v", "verbose", "log requests and connections as they are made"),
+];
+
+/// An option whose argument is a number.
+pub struct Number {
+    /// Its name.
+    pub long: &'static str,
+    /// What is counted.
+    pub unit: &'static str,
+    /// The value without the option.
+    pub default: u64,
+    /// The values that are taken.
+    pub range: RangeInclusive<u64>,
+    /// What it does, in a line.
+    pub help: &'static str,
+}
+
+const DAY: u64 = 86_400;
+
+const BIND_TIMEOUT: Number = Number {
+    long: "bind-timeout",
+    unit: "seconds",
+    default: 120,
+    range: 1..=DAY,
+    help: "how long BIND waits for its peer",
+};
+const CONNECT_TIMEOUT: Number = Number {
+    long: "connect-timeout",
+    unit: "seconds",
+    default: 30,
+    range: 1..=3_600,
+    help: "how long a connection may take, all addresses together",
+};
+const HANDSHAKE_TIMEOUT: Number = Number {
+    long: "handshake-timeout",
+    unit: "seconds",
+    default: 30,
+    range: 1..=3_600,
+    help: "how long a client may take to make its request",
+};
+const IDLE_TIMEOUT: Number = Number {
+    long: "idle-timeout",
+    unit: "seconds",
+    default: 0,
+    range: 0..=30 * DAY,
+    help: "end TCP sessions without traffic; 0: never",
+};
+const LINGER_TIMEOUT: Number = Number {
+    long: "linger-timeout",
+    unit: "seconds",
+    default: 600,
+    range: 1..=30 * DAY,
+    help: "end sessions without traffic once one side has closed",
+};
+const MAX_PER_CLIENT: Number = Number {
+    long: "max-per-client",
+    unit: "sessions",
+    default: 256,
+    range: 1..=1_000_000,
+    help: "most sessions of one IPv4 address or IPv6 /64",
+};
+const MAX_SESSIONS: Number = Number {
+    long: "max-sessions",
+    unit: "sessions",
+    default: 4_096,
+    range: 1..=1_000_000,
+    help: "most sessions",
+};
+const RESOLVE_TIMEOUT: Number = Number {
+    long: "resolve-timeout",
+    unit: "seconds",
+    default: 10,
+    range: 1..=3_600,
+    help: "how long a name may take",
+};
+const RESOLVERS: Number = Number {
+    long: "resolvers",
+    unit: "threads",
+    default: 16,
+    range: 1..=1_024,
+    help: "most names looked up at once",
+};
+const UDP_IDLE_TIMEOUT: Number = Number {
+    long: "udp-idle-timeout",
+    unit: "seconds",
+    default: 0,
+    range: 0..=30 * DAY,
+    help: "end UDP associations without datagrams; 0: never",
+};
+
+/// All options that are numbers, in the order of the manual.
+pub const NUMBERS: [&Number; 10] = [
+    &BIND_TIMEOUT,
+    &CONNECT_TIMEOUT,
+    &HANDSHAKE_TIMEOUT,
+    &IDLE_TIMEOUT,
+    &LINGER_TIMEOUT,
+    &MAX_PER_CLIENT,
+    &MAX_SESSIONS,
+    &RESOLVE_TIMEOUT,
+    &RESOLVERS,
+    &UDP_IDLE_TIMEOUT,
+];
+
+/// What the arguments ask for.
+#[derive(Debug)]
+pub enum Action {
+    /// Run the server.
+    Run(Box<Config>),
+    /// Print this text and exit with status 0.
+    Print(String),
+}
+
+/// What is wrong with the arguments; Display names option, value and what was expected.
+#[derive(Debug, PartialEq, Eq)]
+pub struct UsageError(String);
+
+impl fmt::Display for UsageError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// The getopts form of the two tables.
+#[must_use]
+pub fn options() -> Options {
+    let mut options = Options::new();
+    for opt in &OPTIONS {
+        match (opt.argument, opt.repeats) {
+            ("", _) => options.optflag(opt.short, opt.long, opt.help),
+            (argument, true) => options.optmulti(opt.short, opt.long, opt.help, argument),
+            (argument, false) => options.optopt(opt.short, opt.long, opt.help, argument),
+        };
+    }
+    for number in NUMBERS {
+        let Number { long, unit, default, range, help } = number;
+        let help = format!("{help} [{default}; {} to {} {unit}]", range.start(), range.end());
+        options.optopt("", long, &help, &unit.to_ascii_uppercase());
+    }
+    options
+}
+
+/// Parses and checks all arguments, without the name of the program. Touches nothing.
+///
+/// # Errors
+/// The first argument that is wrong.
+pub fn parse(args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Result<Action, UsageError> {
+    let matches = options().parse(args).map_err(|fail| {
+        UsageError(match fail {
+            Fail::ArgumentMissing(name) => format!("option {} wants an argument", dashed(&name)),
+            Fail::UnrecognizedOption(name) => format!("unknown option {}", dashed(&name)),
+            Fail::OptionDuplicated(name) => format!("option {} is given twice", dashed(&name)),
+            Fail::UnexpectedArgument(name) => format!("option {} takes no argument", dashed(&name)),
+            Fail::OptionMissing(name) => format!("option {} is missing", dashed(&name)),
+        })
+    })?;
+    if matches.opt_present("help") {
+        let brief = "usage: socksd [OPTION]...\nServes SOCKS 4, 4A and 5. See socksd(8).";
+        return Ok(Action::Print(options().usage(brief)));
+    }
+    if matches.opt_present("version") {
+        return Ok(Action::Print(concat!("socksd ", env!("CARGO_PKG_VERSION"), "\n").into()));
+    }
+    if let Some(operand) = matches.free.first() {
+        return Err(UsageError(format!("unexpected operand '{}'", operand.escape_debug())));
+    }
+    config(&matches).map(|config| Action::Run(Box::new(config)))
+}
+
+fn dashed(name: &str) -> String {
+    let dashes = if name.chars().count() == 1 { "-" } else { "--" };
+    format!("{dashes}{}", name.escape_debug())
+}
+
+fn config(matches: &Matches) -> Result<Config, UsageError> {
+    let (only_v4, only_v6) = (matches.opt_present("4"), matches.opt_present("6"));
+    if only_v4 && only_v6 {
+        return Err(UsageError("options -4 and -6 exclude each other".into()));
+    }
+    let level = match (matches.opt_present("q"), matches.opt_present("v")) {
+        (true, true) => return Err(UsageError("options -q and -v exclude each other".into())),
+        (true, false) => Level::Quiet,
+        (false, true) => Level::Verbose,
+        (false, false) => Level::Normal,
+    };
+    let seconds = |option: &Number| number(matches, option).map(Duration::from_secs);
+    let some_seconds = |option: &Number| Ok(Some(seconds(option)?).filter(|time| !time.is_zero()));
+    Ok(Config {
+        listen: listen(matches)?,
+        users: matches.opt_str("users").map(PathBuf::from),
+        log: matches.opt_str("log").map(PathBuf::from),
+        level,
+        advertise: addresses(matches, "advertise")?,
+        source: addresses(matches, "source")?,
+        ports: port_range(matches)?,
+        ipv4: !only_v6,
+        ipv6: !only_v4,
+        allow_4a: !matches.opt_present("no-4a"),
+        fragments: !matches.opt_present("no-fragments"),
+        allow_inside: matches.opt_present("allow-inside"),
+        caps: Caps {
+            sessions: count(matches, &MAX_SESSIONS)?,
+            per_client: count(matches, &MAX_PER_CLIENT)?,
+        },
+        resolvers: count(matches, &RESOLVERS)?,
+        handshake_timeout: seconds(&HANDSHAKE_TIMEOUT)?,
+        resolve_timeout: seconds(&RESOLVE_TIMEOUT)?,
+        connect_timeout: seconds(&CONNECT_TIMEOUT)?,
+        bind_timeout: seconds(&BIND_TIMEOUT)?,
+        linger_timeout: seconds(&LINGER_TIMEOUT)?,
+        idle_timeout: some_seconds(&IDLE_TIMEOUT)?,
+        udp_idle_timeout: some_seconds(&UDP_IDLE_TIMEOUT)?,
+    })
+}
+
+fn number(matches: &Matches, option: &Number) -> Result<u64, UsageError> {
+    let Some(text) = matches.opt_str(option.long) else { return Ok(option.default) };
+    let digits = !text.is_empty() && text.bytes().all(|octet| octet.is_ascii_digit());
+    text.parse().ok().filter(|number| digits && option.range.contains(number)).ok_or_else(|| {
+        let Number { long, unit, range, .. } = option;
+        let (min, max) = (range.start(), range.end());
+        UsageError(format!("--{long} {}: must be {min} to {max} {unit}", text.escape_debug()))
+    })
+}
+
+fn count(matches: &Matches, option: &Number) -> Result<usize, UsageError> {
+    number(matches, option).map(|number| usize::try_from(number).unwrap_or(usize::MAX))
+}
+
+fn listen(matches: &Matches) -> Result<Vec<Listen>, UsageError> {
+    let texts = matches.opt_strs("listen");
+    let mut listen = Vec::new();
+    for text in &texts {
+        if let Ok(addr) = text.parse() {
+            listen.push(Listen { addr, optional: false });
+        } else if let Ok(port) = text.parse::<u16>() {
+            let [v4, v6] = [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()];
+            listen.push(Listen { addr: SocketAddr::new(v4, port), optional: false });
+            listen.push(Listen { addr: SocketAddr::new(v6, port), optional: true });
+        } else {
+            return Err(UsageError(format!(
+                "--listen {}: expected ADDR:PORT, [ADDR6]:PORT or PORT",
+                text.escape_debug()
+            )));
+        }
+    }
+    if listen.is_empty() {
+        let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, 1080));
+        listen.push(Listen { addr, optional: false });
+    }
+    Ok(listen)
+}
+
+/// The addresses of a repeatable option, at most one of each family.
+fn addresses(matches: &Matches, option: &str) -> Result<Source, UsageError> {
+    let mut source = Source::default();
+    for text in matches.opt_strs(option) {
+        let wrong = |why| UsageError(format!("--{option} {}: {why}", text.escape_debug()));
+        let ip: IpAddr = text.parse().map_err(|_| wrong("expected an IPv4 or IPv6 address"))?;
+        let ip = ip.to_canonical();
+        if ip.is_unspecified() || ip.is_multicast() {
+            return Err(wrong("expected the address of a host"));
+        }
+        let family = if ip.is_ipv4() { &mut source.v4 } else { &mut source.v6 };
+        if family.replace(ip).is_some() {
+            return Err(wrong("an address of this family is given already"));
+        }
+    }
+    Ok(source)
+}
+
+fn port_range(matches: &Matches) -> Result<Option<PortRange>, UsageError> {
+    let Some(text) = matches.opt_str("port-range") else { return Ok(None) };
+    let range = text
+        .split_once('-')
+        .and_then(|(lo, hi)| PortRange::new(lo.parse().ok()?..=hi.parse().ok()?));
+    range.map(Some).ok_or_else(|| {
+        UsageError(format!(
+            "--port-range {}: expected LO-HI, ports from 1 to 65535",
+            text.escape_debug()
+        ))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(args: &str) -> Config {
+        match parse(args.split_whitespace()) {
+            Ok(Action::Run(config)) => *config,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn error(args: &str) -> String {
+        match parse(args.split_whitespace()) {
+            Err(error) => error.to_string(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn v4_38_v5_01_the_default_is_loopback_port_1080() {
+        let addr = "127.0.0.1:1080".parse().unwrap();
+        assert_eq!(run("").listen, [Listen { addr, optional: false }]);
+    }
+
+    #[test]
+    fn a_port_alone_means_both_loopbacks_and_only_ipv6_is_optional() {
+        let listen = run("-l 1081 --listen [::]:1").listen;
+        let texts: Vec<_> =
+            listen.iter().map(|listen| (listen.addr.to_string(), listen.optional)).collect();
+        let expected = [("127.0.0.1:1081", false), ("[::1]:1081", true), ("[::]:1", false)];
+        assert_eq!(texts, expected.map(|(text, optional)| (text.to_string(), optional)));
+    }
+
+    #[test]
+    fn messages_name_option_value_and_what_was_expected() {
+        for (args, message) in [
+            (
+                "--listen localhost:1",
+                "--listen localhost:1: expected ADDR:PORT, [ADDR6]:PORT or PORT",
+            ),
+            (
+                "--listen 1 --listen 65536",
+                "--listen 65536: expected ADDR:PORT, [ADDR6]:PORT or PORT",
+            ),
+            ("--handshake-timeout 0", "--handshake-timeout 0: must be 1 to 3600 seconds"),
+            ("--handshake-timeout +5", "--handshake-timeout +5: must be 1 to 3600 seconds"),
+            (
+                "--max-sessions 99999999999999999999",
+                "--max-sessions 99999999999999999999: must be 1 to 1000000 sessions",
+            ),
+            ("--port-range 9-5", "--port-range 9-5: expected LO-HI, ports from 1 to 65535"),
+            ("--source 0.0.0.0", "--source 0.0.0.0: expected the address of a host"),
+            (
+                "--source ::1 --source ::2",
+                "--source ::2: an address of this family is given already",
+            ),
+            ("-4 -6", "options -4 and -6 exclude each other"),
+            ("-q -v", "options -q and -v exclude each other"),
+            ("--nonsense", "unknown option --nonsense"),
+            ("-x", "unknown option -x"),
+            ("--log", "option --log wants an argument"),
+            ("--log a --log b", "option --log is given twice"),
+            ("--quiet=1", "option --quiet takes no argument"),
+            ("file", "unexpected operand 'file'"),
+        ] {
+            assert_eq!(error(args), message);
+        }
+    }
+
+    #[test]
+    fn an_argument_that_is_no_text_is_an_error() {
+        use std::os::unix::ffi::OsStrExt as _;
+        assert!(parse([OsStr::from_bytes(b"--log=\xff")]).is_err());
+    }
+}

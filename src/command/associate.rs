@@ -1,0 +1,42 @@
+//! UDP ASSOCIATE: the sockets of an association (RFC 1928 sections 6 and 7).
+
+use std::io;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+
+use crate::command::{Failure, Means};
+use crate::policy::{Asker, Verdict};
+use crate::relay::udp::Sockets;
+use crate::wire::{Destination, NO_ADDRESS};
+
+/// Opens one socket towards the client, at the address `local` where it reached this server, and
+/// one for each family outward; returns them with BND of the reply. What the request says of the
+/// client's own address is advice, and not needed: the address of its connection is known.
+///
+/// # Errors
+/// `Denied`, or whatever kept the sockets from being opened.
+pub fn open(means: &Means, asker: &Asker, local: IpAddr) -> Result<(Sockets, SocketAddr), Failure> {
+    // No destination is known yet; a name stands for one that no address speaks against.
+    if means.policy.judge(asker, &Destination::Name(Vec::new(), 0)) == Verdict::Deny {
+        return Err(Failure::Denied);
+    }
+    let client = means.bind_port(|port| UdpSocket::bind(SocketAddr::new(local, port)))?;
+    let outward = |any: SocketAddr, wanted: bool| {
+        let ip = means.source.towards(any.ip()).unwrap_or(any.ip());
+        if wanted { UdpSocket::bind(SocketAddr::new(ip, 0)).map(Some) } else { Ok(None) }
+    };
+    let v4 = outward(NO_ADDRESS, means.ipv4);
+    let v6 = outward(SocketAddr::from(([0_u16; 8], 0)), means.ipv6);
+    let (v4, v6) = match (v4, v6) {
+        // One family will do: hosts without IPv6 are common.
+        (Ok(Some(v4)), v6) => (Some(v4), v6.unwrap_or(None)),
+        (v4, Ok(Some(v6))) => (v4.unwrap_or(None), Some(v6)),
+        (Err(error), _) | (_, Err(error)) => return Err(error.into()),
+        (Ok(None), Ok(None)) => return Err(io::Error::from(io::ErrorKind::AddrNotAvailable).into()),
+    };
+    for socket in [Some(&client), v4.as_ref(), v6.as_ref()].into_iter().flatten() {
+        socket.set_nonblocking(true)?;
+    }
+    let port = client.local_addr()?.port();
+    let bnd = SocketAddr::new(means.advertise.towards(local).unwrap_or(local), port);
+    Ok((Sockets { client, v4, v6 }, bnd))
+}

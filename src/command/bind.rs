@@ -1,0 +1,118 @@
+//! BIND: one connection from an expected peer (RFC 1928 section 6, draft -08 section 4).
+//!
+//! The socket listens before the first reply, and is closed as soon as one connection has come,
+//! right or wrong, so that the time in which a stranger can come first is short.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::time::Instant;
+
+use crate::command::{Failure, Means, Opened};
+use crate::policy::{Asker, Verdict};
+use crate::sys::{self, PollFd};
+use crate::wire::{Destination, NO_ADDRESS, canonical};
+
+/// A listening BIND.
+pub struct Bound {
+    listener: TcpListener,
+    /// BND of the first reply.
+    pub bnd: SocketAddr,
+    /// The addresses the peer may have; none of them given means any.
+    expected: Vec<IpAddr>,
+}
+
+/// Listens for a connection from `dst`, for a client that reached this server at `local`.
+///
+/// # Errors
+/// Whatever kept it from doing so.
+pub fn open(
+    means: &Means,
+    asker: &Asker,
+    dst: &Destination,
+    local: IpAddr,
+) -> Result<Bound, Failure> {
+    let expected: Vec<SocketAddr> =
+        if dst.is_unspecified() { Vec::new() } else { means.addresses(asker, dst)? };
+    if expected.is_empty() && means.policy.judge(asker, dst) == Verdict::Deny {
+        return Err(Failure::Denied);
+    }
+    // A peer of the client's own family if there is one: then the address it reached us at serves.
+    let peer = expected.iter().find(|peer| peer.is_ipv4() == local.is_ipv4()).or(expected.first());
+    let (ip, advertised) = match peer {
+        Some(&peer) => (towards(peer, local)?, means.advertise.towards(peer.ip())),
+        None => (local, means.advertise.towards(local)),
+    };
+    if !means.reaches(ip) {
+        return Err(Failure::Family);
+    }
+    // Behind a NAT that forwards the advertised address, connections may come in anywhere.
+    let listen = match (advertised, ip) {
+        (None, ip) => ip,
+        (Some(_), IpAddr::V4(_)) => NO_ADDRESS.ip(),
+        (Some(_), IpAddr::V6(_)) => IpAddr::from([0_u16; 8]),
+    };
+    let listener = means.bind_port(|port| TcpListener::bind(SocketAddr::new(listen, port)))?;
+    listener.set_nonblocking(true)?;
+    let port = listener.local_addr()?.port();
+    let bnd = SocketAddr::new(advertised.unwrap_or(ip), port);
+    Ok(Bound { listener, bnd, expected: expected.iter().map(SocketAddr::ip).collect() })
+}
+
+/// The address of this host that `peer` can reach: the one the client used, or where that is of
+/// another family, or loopback for a peer elsewhere, the one the system would use towards it.
+fn towards(peer: SocketAddr, local: IpAddr) -> io::Result<IpAddr> {
+    let same_family = peer.is_ipv4() == local.is_ipv4();
+    if same_family && (!local.is_loopback() || peer.ip().is_loopback()) {
+        return Ok(local);
+    }
+    let any = if peer.is_ipv4() { NO_ADDRESS } else { SocketAddr::from(([0_u16; 8], 0)) };
+    let socket = UdpSocket::bind(any)?;
+    // Connecting a datagram socket sends nothing; a port is needed all the same.
+    socket.connect(SocketAddr::new(peer.ip(), peer.port().max(1)))?;
+    Ok(socket.local_addr()?.ip().to_canonical())
+}
+
+impl Bound {
+    /// Waits for the peer until the BIND limit, as long as `client` stays. The listener is closed
+    /// on return.
+    ///
+    /// # Errors
+    /// `WrongPeer`, `NoPeer`, `ClientGone`, or what a system call said.
+    pub fn wait(self, means: &Means, asker: &Asker, client: &TcpStream) -> Result<Opened, Failure> {
+        let deadline = Instant::now() + means.bind_timeout;
+        let (target, peer) = loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(Failure::NoPeer);
+            }
+            let mut fds =
+                [PollFd::new(&self.listener, sys::POLLIN), PollFd::new(client, sys::POLLRDHUP)];
+            match sys::poll(&mut fds, Some(left)) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                result => result?,
+            };
+            let [_, client_fd] = &fds;
+            if client_fd.has(!0) {
+                return Err(Failure::ClientGone);
+            }
+            match self.listener.accept() {
+                Ok((target, peer)) => break (target, canonical(peer)),
+                // The peer may be gone again before it is accepted: accept(2) tells it in many ways.
+                Err(error)
+                    if sys::is_bad_descriptor(&error) || sys::is_out_of_descriptors(&error) =>
+                {
+                    return Err(error.into());
+                }
+                Err(_) => {}
+            }
+        };
+        let expected = self.expected.is_empty() || self.expected.contains(&peer.ip());
+        let verdict = means.policy.judge(asker, &Destination::Address(peer));
+        if !expected || verdict == Verdict::Deny {
+            // Not to be taken for the end of a transfer.
+            let _ = sys::set_linger_zero(&target);
+            return Err(Failure::WrongPeer(peer));
+        }
+        Ok(Opened { target, peer, bnd: peer })
+    }
+}

@@ -1,0 +1,158 @@
+//! Typed settings, as the options give them, and the service built from them.
+
+use std::fmt;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::auth::Auth;
+use crate::auth::users::Users;
+use crate::command::{Means, PortRange};
+use crate::dial::Source;
+use crate::log::{Level, Log};
+use crate::policy::Policy;
+use crate::relay::Limits;
+use crate::resolve::Resolver;
+use crate::server::sessions::Caps;
+use crate::server::{self, Listen};
+use crate::session::Service;
+use crate::threads::Threads;
+use crate::wire::canonical;
+
+/// Everything that can be set. Nothing here has been opened or looked at yet.
+#[derive(Debug)]
+pub struct Config {
+    /// Where to listen.
+    pub listen: Vec<Listen>,
+    /// The users file; with one, every client must give a password.
+    pub users: Option<PathBuf>,
+    /// The log file, in place of standard error.
+    pub log: Option<PathBuf>,
+    /// How much to log.
+    pub level: Level,
+    /// Addresses told to clients in BIND and UDP ASSOCIATE replies.
+    pub advertise: Source,
+    /// Addresses to leave from.
+    pub source: Source,
+    /// Ports for BIND and UDP ASSOCIATE.
+    pub ports: Option<PortRange>,
+    /// Whether IPv4 targets are reached.
+    pub ipv4: bool,
+    /// Whether IPv6 targets are reached.
+    pub ipv6: bool,
+    /// Whether SOCKS 4A is spoken.
+    pub allow_4a: bool,
+    /// Whether fragments of datagrams are put together.
+    pub fragments: bool,
+    /// Whether inside destinations may be reached.
+    pub allow_inside: bool,
+    /// Most sessions.
+    pub caps: Caps,
+    /// Most threads that resolve names.
+    pub resolvers: usize,
+    /// Limit of the handshake.
+    pub handshake_timeout: Duration,
+    /// Limit of a look-up.
+    pub resolve_timeout: Duration,
+    /// Limit of a connection attempt.
+    pub connect_timeout: Duration,
+    /// Limit of the wait of a BIND.
+    pub bind_timeout: Duration,
+    /// Limit without traffic once one side has closed.
+    pub linger_timeout: Duration,
+    /// Limit without traffic.
+    pub idle_timeout: Option<Duration>,
+    /// Limit without datagrams.
+    pub udp_idle_timeout: Option<Duration>,
+}
+
+/// What kept the server from starting; Display gives the message for standard error.
+#[derive(Debug)]
+pub enum StartError {
+    /// Files or settings are wrong, one message each: exit status 100.
+    Config(Vec<String>),
+    /// A system call failed: exit status 111.
+    System(String),
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let messages = match self {
+            Self::Config(messages) => messages.as_slice(),
+            Self::System(message) => std::slice::from_ref(message),
+        };
+        messages.iter().try_for_each(|message| writeln!(f, "socksd: {message}"))
+    }
+}
+
+impl StartError {
+    /// A system call failed while doing `what`.
+    #[must_use]
+    pub fn system(what: &str, error: &io::Error) -> Self {
+        Self::System(format!("cannot {what}: {error}"))
+    }
+}
+
+/// A server ready to run.
+pub struct Started {
+    /// Its listeners, at least one.
+    pub listeners: Vec<TcpListener>,
+    /// Where they listen.
+    pub listening: Vec<SocketAddr>,
+    /// What all sessions share.
+    pub service: Arc<Service>,
+    /// The caps that can be kept, which may be lower than those asked for.
+    pub caps: Caps,
+    /// How many users there are, with a users file.
+    pub users: Option<usize>,
+}
+
+impl Config {
+    /// Reads the files, opens the log and the listeners.
+    ///
+    /// # Errors
+    /// What is wrong with the first of them that cannot be used.
+    pub fn start(self) -> Result<Started, StartError> {
+        let users = self.users.as_deref().map(Users::load).transpose();
+        let users = users.map_err(StartError::Config)?;
+        let log = match &self.log {
+            None => Log::to_stderr(self.level),
+            Some(path) => Log::to_file(self.level, path)
+                .map_err(|error| StartError::system(&format!("open {}", path.display()), &error))?,
+        };
+        let caps = server::fit(self.caps)
+            .map_err(|error| StartError::system("read the limit on descriptors", &error))?;
+        let listeners = server::listen(&self.listen).map_err(StartError::System)?;
+        let listening: io::Result<Vec<SocketAddr>> =
+            listeners.iter().map(TcpListener::local_addr).collect();
+        let listening = listening
+            .map_err(|error| StartError::system("read the address of a listener", &error))?;
+        let user_count = users.as_ref().map(Users::len);
+        let service = Service {
+            auth: Auth::new(users),
+            means: Means {
+                policy: Policy { allow_inside: self.allow_inside },
+                resolver: Arc::new(Resolver::new(self.resolvers)),
+                resolve_timeout: self.resolve_timeout,
+                connect_timeout: self.connect_timeout,
+                bind_timeout: self.bind_timeout,
+                source: self.source,
+                ipv4: self.ipv4,
+                ipv6: self.ipv6,
+                advertise: self.advertise,
+                ports: self.ports,
+                listening: listening.iter().copied().map(canonical).collect(),
+            },
+            threads: Threads::default(),
+            log,
+            allow_4a: self.allow_4a,
+            handshake_timeout: self.handshake_timeout,
+            limits: Limits { idle: self.idle_timeout, linger: self.linger_timeout },
+            fragments: self.fragments,
+            udp_idle: self.udp_idle_timeout,
+        };
+        Ok(Started { listeners, listening, service: Arc::new(service), caps, users: user_count })
+    }
+}

@@ -1,0 +1,213 @@
+//! Addresses in turn under one deadline: RFC 8305 ("Happy Eyeballs") in small.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use crate::sys;
+
+/// How long one address has before the next is tried beside it, RFC 8305 section 5.
+const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
+
+/// Most addresses tried for one name. Each takes a descriptor, and a peer's name server could send
+/// hundreds.
+const ATTEMPTS_MAX: usize = 32;
+
+/// The addresses to leave from, one for each family; `None` leaves the choice to the system.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Source {
+    /// For IPv4 targets.
+    pub v4: Option<IpAddr>,
+    /// For IPv6 targets.
+    pub v6: Option<IpAddr>,
+}
+
+impl Source {
+    /// The address to leave from towards `target`.
+    #[must_use]
+    pub fn towards(&self, target: IpAddr) -> Option<IpAddr> {
+        if target.is_ipv4() { self.v4 } else { self.v6 }
+    }
+}
+
+/// Connects to the first of `addrs` that answers. Families take turns, beginning with that of the
+/// first; an address has 250 ms before the next is tried beside it.
+///
+/// # Errors
+/// The error of the last attempt that failed; `TimedOut` at `deadline`.
+pub fn connect(addrs: &[SocketAddr], source: Source, deadline: Instant) -> io::Result<TcpStream> {
+    match *addrs {
+        [addr] if source.towards(addr.ip()).is_none() => {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            TcpStream::connect_timeout(&addr, left)
+        }
+        _ => race(interleave(addrs), source, deadline),
+    }
+}
+
+/// Puts addresses in the order to try them: families in turn, the first one's first.
+fn interleave(addrs: &[SocketAddr]) -> impl Iterator<Item = SocketAddr> {
+    let v4_first = addrs.first().is_some_and(SocketAddr::is_ipv4);
+    let family = |v4: bool| addrs.iter().copied().filter(move |addr| addr.is_ipv4() == v4);
+    let (mut a, mut b) = (family(v4_first), family(!v4_first));
+    let mut turn = false;
+    std::iter::from_fn(move || {
+        turn = !turn;
+        if turn { a.next().or_else(|| b.next()) } else { b.next().or_else(|| a.next()) }
+    })
+    .take(ATTEMPTS_MAX)
+}
+
+fn race(
+    mut addrs: impl Iterator<Item = SocketAddr>,
+    source: Source,
+    deadline: Instant,
+) -> io::Result<TcpStream> {
+    let mut pending: Vec<OwnedFd> = Vec::new();
+    let mut failure = io::Error::from(io::ErrorKind::AddrNotAvailable);
+    let mut next_at = Instant::now();
+    let mut more = true;
+    loop {
+        let now = Instant::now();
+        if now >= deadline {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        if more && (now >= next_at || pending.is_empty()) {
+            match addrs.next() {
+                None => more = false,
+                Some(addr) => match start(addr, source) {
+                    Ok(fd) => {
+                        pending.push(fd);
+                        next_at = now + ATTEMPT_DELAY;
+                    }
+                    Err(error) => failure = error,
+                },
+            }
+            continue;
+        }
+        if pending.is_empty() {
+            return Err(failure);
+        }
+        let until = if more { next_at.min(deadline) } else { deadline };
+        let mut fds: Vec<_> = pending.iter().map(|fd| sys::PollFd::new(fd, sys::POLLOUT)).collect();
+        match sys::poll(&mut fds, Some(until.saturating_duration_since(now))) {
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error),
+        }
+        let ready: Vec<bool> = fds.iter().map(|fd| fd.has(!0)).collect();
+        let mut waiting = Vec::new();
+        for (fd, ready) in std::mem::take(&mut pending).into_iter().zip(ready) {
+            if !ready {
+                waiting.push(fd);
+                continue;
+            }
+            let stream = TcpStream::from(fd);
+            match stream.take_error()? {
+                None => {
+                    stream.set_nonblocking(false)?;
+                    return Ok(stream);
+                }
+                Some(error) => {
+                    failure = error;
+                    // A failure need not wait for the delay to be followed by the next attempt.
+                    next_at = now;
+                }
+            }
+        }
+        pending = waiting;
+    }
+}
+
+/// Starts one connection; it is made once the descriptor can be written to without an error.
+fn start(addr: SocketAddr, source: Source) -> io::Result<OwnedFd> {
+    let fd = sys::tcp_socket(addr)?;
+    if let Some(ip) = source.towards(addr.ip()) {
+        sys::set_bind_address_no_port(&fd)?;
+        sys::bind_socket(&fd, SocketAddr::new(ip, 0))?;
+    }
+    match sys::connect_socket(&fd, addr) {
+        Err(error) if !sys::is_in_progress(&error) => Err(error),
+        _ => Ok(fd),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpListener;
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(5)
+    }
+
+    fn refusing() -> SocketAddr {
+        // Bound, so that nobody else listens there, but not listening itself.
+        let fd = sys::tcp_socket("127.0.0.9:0".parse().unwrap()).unwrap();
+        sys::bind_socket(&fd, "127.0.0.9:0".parse().unwrap()).unwrap();
+        let stream = TcpStream::from(fd);
+        let addr = stream.local_addr().unwrap();
+        std::mem::forget(stream);
+        addr
+    }
+
+    #[test]
+    fn v4a_11_real_15_a_refusing_address_is_followed_by_the_next_at_once() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let target = listener.local_addr().unwrap();
+        let begun = Instant::now();
+        let stream = connect(&[refusing(), target], Source::default(), soon()).unwrap();
+        assert_eq!(stream.peer_addr().unwrap(), target);
+        assert!(begun.elapsed() < ATTEMPT_DELAY);
+    }
+
+    #[test]
+    fn a_silent_address_is_overtaken_by_the_next() {
+        // A full backlog drops the SYN: the address neither answers nor refuses.
+        let full = TcpListener::bind("127.0.0.1:0").unwrap();
+        sys::listen(&full, 0).unwrap();
+        let silent = full.local_addr().unwrap();
+        let _fill: Vec<_> = (0..3).map(|_| start(silent, Source::default())).collect();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let target = listener.local_addr().unwrap();
+        let stream = connect(&[silent, target], Source::default(), soon()).unwrap();
+        assert_eq!(stream.peer_addr().unwrap(), target);
+
+        let deadline = Instant::now() + Duration::from_millis(100);
+        let error = connect(&[silent, silent], Source::default(), deadline).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut, "V4-32");
+        let deadline = Instant::now() + Duration::from_millis(100);
+        let error = connect(&[silent], Source::default(), deadline).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut, "V4-32");
+    }
+
+    #[test]
+    fn the_error_of_the_last_attempt_is_told() {
+        let error = connect(&[refusing(), refusing()], Source::default(), soon()).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+        assert!(connect(&[], Source::default(), soon()).is_err());
+    }
+
+    #[test]
+    fn a_connection_leaves_from_the_source_given() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let source = Source { v4: Some(IpAddr::from([127, 0, 0, 5])), v6: None };
+        let stream = connect(&[listener.local_addr().unwrap()], source, soon()).unwrap();
+        assert_eq!(stream.local_addr().unwrap().ip(), IpAddr::from([127, 0, 0, 5]));
+        assert_eq!(listener.accept().unwrap().1, stream.local_addr().unwrap());
+    }
+
+    #[test]
+    fn families_take_turns() {
+        let addrs: Vec<SocketAddr> = ["[::1]:1", "[::2]:1", "[::3]:1", "1.1.1.1:1", "2.2.2.2:1"]
+            .map(|text| text.parse().unwrap())
+            .into();
+        let order: Vec<String> = interleave(&addrs).map(|addr| addr.ip().to_string()).collect();
+        assert_eq!(order, ["::1", "1.1.1.1", "::2", "2.2.2.2", "::3"]);
+        assert_eq!(interleave(&vec![addrs[0]; 100]).count(), ATTEMPTS_MAX);
+    }
+}

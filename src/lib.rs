@@ -1,0 +1,39 @@
+//! socksd: a SOCKS 4, 4A and 5 server. This file is the map; a module may use only modules on its
+//! own floor above it, or on floors below (`tests/layers.rs` checks that).
+//!
+//! ```text
+//! accept -> first octet -> decode -> authenticate -> request
+//!        -> verdict -> open -> reply -> relay -> one log line
+//! ```
+#![deny(unsafe_code)]
+
+// 0 wire: messages, from octets and to octets, without a socket.
+pub mod wire;
+
+// 1 ground: what std lacks, threads, the log.
+pub mod log;
+#[allow(unsafe_code, reason = "the only unsafe module: system calls that std lacks")]
+pub mod sys;
+pub mod threads;
+
+// 2 decide: who is this, may they, where is that.
+pub mod auth;
+pub mod policy;
+pub mod resolve;
+
+// 3 move: connections and octets.
+pub mod dial;
+pub mod relay;
+
+// 4 do: CONNECT, BIND, UDP ASSOCIATE.
+pub mod command;
+
+// 5 client: one client, first octet to last.
+pub mod session;
+
+// 6 server: listeners, slots, signals.
+pub mod server;
+
+// 7 face: settings, options and usage.
+pub mod cli;
+pub mod config;

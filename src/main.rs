@@ -1,0 +1,74 @@
+//! argv to exit status.
+
+use std::io::{self, Write as _};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use socksd::cli::{self, Action};
+use socksd::config::{Config, StartError, Started};
+use socksd::log::{Level, Line};
+use socksd::server::{self, Ending, signals};
+
+/// Wrong usage or configuration: starting again will not help.
+const EXIT_USAGE: u8 = 100;
+/// A system call failed: starting again may help.
+const EXIT_SYSTEM: u8 = 111;
+
+fn main() -> ExitCode {
+    // Nobody may be reading standard output or error; neither is a reason to fail.
+    match cli::parse(std::env::args_os().skip(1)) {
+        Ok(Action::Run(config)) => match run(*config) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                let _ = write!(io::stderr(), "{error}");
+                ExitCode::from(match error {
+                    StartError::Config(_) => EXIT_USAGE,
+                    StartError::System(_) => EXIT_SYSTEM,
+                })
+            }
+        },
+        Ok(Action::Print(text)) => {
+            let _ = write!(io::stdout(), "{text}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            let _ = writeln!(io::stderr(), "socksd: {error}\nTry 'socksd --help'.");
+            ExitCode::from(EXIT_USAGE)
+        }
+    }
+}
+
+/// Starts the server and runs it until a signal ends it.
+fn run(config: Config) -> Result<(), StartError> {
+    signals::block().map_err(|error| StartError::system("block signals", &error))?;
+    let asked = config.caps;
+    let Started { listeners, listening, service, caps, users } = config.start()?;
+    let logging = Arc::clone(&service);
+    std::panic::set_hook(Box::new(move |info| {
+        logging.log.write(Level::Quiet, Line::new("panic").text("error", info));
+    }));
+    for addr in listening {
+        service.log.write(Level::Normal, Line::new("listening").field("addr", addr));
+    }
+    let limits = Line::new("limits")
+        .field("sessions", caps.sessions)
+        .field("per-client", caps.per_client)
+        .field("users", users.map_or_else(|| "-".into(), |count| count.to_string()));
+    service.log.write(Level::Normal, limits);
+    if caps.sessions < asked.sessions {
+        let line = Line::new("warning").text(
+            "error",
+            format_args!("too few descriptors for {} sessions: raise ulimit -n", asked.sessions),
+        );
+        service.log.write(Level::Quiet, line);
+    }
+    let ending = server::run(listeners, &service, caps)
+        .map_err(|error| StartError::system("start a thread", &error))?;
+    match ending {
+        Ending::Signal(signal) => {
+            service.log.write(Level::Normal, Line::new("stopping").field("signal", signal));
+            Ok(())
+        }
+        Ending::Broken(error) => Err(StartError::system("accept clients", &error)),
+    }
+}

@@ -1,0 +1,371 @@
+//! The two copy threads of a session: octets pass unread and unchanged until both sides are done.
+//!
+//! Each direction ends by itself: the end of input of one side becomes a shutdown of the other's,
+//! and the opposite direction goes on. A reset becomes a reset. The relay takes the client by
+//! value, so that nothing else can write into the tunnel.
+
+pub mod udp;
+
+use std::fmt;
+use std::io::{self, Read as _, Write as _};
+use std::net::{Shutdown, TcpStream};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::sys;
+use crate::threads::{Reserved, lock};
+
+/// Octets of the buffer of one direction.
+const BUFFER: usize = 64 * 1024;
+
+/// How long a thread may take to notice that its sockets have been shut for reading.
+const NOTICE: Duration = Duration::from_millis(100);
+
+/// Seconds without traffic before keepalive probes begin, seconds between them, and how many may
+/// go unanswered: a dead peer is found within three minutes.
+const KEEPALIVE: (i32, i32, i32) = (60, 20, 6);
+
+/// Limits of a relay.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// How long neither side may send anything; `None` for ever.
+    pub idle: Option<Duration>,
+    /// The same once one side has closed.
+    pub linger: Duration,
+}
+
+/// How many octets a session has relayed.
+#[derive(Debug, Default)]
+pub struct Traffic {
+    /// From the client to the target.
+    pub up: AtomicU64,
+    /// From the target to the client.
+    pub down: AtomicU64,
+}
+
+/// One of the two sides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// Who connected to this server.
+    Client,
+    /// Whom this server connected to, or who connected to a BIND.
+    Target,
+}
+
+/// How a session ended; Display gives the word of the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// This side closed first.
+    Closed(Side),
+    /// This side reset the connection.
+    Reset(Side),
+    /// This side stopped answering.
+    Lost(Side),
+    /// Nothing passed for the idle limit.
+    Idle,
+    /// Nothing passed for the linger limit after one side had closed.
+    Linger,
+    /// A fault in this server.
+    Internal,
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Closed(Side::Client) => "client",
+            Self::Closed(Side::Target) => "target",
+            Self::Reset(Side::Client) => "client-reset",
+            Self::Reset(Side::Target) => "target-reset",
+            Self::Lost(Side::Client) => "client-lost",
+            Self::Lost(Side::Target) => "target-lost",
+            Self::Idle => "idle",
+            Self::Linger => "linger",
+            Self::Internal => "internal",
+        })
+    }
+}
+
+/// Prepares one leg for relaying: small writes leave at once, and a dead peer is found.
+pub fn prepare(leg: &TcpStream) {
+    let (idle, interval, count) = KEEPALIVE;
+    // Nice to have on both counts; a leg that is already gone will tell when it is used.
+    let _ = leg.set_nodelay(true);
+    let _ = sys::set_keepalive(leg, idle, interval, count);
+}
+
+/// Relays between `client` and `target` until both directions have ended, beginning with
+/// `leftover`, what the client sent behind its request. Both sockets are closed on return.
+/// `helper` copies the direction from the target.
+pub fn run(
+    client: TcpStream,
+    leftover: &[u8],
+    target: TcpStream,
+    helper: Reserved,
+    limits: Limits,
+    traffic: &Arc<Traffic>,
+) -> End {
+    let shared = Arc::new(Shared {
+        client,
+        target,
+        limits,
+        traffic: Arc::clone(traffic),
+        begun: Instant::now(),
+        active: AtomicU64::new(0),
+        state: Mutex::default(),
+        changed: Condvar::new(),
+    });
+    if let Some(idle) = limits.idle {
+        for leg in [&shared.client, &shared.target] {
+            // A leg that is gone will tell when it is used.
+            let _ = leg.set_read_timeout(Some(idle));
+            let _ = leg.set_write_timeout(Some(idle));
+        }
+    }
+    let (finished, finish) = mpsc::channel::<()>();
+    let helpers = Arc::clone(&shared);
+    helper.run(move || {
+        Direction { shared: &helpers, from: Side::Target }.run(&[]);
+        drop(helpers);
+        drop(finished);
+    });
+    Direction { shared: &shared, from: Side::Client }.run(leftover);
+    // Nothing is ever sent: this returns once the helper has let go of the sockets.
+    let _ = finish.recv();
+    let end = lock(&shared.state).end;
+    end.unwrap_or(End::Internal)
+}
+
+struct Shared {
+    client: TcpStream,
+    target: TcpStream,
+    limits: Limits,
+    traffic: Arc<Traffic>,
+    begun: Instant,
+    /// Milliseconds from `begun` to the last octet that passed.
+    active: AtomicU64,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    /// What happened first.
+    end: Option<End>,
+    /// How many directions have ended.
+    ended: u8,
+    /// Nothing more is to be relayed.
+    aborted: bool,
+}
+
+impl Shared {
+    fn leg(&self, side: Side) -> &TcpStream {
+        match side {
+            Side::Client => &self.client,
+            Side::Target => &self.target,
+        }
+    }
+
+    fn touch(&self) {
+        let millis = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.active.store(millis, Ordering::Relaxed);
+    }
+
+    /// How much of `limit` is left before the session has been quiet for that long.
+    fn left(&self, limit: Duration) -> Option<Duration> {
+        let active = Duration::from_millis(self.active.load(Ordering::Relaxed));
+        let quiet = self.begun.elapsed().saturating_sub(active);
+        limit.checked_sub(quiet).filter(|left| !left.is_zero())
+    }
+
+    fn note(&self, end: End) {
+        lock(&self.state).end.get_or_insert(end);
+    }
+
+    /// Ends both directions now. With a reset the peers learn of it by a reset.
+    fn abort(&self, end: End) {
+        let mut state = lock(&self.state);
+        state.end.get_or_insert(end);
+        if state.aborted {
+            return;
+        }
+        state.aborted = true;
+        self.changed.notify_all();
+        let legs = [&self.client, &self.target];
+        if matches!(end, End::Reset(_) | End::Lost(_)) {
+            for leg in legs {
+                let _ = sys::set_linger_zero(leg);
+            }
+            // Shutting for reading wakes a reader without a word to the peer, which is to see the
+            // reset of the close and not the end of input of a shutdown before it.
+            for leg in legs {
+                let _ = leg.shutdown(Shutdown::Read);
+            }
+            let others = |state: &mut State| state.ended < 2;
+            (state, _) = self
+                .changed
+                .wait_timeout_while(state, NOTICE, others)
+                .unwrap_or_else(PoisonError::into_inner);
+            if state.ended == 2 {
+                return;
+            }
+            // The other direction sits in a write to a peer that takes nothing, and that will not
+            // see the end of input either.
+        }
+        for leg in legs {
+            let _ = leg.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+/// Marks a direction as ended when it is dropped, however that comes.
+struct Ended<'a>(&'a Shared);
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        lock(&self.0.state).ended += 1;
+        self.0.changed.notify_all();
+        if thread::panicking() {
+            self.0.abort(End::Internal);
+        }
+    }
+}
+
+/// One direction of a relay.
+struct Direction<'a> {
+    shared: &'a Shared,
+    from: Side,
+}
+
+/// Why a direction stopped copying.
+enum Stop {
+    /// End of input, carried to the other side.
+    EndOfInput,
+    /// An error of one side.
+    Failed(Side, io::Error),
+    /// The idle limit.
+    Idle,
+}
+
+impl Direction<'_> {
+    fn to(&self) -> Side {
+        match self.from {
+            Side::Client => Side::Target,
+            Side::Target => Side::Client,
+        }
+    }
+
+    fn run(&self, leftover: &[u8]) {
+        let shared = self.shared;
+        let ended = Ended(shared);
+        let stop = self.copy(leftover);
+        // Before the shutdown: once the other side has answered it, its socket is closed too.
+        drop(ended);
+        match stop {
+            Stop::EndOfInput => {
+                shared.note(End::Closed(self.from));
+                shared.touch();
+                // Fails where the other side is gone already, which its own direction will tell.
+                let _ = shared.leg(self.to()).shutdown(Shutdown::Write);
+                self.linger();
+            }
+            Stop::Idle => shared.abort(End::Idle),
+            Stop::Failed(side, error) => shared.abort(match error.kind() {
+                io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => End::Reset(side),
+                _ => End::Lost(side),
+            }),
+        }
+    }
+
+    /// After this direction has ended, watches that the other one does not stay quiet for ever.
+    fn linger(&self) {
+        let shared = self.shared;
+        let mut state = lock(&shared.state);
+        while state.ended < 2 && !state.aborted {
+            let Some(left) = shared.left(shared.limits.linger) else {
+                drop(state);
+                return shared.abort(End::Linger);
+            };
+            (state, _) =
+                shared.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn copy(&self, leftover: &[u8]) -> Stop {
+        if let Err(stop) = self.write(leftover) {
+            return stop;
+        }
+        let mut from = self.shared.leg(self.from);
+        let mut buffer = vec![0; BUFFER];
+        loop {
+            match from.read(&mut buffer) {
+                Ok(0) if self.is_reset() => {
+                    return Stop::Failed(self.from, io::ErrorKind::ConnectionReset.into());
+                }
+                Ok(0) => return Stop::EndOfInput,
+                Ok(len) => {
+                    if let Err(stop) = self.write(buffer.get(..len).unwrap_or_default()) {
+                        return stop;
+                    }
+                }
+                Err(error) => {
+                    if let Some(stop) = self.failed(self.from, error) {
+                        return stop;
+                    }
+                }
+            }
+        }
+    }
+
+    fn write(&self, mut octets: &[u8]) -> Result<(), Stop> {
+        let mut to = self.shared.leg(self.to());
+        let counter = match self.from {
+            Side::Client => &self.shared.traffic.up,
+            Side::Target => &self.shared.traffic.down,
+        };
+        while !octets.is_empty() {
+            match to.write(octets) {
+                Ok(len) => {
+                    octets = octets.get(len..).unwrap_or_default();
+                    counter.fetch_add(u64::try_from(len).unwrap_or(0), Ordering::Relaxed);
+                    self.shared.touch();
+                }
+                Err(error) => {
+                    if let Some(stop) = self.failed(self.to(), error) {
+                        return Err(stop);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells whether an error of `side` ends this direction. After a time-out with part of the idle
+    /// limit left, the next wait is set to that part.
+    fn failed(&self, side: Side, error: io::Error) -> Option<Stop> {
+        match (error.kind(), self.shared.limits.idle) {
+            (io::ErrorKind::Interrupted, _) => None,
+            (io::ErrorKind::WouldBlock, Some(idle)) => {
+                let Some(left) = self.shared.left(idle) else { return Some(Stop::Idle) };
+                let leg = self.shared.leg(side);
+                let set = if side == self.from {
+                    leg.set_read_timeout(Some(left))
+                } else {
+                    leg.set_write_timeout(Some(left))
+                };
+                set.err().map(|error| Stop::Failed(side, error))
+            }
+            _ => Some(Stop::Failed(side, error)),
+        }
+    }
+
+    /// Whether an end of input is a reset whose error the other direction has been given already:
+    /// the socket is closed though nobody here has shut it.
+    fn is_reset(&self) -> bool {
+        let state = lock(&self.shared.state);
+        state.ended == 0
+            && !state.aborted
+            && sys::is_tcp_closed(self.shared.leg(self.from)).unwrap_or(false)
+    }
+}

@@ -1,0 +1,452 @@
+//! The datagram pump of one association (RFC 1928 section 7).
+//!
+//! One thread moves all datagrams of an association. What cannot or may not be relayed is dropped
+//! without a word, as the RFC says, and counted. Names are resolved beside the pump, so that a slow
+//! one holds up nothing else.
+
+use std::collections::HashMap;
+use std::io::{self, Read as _};
+use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, Weak};
+use std::time::{Duration, Instant};
+
+use crate::policy::{Asker, Policy, Verdict};
+use crate::relay::{End, Side, Traffic};
+use crate::resolve::{Resolved, Resolver};
+use crate::sys::{self, PollFd};
+use crate::threads::lock;
+use crate::wire::udp::{self, Datagram, Frag, HEADER_MAX};
+use crate::wire::{Destination, canonical};
+
+/// Largest payload of a datagram over IPv4; over IPv6 without jumbograms it is 20 octets more.
+const PAYLOAD_MAX: usize = 65_507;
+const BUFFER: usize = 65_536;
+
+/// How long a sequence of fragments may take: the least RFC 1928 section 7 allows.
+const REASSEMBLY_TIMER: Duration = Duration::from_secs(5);
+
+/// Datagrams taken from one socket before the others are looked at.
+const BURST: usize = 32;
+
+/// Datagrams of one association that may wait for names at once, and names it remembers.
+const NAMES_MAX: usize = 64;
+
+/// How long an association remembers the address of a name.
+const NAME_STAY: Duration = Duration::from_secs(30);
+
+/// The sockets of an association, all non-blocking.
+pub struct Sockets {
+    /// Towards the client.
+    pub client: UdpSocket,
+    /// Towards IPv4 targets.
+    pub v4: Option<UdpSocket>,
+    /// Towards IPv6 targets.
+    pub v6: Option<UdpSocket>,
+}
+
+/// What an association may do.
+pub struct Terms {
+    /// Who it belongs to; datagrams from any other address than this client's are dropped.
+    pub asker: Asker,
+    /// Judges each datagram's destination, and the source of each answer.
+    pub policy: Policy,
+    /// Turns names into addresses.
+    pub resolver: Arc<Resolver>,
+    /// How long a name may take.
+    pub resolve_timeout: Duration,
+    /// Whether fragments are put together rather than dropped.
+    pub fragments: bool,
+    /// How long no datagram may pass either way; `None` for ever.
+    pub idle: Option<Duration>,
+}
+
+/// Relays datagrams until `control`, the client's connection, ends, or the idle limit. Octets that
+/// come over `control` mean nothing and are read away. Returns with all sockets closed, and adds
+/// the datagrams dropped to `dropped`.
+pub fn run(
+    mut control: TcpStream,
+    sockets: Sockets,
+    terms: Terms,
+    traffic: &Arc<Traffic>,
+    dropped: &Arc<AtomicU64>,
+) -> End {
+    let Sockets { client, v4, v6 } = sockets;
+    let idle = terms.idle;
+    let outward = Arc::new(Outward {
+        v4,
+        v6,
+        terms,
+        traffic: Arc::clone(traffic),
+        dropped: Arc::clone(dropped),
+        waiting: AtomicUsize::new(0),
+        names: Mutex::default(),
+    });
+    if control.set_nonblocking(true).is_err() {
+        return End::Internal;
+    }
+    let mut pump = Pump {
+        client,
+        outward: &outward,
+        sender: None,
+        fragments: Fragments::default(),
+        buffer: vec![0; BUFFER],
+    };
+    let mut active = Instant::now();
+    loop {
+        let timeout = idle.map(|idle| idle.saturating_sub(active.elapsed()));
+        if timeout.is_some_and(|left| left.is_zero()) {
+            return End::Idle;
+        }
+        // A family without a socket polls the control connection once more.
+        let mut fds = [
+            PollFd::new(&control, sys::POLLIN),
+            PollFd::new(&pump.client, sys::POLLIN),
+            outward.v4.as_ref().map_or(PollFd::new(&control, 0), |v4| PollFd::new(v4, sys::POLLIN)),
+            outward.v6.as_ref().map_or(PollFd::new(&control, 0), |v6| PollFd::new(v6, sys::POLLIN)),
+        ];
+        match sys::poll(&mut fds, timeout) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(_) => return End::Internal,
+            Ok(_) => {}
+        }
+        let [on_control, on_client, on_v4, on_v6] = fds.map(|fd| fd.has(!0));
+        if on_control && let Some(end) = ended(&mut control) {
+            return end;
+        }
+        if on_client && pump.up() {
+            active = Instant::now();
+        }
+        for (ready, socket) in [(on_v4, &outward.v4), (on_v6, &outward.v6)] {
+            if ready
+                && let Some(socket) = socket
+                && pump.down(socket)
+            {
+                active = Instant::now();
+            }
+        }
+    }
+}
+
+/// Reads away what came over the control connection; tells whether and how that has ended.
+fn ended(control: &mut TcpStream) -> Option<End> {
+    let mut octets = [0; 512];
+    match control.read(&mut octets) {
+        Ok(0) => Some(End::Closed(Side::Client)),
+        Ok(_) => None,
+        Err(error) => match error.kind() {
+            io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => None,
+            io::ErrorKind::ConnectionReset => Some(End::Reset(Side::Client)),
+            _ => Some(End::Lost(Side::Client)),
+        },
+    }
+}
+
+struct Pump<'a> {
+    client: UdpSocket,
+    outward: &'a Arc<Outward>,
+    /// Where the client's last datagram came from, and its answers go: its port may change.
+    sender: Option<SocketAddr>,
+    fragments: Fragments,
+    buffer: Vec<u8>,
+}
+
+impl Pump<'_> {
+    /// Takes datagrams from the client; tells whether there was one that counts.
+    fn up(&mut self) -> bool {
+        let mut active = false;
+        for _ in 0..BURST {
+            let (len, sender) = match self.client.recv_from(&mut self.buffer) {
+                Ok(received) => received,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                // An error of an earlier datagram; the next call asks anew.
+                Err(_) => continue,
+            };
+            if canonical(sender).ip() != self.outward.terms.asker.client {
+                self.outward.drop_one();
+                continue;
+            }
+            let Ok(datagram) = udp::decode(self.buffer.get(..len).unwrap_or_default()) else {
+                self.outward.drop_one();
+                continue;
+            };
+            self.sender = Some(sender);
+            active = true;
+            if datagram.frag == Frag::STANDALONE {
+                // A standalone datagram is less than the highest FRAG of any sequence under way.
+                self.fragments.abandon(&self.outward.dropped);
+                Outward::send(self.outward, &datagram.dst, datagram.data);
+            } else if !self.outward.terms.fragments {
+                self.outward.drop_one();
+            } else if let Some((dst, data)) =
+                self.fragments.add(&datagram, Instant::now(), &self.outward.dropped)
+            {
+                Outward::send(self.outward, &dst, &data);
+            }
+        }
+        active
+    }
+
+    /// Takes datagrams from targets; tells whether there was one that counts.
+    fn down(&mut self, socket: &UdpSocket) -> bool {
+        let mut active = false;
+        for _ in 0..BURST {
+            // The header goes in front of the data once its length is known.
+            let Some(room) = self.buffer.get_mut(HEADER_MAX..) else { break };
+            let (len, remote) = match socket.recv_from(room) {
+                Ok(received) => received,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                // An ICMP error of an earlier datagram ends nothing.
+                Err(_) => continue,
+            };
+            let remote = canonical(remote);
+            let (Some(sender), Verdict::Allow) = (self.sender, self.outward.judge(remote)) else {
+                self.outward.drop_one();
+                continue;
+            };
+            let mut header = Vec::with_capacity(HEADER_MAX);
+            udp::encode_header(remote, &mut header);
+            let begin = HEADER_MAX - header.len();
+            let Some(datagram) = self.buffer.get_mut(begin..HEADER_MAX + len) else { continue };
+            datagram.iter_mut().zip(&header).for_each(|(to, from)| *to = *from);
+            match self.client.send_to(datagram, sender) {
+                Ok(_) => {
+                    let len = u64::try_from(len).unwrap_or(0);
+                    self.outward.traffic.down.fetch_add(len, Ordering::Relaxed);
+                    active = true;
+                }
+                // Also one that has become too long for a datagram with its header.
+                Err(_) => self.outward.drop_one(),
+            }
+        }
+        active
+    }
+}
+
+/// The side towards the targets, shared with look-ups under way.
+struct Outward {
+    v4: Option<UdpSocket>,
+    v6: Option<UdpSocket>,
+    terms: Terms,
+    traffic: Arc<Traffic>,
+    dropped: Arc<AtomicU64>,
+    /// Datagrams that wait for names.
+    waiting: AtomicUsize,
+    /// Names resolved lately.
+    names: Mutex<HashMap<Vec<u8>, (IpAddr, Instant)>>,
+}
+
+impl Outward {
+    fn drop_one(&self) {
+        self.dropped.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn judge(&self, addr: SocketAddr) -> Verdict {
+        self.terms.policy.judge(&self.terms.asker, &Destination::Address(addr))
+    }
+
+    /// Sends `data` to `dst`, now or when its name is resolved.
+    fn send(this: &Arc<Self>, dst: &Destination, data: &[u8]) {
+        let (name, port) = match dst {
+            Destination::Address(addr) => return this.send_to(*addr, data),
+            Destination::Name(name, port) => (name, *port),
+        };
+        if this.terms.policy.judge(&this.terms.asker, dst) == Verdict::Deny {
+            return this.drop_one();
+        }
+        let now = Instant::now();
+        let known = lock(&this.names).get(name).filter(|(_, until)| now < *until).copied();
+        if let Some((ip, _)) = known {
+            return this.send_to(SocketAddr::new(ip, port), data);
+        }
+        if this.waiting.fetch_add(1, Ordering::Relaxed) >= NAMES_MAX {
+            this.waiting.fetch_sub(1, Ordering::Relaxed);
+            return this.drop_one();
+        }
+        // The association may end before the answer: then there is nothing left to send from.
+        let mut waiting = Waiting {
+            outward: Arc::downgrade(this),
+            datagram: Some((name.clone(), port, data.to_vec())),
+        };
+        let terms = &this.terms;
+        let deadline = now + terms.resolve_timeout;
+        terms.resolver.request(terms.asker.client, name, deadline, move |resolved| {
+            waiting.done(resolved);
+        });
+    }
+
+    fn send_to(&self, addr: SocketAddr, data: &[u8]) {
+        let socket = if addr.is_ipv4() { &self.v4 } else { &self.v6 };
+        let sent = match socket {
+            Some(socket) if self.judge(addr) == Verdict::Allow && addr.port() != 0 => {
+                // An ICMP error of an earlier datagram can be told here, in place of sending.
+                socket.send_to(data, addr).or_else(|_| socket.send_to(data, addr)).is_ok()
+            }
+            _ => false,
+        };
+        if sent {
+            let len = u64::try_from(data.len()).unwrap_or(0);
+            self.traffic.up.fetch_add(len, Ordering::Relaxed);
+        } else {
+            self.drop_one();
+        }
+    }
+
+    /// The first of `ips` that the policy and the sockets allow.
+    fn choose(&self, ips: &[IpAddr], port: u16) -> Option<IpAddr> {
+        ips.iter().copied().find(|&ip| {
+            let socket = if ip.is_ipv4() { &self.v4 } else { &self.v6 };
+            socket.is_some() && self.judge(SocketAddr::new(ip, port)) == Verdict::Allow
+        })
+    }
+}
+
+/// A datagram that waits for a name. Dropped unsent, it is counted as dropped.
+struct Waiting {
+    outward: Weak<Outward>,
+    datagram: Option<(Vec<u8>, u16, Vec<u8>)>,
+}
+
+impl Waiting {
+    fn done(&mut self, resolved: Resolved) {
+        let Some(outward) = self.outward.upgrade() else { return };
+        let Some((name, port, data)) = self.datagram.take() else { return };
+        match resolved.ok().and_then(|ips| outward.choose(&ips, port)) {
+            Some(ip) => {
+                let now = Instant::now();
+                let mut names = lock(&outward.names);
+                if names.len() >= NAMES_MAX {
+                    names.clear();
+                }
+                names.insert(name, (ip, now + NAME_STAY));
+                drop(names);
+                outward.send_to(SocketAddr::new(ip, port), &data);
+            }
+            None => outward.drop_one(),
+        }
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        if let Some(outward) = self.outward.upgrade() {
+            outward.waiting.fetch_sub(1, Ordering::Relaxed);
+            if self.datagram.is_some() {
+                outward.drop_one();
+            }
+        }
+    }
+}
+
+/// The reassembly queue and its timer. A position can only follow the one before it: the RFC gives
+/// up a sequence as soon as a lower one comes, so a gap could never be filled.
+#[derive(Default)]
+struct Fragments {
+    /// The highest position so far; 0 without a sequence.
+    highest: u8,
+    dst: Option<Destination>,
+    data: Vec<u8>,
+    until: Option<Instant>,
+}
+
+impl Fragments {
+    /// Forgets the sequence under way, whose fragments are counted as dropped.
+    fn abandon(&mut self, dropped: &AtomicU64) {
+        dropped.fetch_add(self.highest.into(), Ordering::Relaxed);
+        *self = Self::default();
+    }
+
+    /// Adds a fragment; returns the whole once the last one has come.
+    fn add(
+        &mut self,
+        datagram: &Datagram<'_>,
+        now: Instant,
+        dropped: &AtomicU64,
+    ) -> Option<(Destination, Vec<u8>)> {
+        let position = datagram.frag.position();
+        if position <= 1 || position < self.highest || self.until.is_some_and(|until| now >= until)
+        {
+            self.abandon(dropped);
+        }
+        let follows = position == self.highest + 1
+            && (position == 1 || self.dst.as_ref() == Some(&datagram.dst))
+            && self.data.len() + datagram.data.len() <= PAYLOAD_MAX;
+        if !follows {
+            // A repetition of the last one does no harm; anything else leaves a gap for good.
+            if position != self.highest {
+                self.abandon(dropped);
+            }
+            dropped.fetch_add(1, Ordering::Relaxed);
+            return None;
+        }
+        if position == 1 {
+            self.until = Some(now + REASSEMBLY_TIMER);
+            self.dst = Some(datagram.dst.clone());
+        }
+        self.highest = position;
+        self.data.extend_from_slice(datagram.data);
+        if !datagram.frag.is_last() {
+            return None;
+        }
+        let Self { dst, data, .. } = std::mem::take(self);
+        dst.map(|dst| (dst, data))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Adds fragments, each (FRAG, seconds since the start, data), and returns what became whole.
+    fn reassemble(fragments: &[(u8, u64, &str)]) -> (Vec<String>, u64) {
+        let (mut queue, dropped, begun) = (Fragments::default(), AtomicU64::new(0), Instant::now());
+        let dst = Destination::Address("192.0.2.1:53".parse().unwrap());
+        let whole = fragments
+            .iter()
+            .filter_map(|&(frag, after, data)| {
+                let datagram =
+                    Datagram { frag: Frag(frag), dst: dst.clone(), data: data.as_bytes() };
+                queue.add(&datagram, begun + Duration::from_secs(after), &dropped)
+            })
+            .map(|(_, data)| String::from_utf8(data).unwrap())
+            .collect();
+        (whole, dropped.into_inner())
+    }
+
+    #[test]
+    fn udp_15_a_sequence_becomes_one_datagram() {
+        assert_eq!(reassemble(&[(1, 0, "A"), (0x82, 0, "B")]), (vec!["AB".into()], 0));
+        assert_eq!(reassemble(&[(0x81, 0, "A")]), (vec!["A".into()], 0));
+        let long: Vec<_> = (1..=0x7e).map(|frag| (frag, 0, "x")).chain([(0xff, 0, "x")]).collect();
+        assert_eq!(reassemble(&long), (vec!["x".repeat(127)], 0));
+    }
+
+    #[test]
+    fn udp_17_a_lower_position_restarts_the_queue() {
+        let fragments = [(1, 0, "a"), (2, 0, "b"), (1, 0, "C"), (0x82, 0, "D")];
+        assert_eq!(reassemble(&fragments), (vec!["CD".into()], 2));
+    }
+
+    #[test]
+    fn udp_18_udp_19_the_timer_is_five_seconds() {
+        assert_eq!(reassemble(&[(1, 0, "A"), (0x82, 4, "B")]), (vec!["AB".into()], 0));
+        assert_eq!(reassemble(&[(1, 0, "A"), (0x82, 5, "B")]), (vec![], 2));
+    }
+
+    #[test]
+    fn gaps_and_positions_out_of_range_give_nothing() {
+        assert_eq!(reassemble(&[(1, 0, "A"), (0x83, 0, "C")]), (vec![], 2));
+        assert_eq!(reassemble(&[(0x82, 0, "B")]), (vec![], 1));
+        assert_eq!(reassemble(&[(0x80, 0, "B")]), (vec![], 1));
+        assert_eq!(
+            reassemble(&[(1, 0, "A"), (2, 0, "B"), (2, 0, "B"), (0x83, 0, "C")]),
+            (vec!["ABC".into()], 1)
+        );
+    }
+
+    #[test]
+    fn the_queue_is_bounded() {
+        let big = "x".repeat(40_000);
+        assert_eq!(reassemble(&[(1, 0, &big), (2, 0, &big), (0x83, 0, "C")]), (vec![], 3));
+    }
+}

@@ -1,0 +1,317 @@
+//! Names to addresses, under a deadline, by a bounded pool of threads.
+//!
+//! getaddrinfo cannot be cancelled, so nobody waits for it in person: a look-up runs on a thread of
+//! the pool, and who asked gives up at the deadline. Names asked for at the same time are looked
+//! up once. One client may keep at most a quarter of the pool busy, so that names whose servers
+//! never answer cannot starve the others.
+
+use std::collections::{HashMap, VecDeque};
+use std::net::{IpAddr, ToSocketAddrs as _};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::policy::nets::client_block;
+use crate::threads::lock;
+
+/// How long a thread of the pool waits for a name before it ends.
+const STAY: Duration = Duration::from_secs(10);
+
+/// Why a name has no address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ResolveError {
+    /// It cannot be the name of a host.
+    Invalid,
+    /// The resolver knows no address for it.
+    NotFound,
+    /// No answer before the deadline.
+    TimedOut,
+    /// The system gave no thread to look it up.
+    NoThread,
+}
+
+/// What a look-up gives: at least one address, in the resolver's order (RFC 6724), each once.
+pub type Resolved = Result<Arc<[IpAddr]>, ResolveError>;
+
+/// The pool. Shared by all threads.
+pub struct Resolver {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    /// Most threads at once.
+    max: usize,
+    /// Most look-ups one client may have running.
+    max_per_client: usize,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    /// Names to look up, oldest first. Each is also in `lookups`.
+    queue: VecDeque<Vec<u8>>,
+    /// Names asked for, waiting or running.
+    lookups: HashMap<Vec<u8>, LookUp>,
+    /// How many look-ups run for a client.
+    running: HashMap<IpAddr, usize>,
+    threads: usize,
+    idle: usize,
+}
+
+struct LookUp {
+    /// The client that asked first, whose look-up this counts as.
+    client: IpAddr,
+    waiting: Vec<Waiter>,
+}
+
+struct Waiter {
+    deadline: Instant,
+    done: Box<dyn FnOnce(Resolved) + Send>,
+}
+
+impl Resolver {
+    /// A pool of at most `max` threads, which start when they are needed.
+    #[must_use]
+    pub fn new(max: usize) -> Self {
+        let inner = Inner {
+            max,
+            max_per_client: (max / 4).max(1),
+            state: Mutex::default(),
+            changed: Condvar::new(),
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// Resolves `name` for `client`, waiting until `deadline`.
+    ///
+    /// # Errors
+    /// Every [`ResolveError`].
+    pub fn resolve(&self, client: IpAddr, name: &[u8], deadline: Instant) -> Resolved {
+        let (tx, rx) = mpsc::sync_channel(1);
+        self.request(client, name, deadline, move |resolved| {
+            // Nobody listens any more past the deadline.
+            let _ = tx.send(resolved);
+        });
+        let left = deadline.saturating_duration_since(Instant::now());
+        rx.recv_timeout(left).unwrap_or(Err(ResolveError::TimedOut))
+    }
+
+    /// Resolves `name` for `client` and hands the result to `done`, here or on a thread of the
+    /// pool, where it must not block. Past `deadline` `done` may be dropped uncalled.
+    pub fn request(
+        &self,
+        client: IpAddr,
+        name: &[u8],
+        deadline: Instant,
+        done: impl FnOnce(Resolved) + Send + 'static,
+    ) {
+        let Some(name) = host_name(name) else { return done(Err(ResolveError::Invalid)) };
+        let waiter = Waiter { deadline, done: Box::new(done) };
+        let mut state = lock(&self.inner.state);
+        if let Some(lookup) = state.lookups.get_mut(&name) {
+            lookup.waiting.push(waiter);
+            return;
+        }
+        let lookup = LookUp { client: client_block(client), waiting: vec![waiter] };
+        state.lookups.insert(name.clone(), lookup);
+        state.queue.push_back(name);
+        if state.queue.len() > state.idle && state.threads < self.inner.max {
+            let inner = Arc::clone(&self.inner);
+            let spawned =
+                thread::Builder::new().name("resolver".into()).spawn(move || inner.serve());
+            match spawned {
+                Ok(_) => state.threads += 1,
+                // With other threads about, one of them will come to it.
+                Err(_) if state.threads > 0 => {}
+                Err(_) => {
+                    state.queue.clear();
+                    let lookups = std::mem::take(&mut state.lookups);
+                    drop(state);
+                    for waiter in lookups.into_values().flat_map(|lookup| lookup.waiting) {
+                        (waiter.done)(Err(ResolveError::NoThread));
+                    }
+                    return;
+                }
+            }
+        }
+        self.inner.changed.notify_one();
+    }
+}
+
+impl Inner {
+    /// The life of one thread of the pool.
+    fn serve(&self) {
+        while let Some((name, client)) = self.next() {
+            let resolved = look_up(&name);
+            let mut state = lock(&self.state);
+            if let Some(count) = state.running.get_mut(&client) {
+                *count -= 1;
+                if *count == 0 {
+                    state.running.remove(&client);
+                }
+            }
+            let lookup = state.lookups.remove(&name);
+            drop(state);
+            // The client may now have another look-up running.
+            self.changed.notify_one();
+            for waiter in lookup.into_iter().flat_map(|lookup| lookup.waiting) {
+                (waiter.done)(resolved.clone());
+            }
+        }
+    }
+
+    /// Takes the oldest name that may be looked up now, or `None` when there was none for a while.
+    fn next(&self) -> Option<(Vec<u8>, IpAddr)> {
+        let mut state = lock(&self.state);
+        let until = Instant::now() + STAY;
+        loop {
+            if let Some(next) = state.take(self.max_per_client) {
+                return Some(next);
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                state.threads -= 1;
+                return None;
+            }
+            state.idle += 1;
+            (state, _) =
+                self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner);
+            state.idle -= 1;
+        }
+    }
+}
+
+impl State {
+    fn take(&mut self, max_per_client: usize) -> Option<(Vec<u8>, IpAddr)> {
+        let now = Instant::now();
+        let Self { queue, lookups, running, .. } = self;
+        // Names that nobody waits for any more are not worth a thread.
+        queue.retain(|name| {
+            let wanted = lookups
+                .get(name)
+                .is_some_and(|lookup| lookup.waiting.iter().any(|waiter| waiter.deadline > now));
+            if !wanted {
+                lookups.remove(name);
+            }
+            wanted
+        });
+        let (index, client) = queue.iter().enumerate().find_map(|(index, name)| {
+            let client = lookups.get(name)?.client;
+            let busy = running.get(&client).copied().unwrap_or(0);
+            (busy < max_per_client).then_some((index, client))
+        })?;
+        *running.entry(client).or_insert(0) += 1;
+        Some((queue.remove(index)?, client))
+    }
+}
+
+/// The name of a host as it goes to the resolver: lower case, without its trailing dot. `None` for
+/// what can be no such name: letters, digits, hyphen, underscore and dots only, so that no NUL,
+/// bracket, scope or control octet reaches the C library.
+fn host_name(name: &[u8]) -> Option<Vec<u8>> {
+    let name = name.strip_suffix(b".").unwrap_or(name);
+    let good = |octet: &u8| octet.is_ascii_alphanumeric() || b"-_.".contains(octet);
+    (!name.is_empty() && name.iter().all(good)).then(|| name.to_ascii_lowercase())
+}
+
+fn look_up(name: &[u8]) -> Resolved {
+    let name = str::from_utf8(name).map_err(|_| ResolveError::Invalid)?;
+    let found = (name, 0).to_socket_addrs().map_err(|_| ResolveError::NotFound)?;
+    let mut ips: Vec<IpAddr> = Vec::new();
+    for ip in found.map(|addr| addr.ip().to_canonical()) {
+        if !ips.contains(&ip) {
+            ips.push(ip);
+        }
+    }
+    if ips.is_empty() { Err(ResolveError::NotFound) } else { Ok(ips.into()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CLIENT: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(10)
+    }
+
+    #[test]
+    fn localhost_resolves_in_any_case_and_with_a_trailing_dot() {
+        let resolver = Resolver::new(1);
+        for name in [&b"localhost"[..], b"LOCALHOST", b"localhost."] {
+            let ips = resolver.resolve(CLIENT, name, soon()).unwrap();
+            assert!(ips.iter().all(IpAddr::is_loopback), "{ips:?}");
+        }
+    }
+
+    #[test]
+    fn sec_17_what_can_be_no_host_name_is_not_looked_up() {
+        let resolver = Resolver::new(1);
+        let long = [b'a'; 255];
+        for name in [
+            &b""[..],
+            b".",
+            b"localhost\0.example",
+            b"[::1]",
+            b"::1%lo",
+            b"a b",
+            b"a\nb",
+            b"\xc3\xa4",
+            b"a/b",
+            b"a:1",
+        ] {
+            assert_eq!(resolver.resolve(CLIENT, name, soon()), Err(ResolveError::Invalid));
+        }
+        assert_eq!(resolver.resolve(CLIENT, &long, soon()), Err(ResolveError::NotFound));
+        assert_eq!(lock(&resolver.inner.state).threads, 1);
+    }
+
+    fn waiter(deadline: Instant) -> Waiter {
+        Waiter { deadline, done: Box::new(drop) }
+    }
+
+    #[test]
+    fn sec_10_one_client_gets_no_more_than_its_share() {
+        let mut state = State::default();
+        let other = IpAddr::from([192, 0, 2, 1]);
+        for (name, client) in [(b"a", CLIENT), (b"b", CLIENT), (b"c", CLIENT), (b"d", other)] {
+            let lookup = LookUp { client, waiting: vec![waiter(soon())] };
+            state.lookups.insert(name.to_vec(), lookup);
+            state.queue.push_back(name.to_vec());
+        }
+        let taken: Vec<_> = std::iter::from_fn(|| state.take(2)).map(|(name, _)| name).collect();
+        assert_eq!(taken, [b"a", b"b", b"d"]);
+    }
+
+    #[test]
+    fn a_name_that_nobody_waits_for_is_not_looked_up() {
+        let mut state = State::default();
+        let lookup = LookUp { client: CLIENT, waiting: vec![waiter(Instant::now())] };
+        state.lookups.insert(b"late".to_vec(), lookup);
+        state.queue.push_back(b"late".to_vec());
+        assert!(state.take(1).is_none());
+        assert!(state.lookups.is_empty() && state.queue.is_empty());
+    }
+
+    #[test]
+    fn threads_are_bounded_and_every_name_gets_its_turn() {
+        let resolver = Arc::new(Resolver::new(2));
+        let askers: Vec<_> = (0..50)
+            .map(|n: u8| {
+                let resolver = Arc::clone(&resolver);
+                thread::spawn(move || {
+                    let name = format!("127.0.{n}.1.");
+                    resolver.resolve(IpAddr::from([10, 0, 0, n]), name.as_bytes(), soon())
+                })
+            })
+            .collect();
+        for (asker, n) in askers.into_iter().zip(0..) {
+            assert_eq!(asker.join().unwrap().unwrap()[..], [IpAddr::from([127, 0, n, 1])]);
+        }
+        let state = lock(&resolver.inner.state);
+        assert!(state.threads <= 2);
+        assert!(state.lookups.is_empty() && state.running.is_empty());
+    }
+}

@@ -1,0 +1,481 @@
+//! The system calls std lacks: the only `unsafe` code, one wrapper each, with the call's own name.
+//!
+//! A wrapper turns -1 into the `io::Error` of errno and decides nothing: no retries, no defaults.
+//! Linux only; the numbers below are those of the generic kernel ABI (x86, Arm, RISC-V, POWER).
+
+use std::ffi::{CStr, CString, c_char, c_int, c_short, c_uint, c_ulong, c_void};
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::time::Duration;
+
+#[cfg(not(target_os = "linux"))]
+compile_error!("socksd calls Linux system calls by their Linux numbers");
+
+// netinet/in.h, sys/socket.h, asm-generic/socket.h, netinet/tcp.h
+const AF_INET: u16 = 2;
+const AF_INET6: u16 = 10;
+const SOCK_STREAM: c_int = 1;
+const SOCK_NONBLOCK: c_int = 0o4000;
+const SOCK_CLOEXEC: c_int = 0o2_000_000;
+const IPPROTO_IP: c_int = 0;
+const IPPROTO_TCP: c_int = 6;
+const IPPROTO_IPV6: c_int = 41;
+const SOL_SOCKET: c_int = 1;
+const SO_REUSEADDR: c_int = 2;
+const SO_KEEPALIVE: c_int = 9;
+const SO_LINGER: c_int = 13;
+const TCP_KEEPIDLE: c_int = 4;
+const TCP_KEEPINTVL: c_int = 5;
+const TCP_KEEPCNT: c_int = 6;
+const TCP_INFO: c_int = 11;
+const IP_BIND_ADDRESS_NO_PORT: c_int = 24;
+const IPV6_V6ONLY: c_int = 26;
+
+/// netinet/in.h `struct sockaddr_in`.
+#[repr(C)]
+struct SockAddrIn {
+    family: u16,
+    port: [u8; 2],
+    addr: [u8; 4],
+    zero: [u8; 8],
+}
+const SOCKADDR_IN_LEN: c_uint = 16;
+const _: () = assert!(size_of::<SockAddrIn>() == 16);
+
+/// netinet/in.h `struct sockaddr_in6`.
+#[repr(C)]
+struct SockAddrIn6 {
+    family: u16,
+    port: [u8; 2],
+    flowinfo: u32,
+    addr: [u8; 16],
+    scope_id: u32,
+}
+const SOCKADDR_IN6_LEN: c_uint = 28;
+const _: () = assert!(size_of::<SockAddrIn6>() == 28);
+
+/// bits/socket.h `struct linger`.
+#[repr(C)]
+struct Linger {
+    onoff: c_int,
+    linger: c_int,
+}
+const LINGER_LEN: c_uint = 8;
+const _: () = assert!(size_of::<Linger>() == 8);
+
+const INT_LEN: c_uint = 4;
+const _: () = assert!(size_of::<c_int>() == 4);
+
+/// bits/resource.h `struct rlimit`: of 64 bits in musl, of a long in glibc.
+#[repr(C)]
+struct Rlimit {
+    cur: u64,
+    max: u64,
+}
+const _: () = assert!(cfg!(target_env = "musl") || size_of::<c_ulong>() == 8);
+const RLIMIT_NOFILE: c_int = 7;
+
+/// bits/types/__sigset_t.h: 1024 bits in glibc and musl alike.
+#[repr(C)]
+struct SigSet([u64; 16]);
+const _: () = assert!(size_of::<SigSet>() == 128);
+
+/// bits/signum-generic.h: terminate.
+pub const SIGTERM: i32 = 15;
+/// bits/signum-generic.h: interrupt from the terminal.
+pub const SIGINT: i32 = 2;
+const SIG_BLOCK: c_int = 0;
+
+/// crypt.h `struct crypt_data`: 32,768 octets in libxcrypt, 260 in musl; crypt_r gets the largest.
+/// The alignment is that of any scalar or vector libcrypt may place in it.
+#[repr(C, align(64))]
+#[derive(Clone, Copy)]
+struct CryptChunk([u8; 64]);
+const CRYPT_DATA_CHUNKS: usize = 512;
+const _: () = assert!(CRYPT_DATA_CHUNKS * size_of::<CryptChunk>() == 32_768);
+
+#[cfg_attr(target_env = "gnu", link(name = "crypt"))]
+unsafe extern "C" {
+    // crypt(3)
+    fn crypt_r(phrase: *const c_char, setting: *const c_char, data: *mut c_void) -> *mut c_char;
+}
+
+unsafe extern "C" {
+    // socket(2), bind(2), connect(2), listen(2)
+    safe fn socket(domain: c_int, kind: c_int, protocol: c_int) -> c_int;
+    fn bind(fd: c_int, addr: *const c_void, len: c_uint) -> c_int;
+    fn connect(fd: c_int, addr: *const c_void, len: c_uint) -> c_int;
+    #[link_name = "listen"]
+    safe fn c_listen(fd: c_int, backlog: c_int) -> c_int;
+    // getsockopt(2)
+    fn setsockopt(fd: c_int, level: c_int, name: c_int, value: *const c_void, len: c_uint)
+    -> c_int;
+    fn getsockopt(
+        fd: c_int,
+        level: c_int,
+        name: c_int,
+        value: *mut c_void,
+        len: *mut c_uint,
+    ) -> c_int;
+    // poll(2)
+    #[link_name = "poll"]
+    fn c_poll(fds: *mut PollFd<'_>, nfds: c_ulong, timeout: c_int) -> c_int;
+    // getrlimit(2)
+    fn getrlimit(resource: c_int, rlim: *mut Rlimit) -> c_int;
+    fn setrlimit(resource: c_int, rlim: *const Rlimit) -> c_int;
+    // sigsetops(3), pthread_sigmask(3), sigwait(3)
+    fn sigemptyset(set: *mut SigSet) -> c_int;
+    fn sigaddset(set: *mut SigSet, signum: c_int) -> c_int;
+    fn pthread_sigmask(how: c_int, set: *const SigSet, old: *mut SigSet) -> c_int;
+    #[link_name = "sigwait"]
+    fn c_sigwait(set: *const SigSet, signum: *mut c_int) -> c_int;
+}
+
+fn cvt(result: c_int) -> io::Result<c_int> {
+    if result == -1 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+/// One descriptor for [`poll`]: what to wait for, and what came.
+#[repr(C)]
+#[derive(Debug)]
+pub struct PollFd<'fd> {
+    fd: BorrowedFd<'fd>,
+    events: c_short,
+    revents: c_short,
+}
+const _: () = assert!(size_of::<PollFd<'_>>() == 8);
+
+/// There is something to read, or the end of it.
+pub const POLLIN: i16 = 0x001;
+/// There is room to write.
+pub const POLLOUT: i16 = 0x004;
+/// An error is pending; always reported.
+pub const POLLERR: i16 = 0x008;
+/// Both directions are closed; always reported.
+pub const POLLHUP: i16 = 0x010;
+/// The peer has closed its sending side (or everything).
+pub const POLLRDHUP: i16 = 0x2000;
+
+impl<'fd> PollFd<'fd> {
+    /// Waits for `events` on `fd`.
+    pub fn new(fd: &'fd impl AsFd, events: i16) -> Self {
+        Self { fd: fd.as_fd(), events, revents: 0 }
+    }
+
+    /// Whether any of `events` came at the last [`poll`].
+    #[must_use]
+    pub fn has(&self, events: i16) -> bool {
+        self.revents & events != 0
+    }
+}
+
+/// Waits until one of `fds` is ready or `timeout` is over (`None`: for ever; rounded up to a
+/// millisecond); returns how many are ready. poll(2).
+///
+/// # Errors
+/// As poll(2); EINTR can come after the process was stopped and continued.
+pub fn poll(fds: &mut [PollFd<'_>], timeout: Option<Duration>) -> io::Result<usize> {
+    let millis = match timeout {
+        None => -1,
+        Some(timeout) => {
+            c_int::try_from(timeout.as_nanos().div_ceil(1_000_000)).unwrap_or(c_int::MAX)
+        }
+    };
+    let nfds = c_ulong::try_from(fds.len()).map_err(io::Error::other)?;
+    // SAFETY: `fds` points to `nfds` structures laid out as struct pollfd (BorrowedFd is
+    // transparent over an int), borrowed mutably for the length of the call.
+    let ready = cvt(unsafe { c_poll(fds.as_mut_ptr(), nfds, millis) })?;
+    usize::try_from(ready).map_err(io::Error::other)
+}
+
+/// Makes a TCP socket of the family of `addr`, non-blocking and close-on-exec. socket(2).
+///
+/// # Errors
+/// EAFNOSUPPORT without that family, EMFILE and ENFILE without descriptors.
+pub fn tcp_socket(addr: SocketAddr) -> io::Result<OwnedFd> {
+    let family = if addr.is_ipv4() { AF_INET } else { AF_INET6 };
+    let kind = SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC;
+    let fd = cvt(socket(c_int::from(family), kind, IPPROTO_TCP))?;
+    // SAFETY: `fd` was just returned by socket(2), so it is open and nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn with_sockaddr(
+    fd: BorrowedFd<'_>,
+    addr: SocketAddr,
+    call: unsafe extern "C" fn(c_int, *const c_void, c_uint) -> c_int,
+) -> io::Result<()> {
+    let port = addr.port().to_be_bytes();
+    let result = match addr {
+        SocketAddr::V4(v4) => {
+            let raw = SockAddrIn { family: AF_INET, port, addr: v4.ip().octets(), zero: [0; 8] };
+            // SAFETY: `fd` is borrowed, so open; `raw` is a sockaddr_in of the length given, which
+            // bind(2) and connect(2) only read.
+            unsafe { call(fd.as_raw_fd(), (&raw const raw).cast(), SOCKADDR_IN_LEN) }
+        }
+        SocketAddr::V6(v6) => {
+            let raw = SockAddrIn6 {
+                family: AF_INET6,
+                port,
+                flowinfo: v6.flowinfo(),
+                addr: v6.ip().octets(),
+                scope_id: v6.scope_id(),
+            };
+            // SAFETY: as above, with a sockaddr_in6.
+            unsafe { call(fd.as_raw_fd(), (&raw const raw).cast(), SOCKADDR_IN6_LEN) }
+        }
+    };
+    cvt(result).map(drop)
+}
+
+/// Binds a socket to `addr`. bind(2).
+///
+/// # Errors
+/// EADDRINUSE, EADDRNOTAVAIL, EACCES, as bind(2).
+pub fn bind_socket(fd: &impl AsFd, addr: SocketAddr) -> io::Result<()> {
+    with_sockaddr(fd.as_fd(), addr, bind)
+}
+
+/// Starts to connect a socket to `addr`. connect(2).
+///
+/// # Errors
+/// EINPROGRESS where a non-blocking socket has to wait; else as connect(2).
+pub fn connect_socket(fd: &impl AsFd, addr: SocketAddr) -> io::Result<()> {
+    with_sockaddr(fd.as_fd(), addr, connect)
+}
+
+/// Whether `error` says that a non-blocking connect is under way (EINPROGRESS).
+#[must_use]
+pub fn is_in_progress(error: &io::Error) -> bool {
+    const EINPROGRESS: i32 = 115;
+    error.raw_os_error() == Some(EINPROGRESS)
+}
+
+/// Whether `error` says that the process (EMFILE) or the system (ENFILE) is out of descriptors.
+#[must_use]
+pub fn is_out_of_descriptors(error: &io::Error) -> bool {
+    const ENFILE: i32 = 23;
+    const EMFILE: i32 = 24;
+    matches!(error.raw_os_error(), Some(EMFILE | ENFILE))
+}
+
+/// Whether `error` condemns the descriptor itself (EBADF, EINVAL, ENOTSOCK, EFAULT):
+/// the same call can never succeed again.
+#[must_use]
+pub fn is_bad_descriptor(error: &io::Error) -> bool {
+    const EBADF: i32 = 9;
+    const EFAULT: i32 = 14;
+    const EINVAL: i32 = 22;
+    const ENOTSOCK: i32 = 88;
+    matches!(error.raw_os_error(), Some(EBADF | EFAULT | EINVAL | ENOTSOCK))
+}
+
+/// Whether `error` says that the host lacks the address family (EAFNOSUPPORT).
+#[must_use]
+pub fn is_family_missing(error: &io::Error) -> bool {
+    const EAFNOSUPPORT: i32 = 97;
+    error.raw_os_error() == Some(EAFNOSUPPORT)
+}
+
+/// Whether `error` says that the host lacks the address family (EAFNOSUPPORT) or that none of its
+/// interfaces has the address (EADDRNOTAVAIL).
+#[must_use]
+pub fn is_family_or_address_missing(error: &io::Error) -> bool {
+    const EADDRNOTAVAIL: i32 = 99;
+    is_family_missing(error) || error.raw_os_error() == Some(EADDRNOTAVAIL)
+}
+
+/// Turns a bound socket into a listening one, or sets the backlog of one that listens. listen(2).
+///
+/// # Errors
+/// As listen(2).
+pub fn listen(fd: &impl AsFd, backlog: i32) -> io::Result<()> {
+    cvt(c_listen(fd.as_fd().as_raw_fd(), backlog)).map(drop)
+}
+
+fn set_int(fd: BorrowedFd<'_>, level: c_int, name: c_int, value: c_int) -> io::Result<()> {
+    let value = (&raw const value).cast();
+    // SAFETY: `fd` is borrowed, so open; `value` points to an int for the length of the call.
+    cvt(unsafe { setsockopt(fd.as_raw_fd(), level, name, value, INT_LEN) }).map(drop)
+}
+
+/// SO_REUSEADDR, socket(7).
+///
+/// # Errors
+/// As setsockopt(2).
+pub fn set_reuseaddr(fd: &impl AsFd) -> io::Result<()> {
+    set_int(fd.as_fd(), SOL_SOCKET, SO_REUSEADDR, 1)
+}
+
+/// IPV6_V6ONLY, ipv6(7).
+///
+/// # Errors
+/// As setsockopt(2).
+pub fn set_v6only(fd: &impl AsFd, on: bool) -> io::Result<()> {
+    set_int(fd.as_fd(), IPPROTO_IPV6, IPV6_V6ONLY, c_int::from(on))
+}
+
+/// IP_BIND_ADDRESS_NO_PORT, ip(7): a bind to port 0 takes its port only when connecting, so that
+/// ports can be shared between destinations. Serves IPv6 sockets as well.
+///
+/// # Errors
+/// As setsockopt(2).
+pub fn set_bind_address_no_port(fd: &impl AsFd) -> io::Result<()> {
+    set_int(fd.as_fd(), IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
+}
+
+/// SO_KEEPALIVE with TCP_KEEPIDLE, TCP_KEEPINTVL (both in seconds) and TCP_KEEPCNT, tcp(7).
+///
+/// # Errors
+/// As setsockopt(2).
+pub fn set_keepalive(fd: &impl AsFd, idle: i32, interval: i32, count: i32) -> io::Result<()> {
+    let fd = fd.as_fd();
+    set_int(fd, SOL_SOCKET, SO_KEEPALIVE, 1)?;
+    set_int(fd, IPPROTO_TCP, TCP_KEEPIDLE, idle)?;
+    set_int(fd, IPPROTO_TCP, TCP_KEEPINTVL, interval)?;
+    set_int(fd, IPPROTO_TCP, TCP_KEEPCNT, count)
+}
+
+/// SO_LINGER with a time of 0, socket(7): closing sends a reset and drops what is unsent.
+///
+/// # Errors
+/// As setsockopt(2).
+pub fn set_linger_zero(fd: &impl AsFd) -> io::Result<()> {
+    let value = Linger { onoff: 1, linger: 0 };
+    let value = (&raw const value).cast();
+    let fd = fd.as_fd().as_raw_fd();
+    // SAFETY: `fd` is borrowed, so open; `value` points to a struct linger for the length of the
+    // call.
+    cvt(unsafe { setsockopt(fd, SOL_SOCKET, SO_LINGER, value, LINGER_LEN) }).map(drop)
+}
+
+/// Whether a TCP socket is in state CLOSE, by TCP_INFO, tcp(7).
+///
+/// # Errors
+/// As getsockopt(2).
+pub fn is_tcp_closed(fd: &impl AsFd) -> io::Result<bool> {
+    const TCP_CLOSE: u8 = 7;
+    // tcpi_state is the first octet of struct tcp_info; the kernel fills as many as are asked for.
+    let mut state = 0_u8;
+    let mut len: c_uint = 1;
+    let fd = fd.as_fd().as_raw_fd();
+    let value = (&raw mut state).cast();
+    // SAFETY: `fd` is borrowed, so open; `value` has room for the one octet that `len` allows.
+    cvt(unsafe { getsockopt(fd, IPPROTO_TCP, TCP_INFO, value, &raw mut len) })?;
+    Ok(state == TCP_CLOSE)
+}
+
+/// The soft and the hard limit on open descriptors. getrlimit(2).
+///
+/// # Errors
+/// As getrlimit(2).
+pub fn getrlimit_nofile() -> io::Result<(u64, u64)> {
+    let mut limit = Rlimit { cur: 0, max: 0 };
+    // SAFETY: `limit` is a struct rlimit the call may fill.
+    cvt(unsafe { getrlimit(RLIMIT_NOFILE, &raw mut limit) })?;
+    Ok((limit.cur, limit.max))
+}
+
+/// Sets the soft and the hard limit on open descriptors. setrlimit(2).
+///
+/// # Errors
+/// EPERM for raising the hard limit without privilege.
+pub fn setrlimit_nofile(soft: u64, hard: u64) -> io::Result<()> {
+    let limit = Rlimit { cur: soft, max: hard };
+    // SAFETY: `limit` is a struct rlimit, which the call only reads.
+    cvt(unsafe { setrlimit(RLIMIT_NOFILE, &raw const limit) }).map(drop)
+}
+
+/// Hashes `phrase` with the method, cost and salt of `setting`, which may be a whole hash; returns
+/// the hash. crypt_r(3).
+///
+/// # Errors
+/// EINVAL where `setting` is of no method this libcrypt has, or either text holds a NUL.
+pub fn crypt(phrase: &[u8], setting: &[u8]) -> io::Result<Vec<u8>> {
+    let phrase = CString::new(phrase)?;
+    let setting = CString::new(setting)?;
+    let mut data = vec![CryptChunk([0; 64]); CRYPT_DATA_CHUNKS];
+    // SAFETY: both texts end in NUL and outlive the call; `data` is zeroed, aligned, and as large
+    // as the largest struct crypt_data.
+    let hash = unsafe { crypt_r(phrase.as_ptr(), setting.as_ptr(), data.as_mut_ptr().cast()) };
+    if hash.is_null() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    // SAFETY: crypt_r returned a NUL-terminated text, in `data` or static, both still alive.
+    let hash = unsafe { CStr::from_ptr(hash) }.to_bytes();
+    // "*0" and "*1" are how libcrypt reports failure in band.
+    if hash.starts_with(b"*") {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    Ok(hash.to_vec())
+}
+
+fn sigset(signums: &[i32]) -> io::Result<SigSet> {
+    let mut set = SigSet([0; _]);
+    // SAFETY: `set` is a sigset_t the call may fill.
+    cvt(unsafe { sigemptyset(&raw mut set) })?;
+    for &signum in signums {
+        // SAFETY: `set` was initialised by sigemptyset.
+        cvt(unsafe { sigaddset(&raw mut set, signum) })?;
+    }
+    Ok(set)
+}
+
+/// Blocks `signums` in this thread and in those it starts afterwards. pthread_sigmask(3).
+///
+/// # Errors
+/// EINVAL for a number that is no signal.
+pub fn block_signals(signums: &[i32]) -> io::Result<()> {
+    let set = sigset(signums)?;
+    // SAFETY: `set` is initialised; the old mask is not asked for.
+    let errno = unsafe { pthread_sigmask(SIG_BLOCK, &raw const set, std::ptr::null_mut()) };
+    if errno == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(errno)) }
+}
+
+/// Waits for one of the blocked `signums` and returns it. sigwait(3).
+///
+/// # Errors
+/// EINVAL for a number that is no signal.
+pub fn sigwait(signums: &[i32]) -> io::Result<i32> {
+    let set = sigset(signums)?;
+    let mut signum = 0;
+    // SAFETY: `set` is initialised and `signum` an int the call may fill.
+    let errno = unsafe { c_sigwait(&raw const set, &raw mut signum) };
+    if errno == 0 { Ok(signum) } else { Err(io::Error::from_raw_os_error(errno)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn crypt_agrees_with_openssl_passwd() {
+        // openssl passwd -6 -salt saltsalt secret
+        let sha512 = b"$6$saltsalt$TVLlQcbpFVof5W3Yz4DTP6gRstiNuHwwTt6GLc1E5n0U0aDehy0S5knV8wiO\
+                       QSpT0Y77vwPZN.Pq.H91p5hVO1";
+        assert_eq!(crypt(b"secret", sha512).unwrap(), sha512);
+        assert_ne!(crypt(b"Secret", sha512).unwrap(), sha512);
+    }
+
+    #[test]
+    fn crypt_refuses_nonsense() {
+        assert!(crypt(b"secret", b"$nonsense$").is_err());
+        assert!(crypt(b"sec\0ret", b"$6$saltsalt$").is_err());
+    }
+
+    #[test]
+    fn a_fresh_socket_is_closed_and_an_unused_descriptor_limit_is_known() {
+        let fd = tcp_socket("127.0.0.1:0".parse().unwrap()).unwrap();
+        assert!(is_tcp_closed(&fd).unwrap());
+        let (soft, hard) = getrlimit_nofile().unwrap();
+        assert!(soft <= hard);
+    }
+
+    #[test]
+    fn poll_tells_that_time_is_over() {
+        let (reader, _writer) = io::pipe().unwrap();
+        let mut fds = [PollFd::new(&reader, POLLIN)];
+        assert_eq!(poll(&mut fds, Some(Duration::from_millis(1))).unwrap(), 0);
+    }
+}

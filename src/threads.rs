@@ -1,0 +1,164 @@
+//! A cache of threads: one that has finished its work waits a little for the next piece.
+//!
+//! Starting a thread is the dearest part of a short session. Nothing here bounds how many threads
+//! there are; whoever asks for one holds a session's slot.
+
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Octets of stack of a thread of the cache. Decoders, the pump and crypt_r run here; getaddrinfo,
+/// the deepest caller known, does not. Only pages that are touched cost memory.
+const STACK: usize = 128 * 1024;
+
+/// How long a thread without work stays.
+const STAY: Duration = Duration::from_secs(5);
+
+/// Locks a mutex even if a thread panicked while holding it: what is kept behind mutexes here is
+/// whole after every single assignment.
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+type Work = Box<dyn FnOnce() + Send>;
+
+/// Where one thread waits for its next piece of work.
+#[derive(Default)]
+struct Slot {
+    work: Mutex<Option<Work>>,
+    ready: Condvar,
+}
+
+/// The cache. Cheap to clone; all clones are one cache.
+#[derive(Clone, Default)]
+pub struct Threads {
+    /// Slots of the threads without work; the one that came last is handed out first, while its
+    /// stack is still warm.
+    idle: Arc<Mutex<Vec<Arc<Slot>>>>,
+}
+
+/// A thread reserved for one piece of work. Dropping it unused gives it back.
+pub struct Reserved {
+    threads: Threads,
+    slot: Option<Arc<Slot>>,
+}
+
+impl Threads {
+    /// Takes a waiting thread, or starts one.
+    ///
+    /// # Errors
+    /// EAGAIN where the system gives no more threads.
+    pub fn reserve(&self) -> io::Result<Reserved> {
+        let waiting = lock(&self.idle).pop();
+        let slot = match waiting {
+            Some(slot) => slot,
+            None => {
+                let slot = Arc::new(Slot::default());
+                let (threads, own) = (self.clone(), Arc::clone(&slot));
+                thread::Builder::new()
+                    .name("session".into())
+                    .stack_size(STACK)
+                    .spawn(move || threads.serve(&own))?;
+                slot
+            }
+        };
+        Ok(Reserved { threads: self.clone(), slot: Some(slot) })
+    }
+
+    /// The life of one thread.
+    fn serve(&self, slot: &Arc<Slot>) {
+        while let Some(work) = self.next(slot) {
+            // The panic hook has told of it; this thread is as good as before.
+            let _ = catch_unwind(AssertUnwindSafe(work));
+            lock(&self.idle).push(Arc::clone(slot));
+        }
+    }
+
+    fn next(&self, slot: &Arc<Slot>) -> Option<Work> {
+        let mut until = Instant::now() + STAY;
+        let mut work = lock(&slot.work);
+        loop {
+            if let Some(work) = work.take() {
+                return Some(work);
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                let mut idle = lock(&self.idle);
+                match idle.iter().position(|other| Arc::ptr_eq(other, slot)) {
+                    Some(index) => {
+                        idle.remove(index);
+                        return None;
+                    }
+                    // Somebody has reserved this thread: its work is on the way.
+                    None => until = Instant::now() + STAY,
+                }
+                continue;
+            }
+            (work, _) = slot.ready.wait_timeout(work, left).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+impl Reserved {
+    /// Gives the thread its work.
+    pub fn run(mut self, work: impl FnOnce() + Send + 'static) {
+        if let Some(slot) = self.slot.take() {
+            *lock(&slot.work) = Some(Box::new(work));
+            slot.ready.notify_one();
+        }
+    }
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        if let Some(slot) = self.slot.take() {
+            lock(&self.threads.idle).push(slot);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc;
+
+    fn run(threads: &Threads) -> thread::ThreadId {
+        let (tx, rx) = mpsc::channel();
+        threads.reserve().unwrap().run(move || tx.send(thread::current().id()).unwrap());
+        rx.recv_timeout(Duration::from_secs(5)).unwrap()
+    }
+
+    fn wait_for_idle(threads: &Threads, count: usize) {
+        let until = Instant::now() + Duration::from_secs(5);
+        while lock(&threads.idle).len() != count {
+            assert!(Instant::now() < until);
+            thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn a_finished_thread_takes_the_next_piece_of_work() {
+        let threads = Threads::default();
+        let first = run(&threads);
+        wait_for_idle(&threads, 1);
+        assert_eq!(run(&threads), first);
+    }
+
+    #[test]
+    fn a_panic_ends_neither_the_thread_nor_the_cache() {
+        let threads = Threads::default();
+        threads.reserve().unwrap().run(|| panic!("on purpose"));
+        wait_for_idle(&threads, 1);
+        run(&threads);
+    }
+
+    #[test]
+    fn an_unused_reservation_gives_the_thread_back() {
+        let threads = Threads::default();
+        drop(threads.reserve().unwrap());
+        assert_eq!(lock(&threads.idle).len(), 1);
+        run(&threads);
+    }
+}

@@ -1,0 +1,393 @@
+//! What every message family shares: a bounded reader, its errors, destinations and requests.
+//!
+//! Nothing here or below touches a socket. A decoder sees the octets that have arrived so far;
+//! "not enough yet" is a value it returns, so no message depends on how TCP cut the stream.
+
+pub mod socks4;
+pub mod socks5;
+pub mod udp;
+pub mod userpass;
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+/// Longest USERID, DOMAIN, user name or password, in octets: RFC 1928 and RFC 1929 give each one
+/// length octet, and the SOCKS 4A draft recommends the same bound.
+pub const STRING_MAX: usize = 255;
+
+/// Why a message could not be decoded from the octets at hand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DecodeError {
+    /// The message goes on; read more and decode again from its start.
+    Incomplete,
+    /// The version octet is not the one this message must begin with.
+    Version(u8),
+    /// A NUL-terminated field went on past [`STRING_MAX`] octets.
+    Overlong,
+    /// ATYP is none of 01, 03, 04 (RFC 1928 section 5); the length of what follows is unknown.
+    AddressType(u8),
+    /// RSV of a UDP request header is not 0000.
+    Reserved,
+}
+
+impl fmt::Display for DecodeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Incomplete => f.write_str("incomplete message"),
+            Self::Version(octet) => write!(f, "bad version {octet:#04x}"),
+            Self::Overlong => write!(f, "field longer than {STRING_MAX} octets"),
+            Self::AddressType(octet) => write!(f, "bad address type {octet:#04x}"),
+            Self::Reserved => f.write_str("reserved octets are not zero"),
+        }
+    }
+}
+
+/// Takes octets from the front of a slice; running out is [`DecodeError::Incomplete`].
+#[derive(Debug)]
+pub struct Reader<'a> {
+    rest: &'a [u8],
+    len: usize,
+}
+
+impl<'a> Reader<'a> {
+    /// Reads from the first octet of `octets`.
+    #[must_use]
+    pub fn new(octets: &'a [u8]) -> Self {
+        Self { rest: octets, len: octets.len() }
+    }
+
+    /// How many octets have been taken.
+    #[must_use]
+    pub fn consumed(&self) -> usize {
+        self.len - self.rest.len()
+    }
+
+    /// All octets not yet taken.
+    #[must_use]
+    pub fn rest(&self) -> &'a [u8] {
+        self.rest
+    }
+
+    /// Takes the next `n` octets.
+    ///
+    /// # Errors
+    /// `Incomplete` when fewer are left.
+    pub fn take(&mut self, n: usize) -> Result<&'a [u8], DecodeError> {
+        let (head, tail) = self.rest.split_at_checked(n).ok_or(DecodeError::Incomplete)?;
+        self.rest = tail;
+        Ok(head)
+    }
+
+    /// Takes the next `N` octets as an array.
+    ///
+    /// # Errors
+    /// `Incomplete` when fewer are left.
+    pub fn array<const N: usize>(&mut self) -> Result<[u8; N], DecodeError> {
+        let (head, tail) = self.rest.split_first_chunk().ok_or(DecodeError::Incomplete)?;
+        self.rest = tail;
+        Ok(*head)
+    }
+
+    /// Takes one octet.
+    ///
+    /// # Errors
+    /// `Incomplete` when none is left.
+    pub fn octet(&mut self) -> Result<u8, DecodeError> {
+        self.array().map(|[octet]| octet)
+    }
+
+    /// Takes two octets in network byte order.
+    ///
+    /// # Errors
+    /// `Incomplete` when fewer are left.
+    pub fn port(&mut self) -> Result<u16, DecodeError> {
+        self.array().map(u16::from_be_bytes)
+    }
+
+    /// Takes a length octet and as many octets as it says.
+    ///
+    /// # Errors
+    /// `Incomplete` when fewer are left.
+    pub fn counted(&mut self) -> Result<&'a [u8], DecodeError> {
+        let len = self.octet()?;
+        self.take(usize::from(len))
+    }
+
+    /// Takes octets up to a NUL and the NUL itself; returns them without it.
+    ///
+    /// # Errors
+    /// `Overlong` when the NUL is not among the first [`STRING_MAX`] + 1 octets, `Incomplete` when
+    /// it may still come.
+    pub fn until_nul(&mut self) -> Result<&'a [u8], DecodeError> {
+        match self.rest.iter().take(STRING_MAX + 1).position(|&octet| octet == 0) {
+            Some(len) => {
+                let field = self.take(len)?;
+                self.octet()?;
+                Ok(field)
+            }
+            None if self.rest.len() > STRING_MAX => Err(DecodeError::Overlong),
+            None => Err(DecodeError::Incomplete),
+        }
+    }
+
+    /// Takes `DST.ADDR` and `DST.PORT` as their ATYP octet (taken too) says, RFC 1928 section 5.
+    ///
+    /// # Errors
+    /// `AddressType` for an ATYP outside the RFC, `Incomplete` when octets are missing.
+    pub fn destination(&mut self) -> Result<Destination, DecodeError> {
+        match self.octet()? {
+            socks5::ATYP_IPV4 => {
+                let ip = self.array::<4>()?.into();
+                Ok(Destination::from_ip(IpAddr::V4(ip), self.port()?))
+            }
+            socks5::ATYP_DOMAINNAME => {
+                let name = self.counted()?;
+                Ok(Destination::from_name(name, self.port()?))
+            }
+            socks5::ATYP_IPV6 => {
+                let ip = self.array::<16>()?.into();
+                Ok(Destination::from_ip(IpAddr::V6(ip), self.port()?))
+            }
+            other => Err(DecodeError::AddressType(other)),
+        }
+    }
+}
+
+/// Where a request or a datagram wants to go.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Destination {
+    /// An address, never an IPv4-mapped IPv6 one.
+    Address(SocketAddr),
+    /// A host name exactly as the peer sent it (it may be empty or nonsense), and a port.
+    Name(Vec<u8>, u16),
+}
+
+impl Destination {
+    /// Takes an address; an IPv4-mapped IPv6 address becomes the IPv4 address it means.
+    #[must_use]
+    pub fn from_ip(ip: IpAddr, port: u16) -> Self {
+        Self::Address(SocketAddr::new(ip.to_canonical(), port))
+    }
+
+    /// Takes a name of at most 255 octets. Clients send literal addresses as names, so a name that
+    /// is the usual text of an IPv4 or IPv6 address is that address.
+    #[must_use]
+    pub fn from_name(name: &[u8], port: u16) -> Self {
+        match str::from_utf8(name).ok().and_then(|text| text.parse().ok()) {
+            Some(ip) => Self::from_ip(ip, port),
+            None => Self::Name(name.to_vec(), port),
+        }
+    }
+
+    /// The port, 0 included.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        match self {
+            Self::Address(addr) => addr.port(),
+            Self::Name(_, port) => *port,
+        }
+    }
+
+    /// Whether this is the address 0.0.0.0 or `::`, which a BIND uses for "any peer" and a UDP
+    /// ASSOCIATE for "not known yet".
+    #[must_use]
+    pub fn is_unspecified(&self) -> bool {
+        matches!(self, Self::Address(addr) if addr.ip().is_unspecified())
+    }
+}
+
+/// The address a socket call gave, with an IPv4-mapped IPv6 address as the IPv4 address it means.
+/// An IPv6 address keeps its scope: a link-local peer cannot be answered without it.
+#[must_use]
+pub fn canonical(addr: SocketAddr) -> SocketAddr {
+    match addr.ip().to_canonical() {
+        IpAddr::V4(ip) => SocketAddr::new(IpAddr::V4(ip), addr.port()),
+        IpAddr::V6(_) => addr,
+    }
+}
+
+/// The protocol a client speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Version {
+    /// SOCKS 4.
+    V4,
+    /// SOCKS 4A: version 4 with a host name.
+    V4a,
+    /// SOCKS 5.
+    V5,
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::V4 => "4",
+            Self::V4a => "4a",
+            Self::V5 => "5",
+        })
+    }
+}
+
+/// What a client asks for: CD of version 4, CMD of version 5, which agree on 1 and 2.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Command(pub u8);
+
+impl Command {
+    /// Open a connection to the destination.
+    pub const CONNECT: Self = Self(0x01);
+    /// Accept one connection from the destination.
+    pub const BIND: Self = Self(0x02);
+    /// Relay datagrams; version 5 only.
+    pub const UDP_ASSOCIATE: Self = Self(0x03);
+}
+
+impl fmt::Display for Command {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::CONNECT => f.write_str("connect"),
+            Self::BIND => f.write_str("bind"),
+            Self::UDP_ASSOCIATE => f.write_str("udp"),
+            Self(octet) => write!(f, "{octet:#04x}"),
+        }
+    }
+}
+
+/// One decoded request, whatever its version.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// The protocol it came in.
+    pub version: Version,
+    /// What is asked; unknown codes survive to be refused by name.
+    pub command: Command,
+    /// DSTIP or DOMAIN or DST.ADDR, with the port.
+    pub dst: Destination,
+    /// USERID of version 4: a claim that proves nothing. Empty in version 5.
+    pub userid: Vec<u8>,
+}
+
+/// The address that stands for "none" in a reply: 0.0.0.0 port 0.
+pub const NO_ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
+
+/// Appends ATYP, address and port of `addr` as RFC 1928 sections 5 and 6 want them.
+pub fn put_address(addr: SocketAddr, out: &mut Vec<u8>) {
+    match addr.ip() {
+        IpAddr::V4(ip) => {
+            out.push(socks5::ATYP_IPV4);
+            out.extend_from_slice(&Ipv4Addr::octets(&ip));
+        }
+        IpAddr::V6(ip) => {
+            out.push(socks5::ATYP_IPV6);
+            out.extend_from_slice(&Ipv6Addr::octets(&ip));
+        }
+    }
+    out.extend_from_slice(&addr.port().to_be_bytes());
+}
+
+#[cfg(test)]
+pub(crate) mod testing {
+    use super::DecodeError;
+
+    /// A small xorshift generator, so that a failing run can be repeated from its printed seed.
+    pub(crate) struct Random(u64);
+
+    impl Random {
+        pub(crate) fn seeded() -> Self {
+            let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+            let seed = match std::env::var("SOCKSD_TEST_SEED") {
+                Ok(text) => text.parse().expect("SOCKSD_TEST_SEED is a number"),
+                Err(_) => now.map_or(1, |d| d.as_secs()) | 1,
+            };
+            // Shown by the test harness where the test fails.
+            #[expect(clippy::print_stdout, reason = "a failing run can be repeated from it")]
+            {
+                println!("SOCKSD_TEST_SEED={seed}");
+            }
+            Self(seed)
+        }
+
+        pub(crate) fn next(&mut self) -> u64 {
+            self.0 ^= self.0 << 13;
+            self.0 ^= self.0 >> 7;
+            self.0 ^= self.0 << 17;
+            self.0
+        }
+
+        pub(crate) fn below(&mut self, limit: usize) -> usize {
+            let limit = u64::try_from(limit).expect("a usize fits");
+            usize::try_from(self.next() % limit).expect("below a usize")
+        }
+
+        /// Random octets, small values and lengths far more often than chance would give them.
+        pub(crate) fn octets(&mut self, max: usize) -> Vec<u8> {
+            let len = self.below(max + 1);
+            let mut octet = || {
+                let random = self.next().to_le_bytes();
+                if random[0] < 128 { random[1] % 8 } else { random[1] }
+            };
+            (0..len).map(|_| octet()).collect()
+        }
+    }
+
+    /// Feeds 100,000 random inputs, each begun with `head`, to `decode`.
+    pub(crate) fn survives_random_octets(head: &[u8], decode: impl Fn(&[u8])) {
+        let mut random = Random::seeded();
+        for _ in 0..100_000 {
+            let mut input = head[..random.below(head.len() + 1)].to_vec();
+            input.extend(random.octets(600));
+            decode(&input);
+        }
+    }
+
+    /// Asserts that each strict prefix of `message` is `Incomplete`.
+    pub(crate) fn prefixes_are_incomplete<T: std::fmt::Debug>(
+        message: &[u8],
+        decode: impl Fn(&[u8]) -> Result<T, DecodeError>,
+    ) {
+        for len in 0..message.len() {
+            let result = decode(&message[..len]);
+            assert!(
+                matches!(result, Err(DecodeError::Incomplete)),
+                "{len} of {message:02x?} gave {result:?}"
+            );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn until_nul_takes_255_octets_and_no_more() {
+        let mut octets = vec![b'a'; STRING_MAX];
+        octets.extend([0, b'x']);
+        let mut r = Reader::new(&octets);
+        assert_eq!(r.until_nul().map(<[u8]>::len), Ok(STRING_MAX));
+        assert_eq!(r.rest(), b"x");
+
+        octets.insert(0, b'a');
+        assert_eq!(Reader::new(&octets).until_nul(), Err(DecodeError::Overlong));
+        assert_eq!(Reader::new(&[b'a'; 256]).until_nul(), Err(DecodeError::Overlong));
+        assert_eq!(Reader::new(&[b'a'; 255]).until_nul(), Err(DecodeError::Incomplete));
+    }
+
+    #[test]
+    fn real_11_a_literal_address_as_a_name_is_that_address() {
+        let v4 = "127.0.0.1:80".parse().map(Destination::Address);
+        let v6 = "[::1]:80".parse().map(Destination::Address);
+        assert_eq!(Ok(Destination::from_name(b"127.0.0.1", 80)), v4);
+        assert_eq!(Ok(Destination::from_name(b"::1", 80)), v6);
+        assert_eq!(Ok(Destination::from_name(b"::ffff:127.0.0.1", 80)), v4);
+        for name in [&b"127.1"[..], b"0x7f000001", b"[::1]", b"127.0.0.1.", b"\xff", b""] {
+            assert_eq!(Destination::from_name(name, 80), Destination::Name(name.to_vec(), 80));
+        }
+    }
+
+    #[test]
+    fn real_29_a_mapped_address_becomes_ipv4() {
+        let mut octets = vec![socks5::ATYP_IPV6];
+        octets.extend("::ffff:192.0.2.1".parse().map(|ip: Ipv6Addr| ip.octets()).unwrap());
+        octets.extend([0, 80]);
+        let dst = Reader::new(&octets).destination().unwrap();
+        assert_eq!(dst, Destination::Address("192.0.2.1:80".parse().unwrap()));
+    }
+}

@@ -1,0 +1,419 @@
+//! What the integration tests share: the real server in a process of its own, targets to connect
+//! to, and the three ways to deliver an exchange.
+#![allow(dead_code, reason = "each test program uses a part of this")]
+#![allow(clippy::panic, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+#![allow(missing_docs, unreachable_pub)]
+
+use std::fs;
+use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// How long anything that ought to happen may take.
+pub const SOON: Duration = Duration::from_secs(5);
+
+/// The real binary.
+pub const SOCKSD: &str = env!("CARGO_BIN_EXE_socksd");
+
+/// A running server, killed when it is dropped.
+pub struct Server {
+    child: Child,
+    /// Where its first listener is.
+    pub addr: SocketAddr,
+    log: Arc<(Mutex<Vec<String>>, Condvar)>,
+}
+
+impl Server {
+    /// Starts a server that may reach loopback, on a port of 127.0.0.1 the system chose.
+    pub fn open(args: &[&str]) -> Self {
+        Self::start(&[&["--allow-inside"], args].concat())
+    }
+
+    /// Starts a server on a port of 127.0.0.1 the system chose.
+    pub fn start(args: &[&str]) -> Self {
+        Self::spawn(Command::new(SOCKSD).args(["--listen", "127.0.0.1:0"]).args(args))
+    }
+
+    /// Runs a command that becomes a server and logs to standard error.
+    pub fn spawn(command: &mut Command) -> Self {
+        let mut child = command
+            .stdin(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|error| panic!("cannot run {command:?}: {error}"));
+        let log = Arc::new((Mutex::new(Vec::new()), Condvar::new()));
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        let lines = Arc::clone(&log);
+        thread::spawn(move || {
+            for line in stderr.lines().map_while(Result::ok) {
+                lines.0.lock().unwrap().push(line);
+                lines.1.notify_all();
+            }
+        });
+        let addr = "127.0.0.1:0".parse().unwrap();
+        let mut server = Self { child, addr, log };
+        let line = server.log_line(&["event=listening "]);
+        server.addr = field(&line, "addr").parse().unwrap();
+        server
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The lines logged so far.
+    pub fn log(&self) -> Vec<String> {
+        self.log.0.lock().unwrap().clone()
+    }
+
+    /// Waits for a line that holds all of `needles`.
+    pub fn log_line(&self, needles: &[&str]) -> String {
+        self.log_lines(needles, 1).remove(0)
+    }
+
+    /// Waits for `count` lines that hold all of `needles`.
+    pub fn log_lines(&self, needles: &[&str], count: usize) -> Vec<String> {
+        let (lines, more) = &*self.log;
+        let until = Instant::now() + 2 * SOON;
+        let mut lines = lines.lock().unwrap();
+        loop {
+            let found: Vec<String> = lines
+                .iter()
+                .filter(|line| needles.iter().all(|needle| line.contains(needle)))
+                .cloned()
+                .collect();
+            if found.len() >= count {
+                return found;
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            assert!(!left.is_zero(), "no {count} log lines with {needles:?} in {lines:#?}");
+            lines = more.wait_timeout(lines, left).unwrap().0;
+        }
+    }
+
+    /// A new connection to the server, on which no read waits longer than [`SOON`].
+    pub fn connect(&self) -> TcpStream {
+        connect(self.addr)
+    }
+
+    /// Sends `octets` whole, on a new connection.
+    pub fn sent(&self, octets: &[u8]) -> TcpStream {
+        let mut client = self.connect();
+        client.write_all(octets).unwrap();
+        client
+    }
+
+    /// Sends a signal by its name.
+    pub fn signal(&self, name: &str) {
+        let status =
+            Command::new("kill").args(["-s", name, &self.pid().to_string()]).status().unwrap();
+        assert!(status.success());
+    }
+
+    /// Waits for the server to end and returns its exit status.
+    pub fn wait(&mut self) -> Option<i32> {
+        let until = Instant::now() + 2 * SOON;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status.code();
+            }
+            assert!(Instant::now() < until, "the server does not end");
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// How many descriptors and threads the server has.
+    pub fn holds(&self) -> (usize, usize) {
+        let count = |what| fs::read_dir(format!("/proc/{}/{what}", self.pid())).unwrap().count();
+        (count("fd"), count("task"))
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if thread::panicking() {
+            println!("the server's log:\n{}", self.log().join("\n"));
+        }
+    }
+}
+
+/// The value of a field of a log line.
+pub fn field<'a>(line: &'a str, key: &str) -> &'a str {
+    line.split(' ')
+        .find_map(|word| word.strip_prefix(key)?.strip_prefix('='))
+        .unwrap_or_else(|| panic!("no {key} in {line}"))
+}
+
+pub fn connect(addr: SocketAddr) -> TcpStream {
+    let stream = TcpStream::connect(addr).unwrap();
+    stream.set_read_timeout(Some(SOON)).unwrap();
+    stream.set_write_timeout(Some(SOON)).unwrap();
+    stream.set_nodelay(true).unwrap();
+    stream
+}
+
+/// Connects to `addr` from the address `from`.
+pub fn connect_from(from: Ipv4Addr, addr: SocketAddr) -> TcpStream {
+    // std cannot bind before it connects; the library under test can.
+    let source = socksd::dial::Source { v4: Some(from.into()), v6: None };
+    let stream = socksd::dial::connect(&[addr], source, Instant::now() + SOON).unwrap();
+    stream.set_read_timeout(Some(SOON)).unwrap();
+    stream
+}
+
+/// Reads exactly `len` octets.
+pub fn read(stream: &mut TcpStream, len: usize) -> Vec<u8> {
+    let mut octets = vec![0; len];
+    stream.read_exact(&mut octets).unwrap_or_else(|error| panic!("reading {len}: {error}"));
+    octets
+}
+
+/// Reads up to the end of input, which has to come [`SOON`] and not as a reset.
+pub fn read_to_end(stream: &mut TcpStream) -> Vec<u8> {
+    let mut octets = Vec::new();
+    stream.read_to_end(&mut octets).unwrap_or_else(|error| panic!("after {octets:02x?}: {error}"));
+    octets
+}
+
+/// Asserts that the connection ends within `limit`, with or without a reset, and gives no octet.
+pub fn assert_ends_silently(stream: &mut TcpStream, limit: Duration) {
+    stream.set_read_timeout(Some(limit)).unwrap();
+    match stream.read(&mut [0; 16]) {
+        Ok(0) => {}
+        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {}
+        other => panic!("not ended but {other:?}"),
+    }
+}
+
+/// Asserts that nothing comes for a while.
+pub fn assert_silent(stream: &mut TcpStream) {
+    stream.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+    match stream.read(&mut [0; 16]) {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+        other => panic!("not silent but {other:?}"),
+    }
+    stream.set_read_timeout(Some(SOON)).unwrap();
+}
+
+/// How an exchange is delivered: nothing may depend on how TCP cuts the stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Delivery {
+    /// Each message in one piece, the payload after the reply.
+    Whole,
+    /// One octet at a time.
+    Octets,
+    /// All messages and the payload in one piece.
+    Glued,
+}
+
+pub const DELIVERIES: [Delivery; 3] = [Delivery::Whole, Delivery::Octets, Delivery::Glued];
+
+impl Delivery {
+    /// Sends `messages`, reading the answer of the length given after each, then `payload`; returns
+    /// all answers and the connection.
+    pub fn exchange(
+        self,
+        server: &Server,
+        messages: &[(&[u8], usize)],
+        payload: &[u8],
+    ) -> (Vec<Vec<u8>>, TcpStream) {
+        let mut client = server.connect();
+        if self == Self::Glued {
+            let mut all: Vec<u8> = messages.iter().flat_map(|(message, _)| *message).copied().collect();
+            all.extend(payload);
+            client.write_all(&all).unwrap();
+        }
+        let answers = messages
+            .iter()
+            .map(|(message, answer)| {
+                match self {
+                    Self::Whole => client.write_all(message).unwrap(),
+                    Self::Octets => message.chunks(1).for_each(|octet| {
+                        client.write_all(octet).unwrap();
+                        thread::sleep(Duration::from_millis(1));
+                    }),
+                    Self::Glued => {}
+                }
+                read(&mut client, *answer)
+            })
+            .collect();
+        if self != Self::Glued {
+            client.write_all(payload).unwrap();
+        }
+        (answers, client)
+    }
+}
+
+/// A target that does what it is told with each connection, and counts them.
+pub struct Target {
+    pub addr: SocketAddr,
+    accepted: Arc<AtomicUsize>,
+}
+
+impl Target {
+    /// Runs `serve` on a thread for each connection.
+    pub fn on(ip: &str, serve: impl Fn(TcpStream) + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind((ip.parse::<IpAddr>().unwrap(), 0)).unwrap();
+        let addr = listener.local_addr().unwrap();
+        let accepted = Arc::new(AtomicUsize::new(0));
+        let (count, serve) = (Arc::clone(&accepted), Arc::new(serve));
+        thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                count.fetch_add(1, Ordering::SeqCst);
+                let serve = Arc::clone(&serve);
+                thread::spawn(move || serve(stream));
+            }
+        });
+        Self { addr, accepted }
+    }
+
+    /// Sends back what it gets and closes at the end of input.
+    pub fn echo() -> Self {
+        Self::echo_on("127.0.0.1")
+    }
+
+    pub fn echo_on(ip: &str) -> Self {
+        Self::on(ip, |mut stream| {
+            let mut buffer = vec![0; 65_536];
+            while let Ok(len @ 1..) = stream.read(&mut buffer) {
+                if stream.write_all(&buffer[..len]).is_err() {
+                    break;
+                }
+            }
+            let _ = stream.shutdown(Shutdown::Write);
+        })
+    }
+
+    /// How many connections have come.
+    pub fn accepted(&self) -> usize {
+        self.accepted.load(Ordering::SeqCst)
+    }
+
+    /// Asserts that no connection has come, nor comes shortly.
+    pub fn assert_untouched(&self) {
+        thread::sleep(Duration::from_millis(100));
+        assert_eq!(self.accepted(), 0, "a connection came to {}", self.addr);
+    }
+}
+
+/// A port of 127.0.0.1 that refuses connections, kept by the listener that is bound to it.
+pub fn refusing_port() -> (SocketAddr, TcpListener) {
+    // Connections to a listener's port on another loopback address are refused.
+    let listener = TcpListener::bind("127.0.0.77:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    (SocketAddr::from(([127, 0, 0, 1], port)), listener)
+}
+
+/// A version 4 request for an IPv4 address.
+pub fn request4(cd: u8, addr: SocketAddr, userid: &[u8]) -> Vec<u8> {
+    let IpAddr::V4(ip) = addr.ip() else { panic!("{addr} is not IPv4") };
+    let port = addr.port().to_be_bytes();
+    [&[4, cd][..], &port, &ip.octets(), userid, &[0]].concat()
+}
+
+/// A version 4A request for a name.
+pub fn request4a(cd: u8, x: u8, name: &[u8], port: u16, userid: &[u8]) -> Vec<u8> {
+    [&[4, cd][..], &port.to_be_bytes(), &[0, 0, 0, x], userid, &[0], name, &[0]].concat()
+}
+
+/// A version 5 request for an address.
+pub fn request5(cmd: u8, addr: SocketAddr) -> Vec<u8> {
+    let mut request = vec![5, cmd, 0];
+    socksd::wire::put_address(addr, &mut request);
+    request
+}
+
+/// A version 5 request for a name.
+pub fn request5_name(cmd: u8, name: &[u8], port: u16) -> Vec<u8> {
+    let len = u8::try_from(name.len()).unwrap();
+    [&[5, cmd, 0, 3, len][..], name, &port.to_be_bytes()].concat()
+}
+
+/// The greeting that offers method 00.
+pub const HELLO: &[u8] = &[5, 1, 0];
+
+/// Reads a whole version 5 reply: REP and BND.
+pub fn reply5(stream: &mut TcpStream) -> (u8, SocketAddr) {
+    let head = read(stream, 4);
+    assert_eq!((head[0], head[2]), (5, 0), "V5-20, V5-21");
+    let ip: IpAddr = match head[3] {
+        1 => <[u8; 4]>::try_from(read(stream, 4)).unwrap().into(),
+        4 => <[u8; 16]>::try_from(read(stream, 16)).unwrap().into(),
+        other => panic!("ATYP {other} in a reply"),
+    };
+    let port = u16::from_be_bytes(read(stream, 2).try_into().unwrap());
+    (head[1], SocketAddr::new(ip, port))
+}
+
+/// Reads a whole version 4 reply: CD and the address.
+pub fn reply4(stream: &mut TcpStream) -> (u8, SocketAddr) {
+    let reply = read(stream, 8);
+    assert_eq!(reply[0], 0, "V4-15");
+    let ip: [u8; 4] = reply[4..].try_into().unwrap();
+    (reply[1], SocketAddr::from((ip, u16::from_be_bytes([reply[2], reply[3]]))))
+}
+
+/// Connects through the server with version 5 and returns the tunnel.
+pub fn tunnel(server: &Server, target: SocketAddr) -> TcpStream {
+    let mut client = server.sent(&[HELLO, &request5(1, target)].concat());
+    assert_eq!(read(&mut client, 2), [5, 0]);
+    assert_eq!(reply5(&mut client).0, 0);
+    client
+}
+
+/// A file that is removed when it is dropped.
+pub struct TempFile(pub PathBuf);
+
+impl TempFile {
+    /// A file of this content that only its owner can read.
+    pub fn new(content: &str) -> Self {
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let count = COUNT.fetch_add(1, Ordering::SeqCst);
+        let name = format!("socksd-test-{}-{count}", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        fs::write(&path, content).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        Self(path)
+    }
+
+    /// A users file with the one user alice, whose password is secret.
+    pub fn alice() -> Self {
+        // openssl passwd -6 -salt saltsalt secret
+        Self::new(
+            "alice:$6$saltsalt$TVLlQcbpFVof5W3Yz4DTP6gRstiNuHwwTt6GLc1E5n0U0aDehy0S5knV8wiO\
+             QSpT0Y77vwPZN.Pq.H91p5hVO1\n",
+        )
+    }
+
+    pub fn path(&self) -> &str {
+        self.0.to_str().unwrap()
+    }
+}
+
+impl Drop for TempFile {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+/// The repository.
+pub fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Asserts that `what` comes true [`SOON`].
+pub fn eventually(what: &str, mut is_true: impl FnMut() -> bool) {
+    let until = Instant::now() + SOON;
+    while !is_true() {
+        assert!(Instant::now() < until, "not true in time: {what}");
+        thread::sleep(Duration::from_millis(5));
+    }
+}

@@ -1,0 +1,22 @@
+#!/bin/sh
+# Installs what the tests need from Debian's packages. Does nothing where all of it is there.
+set -eu
+
+packages="
+    build-essential ca-certificates curl fail2ban iproute2 libcrypt-dev libio-socket-socks-perl
+    mandoc ncat netcat-openbsd openssl procps proxychains4 python3 socat util-linux
+"
+
+missing=
+for package in $packages; do
+    dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' \
+        || missing="$missing $package"
+done
+[ -n "$missing" ] || exit 0
+
+as_root=
+[ "$(id -u)" -eq 0 ] || as_root=sudo
+export DEBIAN_FRONTEND=noninteractive
+$as_root apt-get -qq update
+# shellcheck disable=SC2086 # a list of words
+$as_root apt-get -qq install -y --no-install-recommends -o DPkg::Lock::Timeout=300 $missing
