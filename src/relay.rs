@@ -263,6 +263,8 @@ impl Direction<'_> {
         // Before the shutdown: once the other side has answered it, its socket is closed too.
         drop(ended);
         match stop {
+            // Shut for reading by an abort, which has seen to everything.
+            Stop::EndOfInput if lock(&shared.state).aborted => {}
             Stop::EndOfInput => {
                 shared.note(End::Closed(self.from));
                 shared.touch();
