@@ -109,8 +109,6 @@ impl Bound {
         let expected = self.expected.is_empty() || self.expected.contains(&peer.ip());
         let verdict = means.policy.judge(asker, &Destination::Address(peer));
         if !expected || verdict == Verdict::Deny {
-            // Not to be taken for the end of a transfer.
-            let _ = sys::set_linger_zero(&target);
             return Err(Failure::WrongPeer(peer));
         }
         Ok(Opened { target, peer, bnd: peer })

@@ -279,15 +279,19 @@ impl Outward {
         let socket = if addr.is_ipv4() { &self.v4 } else { &self.v6 };
         let sent = match socket {
             Some(socket) if self.judge(addr) == Verdict::Allow && addr.port() != 0 => {
+                // Counted first: an answer may end the association before this thread goes on.
+                let len = u64::try_from(data.len()).unwrap_or(0);
+                self.traffic.up.fetch_add(len, Ordering::Relaxed);
                 // An ICMP error of an earlier datagram can be told here, in place of sending.
-                socket.send_to(data, addr).or_else(|_| socket.send_to(data, addr)).is_ok()
+                let sent = socket.send_to(data, addr).or_else(|_| socket.send_to(data, addr));
+                if sent.is_err() {
+                    self.traffic.up.fetch_sub(len, Ordering::Relaxed);
+                }
+                sent.is_ok()
             }
             _ => false,
         };
-        if sent {
-            let len = u64::try_from(data.len()).unwrap_or(0);
-            self.traffic.up.fetch_add(len, Ordering::Relaxed);
-        } else {
+        if !sent {
             self.drop_one();
         }
     }
