@@ -1,7 +1,6 @@
 //! What the integration tests share: the real server in a process of its own, targets to connect
 //! to, and the three ways to deliver an exchange.
 #![allow(dead_code, reason = "each test program uses a part of this")]
-#![allow(clippy::panic, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 #![allow(missing_docs, unreachable_pub)]
 
 use std::fs;
@@ -14,6 +13,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use socksd::threads;
 
 /// How long anything that ought to happen may take.
 pub const SOON: Duration = Duration::from_secs(5);
@@ -52,7 +53,7 @@ impl Server {
         let lines = Arc::clone(&log);
         thread::spawn(move || {
             for line in stderr.lines().map_while(Result::ok) {
-                lines.0.lock().unwrap().push(line);
+                threads::lock(&lines.0).push(line);
                 lines.1.notify_all();
             }
         });
@@ -69,7 +70,7 @@ impl Server {
 
     /// The lines logged so far.
     pub fn log(&self) -> Vec<String> {
-        self.log.0.lock().unwrap().clone()
+        threads::lock(&self.log.0).clone()
     }
 
     /// Waits for a line that holds all of `needles`.
@@ -81,7 +82,7 @@ impl Server {
     pub fn log_lines(&self, needles: &[&str], count: usize) -> Vec<String> {
         let (lines, more) = &*self.log;
         let until = Instant::now() + 2 * SOON;
-        let mut lines = lines.lock().unwrap();
+        let mut lines = threads::lock(lines);
         loop {
             let found: Vec<String> = lines
                 .iter()
@@ -140,6 +141,7 @@ impl Drop for Server {
         let _ = self.child.kill();
         let _ = self.child.wait();
         if thread::panicking() {
+            // Shown by the test harness with the failed test.
             println!("the server's log:\n{}", self.log().join("\n"));
         }
     }
@@ -227,7 +229,8 @@ impl Delivery {
     ) -> (Vec<Vec<u8>>, TcpStream) {
         let mut client = server.connect();
         if self == Self::Glued {
-            let mut all: Vec<u8> = messages.iter().flat_map(|(message, _)| *message).copied().collect();
+            let mut all: Vec<u8> =
+                messages.iter().flat_map(|(message, _)| *message).copied().collect();
             all.extend(payload);
             client.write_all(&all).unwrap();
         }

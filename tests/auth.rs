@@ -1,0 +1,191 @@
+//! User names and passwords (RFC 1929).
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::unwrap_used
+)]
+
+mod common;
+
+use std::io::Write as _;
+use std::net::UdpSocket;
+
+use common::*;
+
+const OFFER: &[u8] = &[5, 1, 2];
+const RIGHT: &[u8] = b"\x01\x05alice\x06secret";
+
+fn login(name: &[u8], password: &[u8]) -> Vec<u8> {
+    let len = |octets: &[u8]| u8::try_from(octets.len()).unwrap();
+    [&[1, len(name)][..], name, &[len(password)], password].concat()
+}
+
+#[test]
+fn auth_01_auth_02_the_right_password_is_accepted_however_it_is_cut() {
+    let users = TempFile::alice();
+    let server = Server::open(&["--users", users.path()]);
+    let target = Target::echo();
+    for delivery in DELIVERIES {
+        let request = request5(1, target.addr);
+        let messages = [(OFFER, 2), (RIGHT, 2), (&request[..], 10)];
+        let (replies, mut client) = delivery.exchange(&server, &messages, b"ping");
+        assert_eq!(replies[0], [5, 2], "V5-07");
+        assert_eq!(replies[1], [1, 0]);
+        assert_eq!(replies[2][1], 0);
+        assert_eq!(read(&mut client, 4), b"ping", "REAL-03");
+        drop(client);
+    }
+    server.log_lines(&["event=close", "user=alice "], 3);
+}
+
+#[test]
+fn auth_03_auth_08_auth_09_wrong_password_opens_no_connection() {
+    let users = TempFile::alice();
+    let server = Server::open(&["--users", users.path()]);
+    let target = Target::echo();
+    let wrong: [(&[u8], &[u8]); 10] = [
+        (b"alice", b"secre"),
+        (b"alice", b"secretx"),
+        (b"alice", b"secret\0"),
+        (b"alice", b"Secret"),
+        (b"Alice", b"secret"),
+        (b"alice", b""),
+        (b"", b""),
+        (b"", b"secret"),
+        (b"bob", b"secret"),
+        (&[b'a'; 255], &[b'b'; 255]),
+    ];
+    for (name, password) in wrong {
+        let mut client =
+            server.sent(&[OFFER, &login(name, password), &request5(1, target.addr)].concat());
+        assert_eq!(read(&mut client, 2), [5, 2]);
+        assert_eq!(read_to_end(&mut client), [1, 1], "{name:?} {password:?}");
+    }
+    target.assert_untouched();
+    let lines = server.log_lines(&["event=refuse", " reason=auth "], wrong.len());
+    assert!(lines.iter().all(|line| field(line, "command") == "-"));
+}
+
+#[test]
+fn auth_06_another_sub_negotiation_version_is_a_failure() {
+    let users = TempFile::alice();
+    let server = Server::open(&["--users", users.path()]);
+    for version in [0, 5] {
+        let mut message = RIGHT.to_vec();
+        message[0] = version;
+        let mut client = server.sent(&[OFFER, &message].concat());
+        assert_eq!(read_to_end(&mut client), [5, 2, 1, 1]);
+    }
+}
+
+#[test]
+fn auth_07_v5_39_v5_41_with_users_only_method_02_is_chosen() {
+    let users = TempFile::alice();
+    let server = Server::open(&["--users", users.path()]);
+    for (greeting, chosen) in [
+        (&[5, 1, 0][..], 0xff),
+        (&[5, 1, 1], 0xff),
+        (&[5, 2, 0, 1], 0xff),
+        (&[5, 2, 0, 2], 2),
+        (&[5, 3, 0, 1, 2], 2),
+    ] {
+        let mut client = server.sent(greeting);
+        assert_eq!(read(&mut client, 2), [5, chosen]);
+    }
+}
+
+#[test]
+fn auth_09_a_request_in_place_of_the_password_is_not_served() {
+    let users = TempFile::alice();
+    let server = Server::open(&["--users", users.path()]);
+    let target = Target::echo();
+    let mut client = server.sent(&[OFFER, &request5(1, target.addr)].concat());
+    assert_eq!(read_to_end(&mut client), [5, 2, 1, 1]);
+    let mut client = server.sent(&[HELLO, &request5(1, target.addr)].concat());
+    assert_eq!(read_to_end(&mut client), [5, 0xff]);
+    target.assert_untouched();
+}
+
+#[test]
+fn auth_11_sec_14_socks_4_does_not_walk_round_the_password() {
+    let users = TempFile::alice();
+    let server = Server::open(&["--users", users.path()]);
+    let target = Target::echo();
+    for request in [
+        request4(1, target.addr, b"alice"),
+        request4(2, target.addr, b"alice"),
+        request4a(1, 1, b"localhost", target.addr.port(), b"alice"),
+    ] {
+        let mut client = server.sent(&request);
+        assert_eq!(read_to_end(&mut client)[..2], [0, 91]);
+    }
+    target.assert_untouched();
+}
+
+#[test]
+fn auth_12_bind_and_udp_work_behind_a_password() {
+    let users = TempFile::alice();
+    let server = Server::open(&["--users", users.path()]);
+    let any = "0.0.0.0:0".parse().unwrap();
+
+    let mut client = server.sent(&[OFFER, RIGHT, &request5(2, any)].concat());
+    assert_eq!(read(&mut client, 4), [5, 2, 1, 0]);
+    let (rep, bnd) = reply5(&mut client);
+    assert_eq!(rep, 0);
+    let mut peer = connect(bnd);
+    assert_eq!(reply5(&mut client), (0, peer.local_addr().unwrap()));
+    peer.write_all(b"ping").unwrap();
+    assert_eq!(read(&mut client, 4), b"ping");
+
+    let mut client = server.sent(&[OFFER, RIGHT, &request5(3, any)].concat());
+    assert_eq!(read(&mut client, 4), [5, 2, 1, 0]);
+    let (rep, bnd) = reply5(&mut client);
+    assert_eq!(rep, 0);
+    let (socket, target) = (UdpSocket::bind("127.0.0.1:0"), UdpSocket::bind("127.0.0.1:0"));
+    let (socket, target) = (socket.unwrap(), target.unwrap());
+    target.set_read_timeout(Some(SOON)).unwrap();
+    let mut datagram = Vec::new();
+    socksd::wire::udp::encode_header(target.local_addr().unwrap(), &mut datagram);
+    datagram.extend(b"ping");
+    socket.send_to(&datagram, bnd).unwrap();
+    let mut buffer = [0; 16];
+    assert_eq!(target.recv(&mut buffer).unwrap(), 4);
+}
+
+#[test]
+fn secrets_never_reach_the_log_and_names_reach_it_escaped() {
+    let users = TempFile::alice();
+    let server = Server::open(&["-v", "--users", users.path()]);
+    let forged = b"x reason=client\nevent=close user=root";
+    let mut client = server.sent(&[OFFER, &login(forged, b"pa55word")].concat());
+    assert_eq!(read_to_end(&mut client), [5, 2, 1, 1]);
+    let mut client = server.sent(&[OFFER, RIGHT].concat());
+    assert_eq!(read(&mut client, 4), [5, 2, 1, 0]);
+    drop(client);
+    server.log_line(&["event=close", "user=alice "]);
+    server.log_line(&["reason=auth", "user=x\\x20reason=client\\x0aevent=close\\x20user=root "]);
+    for line in server.log() {
+        assert!(!line.contains("pa55word") && !line.contains("secret"), "{line}");
+        assert!(line.starts_with("time="), "{line}");
+    }
+}
+
+#[test]
+fn a_flood_of_logins_leaves_a_core_to_the_relays() {
+    let users = TempFile::alice();
+    let server = Server::open(&["--users", users.path()]);
+    let target = Target::echo();
+    let mut client = server.sent(&[OFFER, RIGHT, &request5(1, target.addr)].concat());
+    read(&mut client, 14);
+    let flood: Vec<_> =
+        (0..40).map(|_| server.sent(&[OFFER, &login(b"bob", b"x")].concat())).collect();
+    for octet in 0..50 {
+        client.write_all(&[octet]).unwrap();
+        assert_eq!(read(&mut client, 1), [octet]);
+    }
+    for mut client in flood {
+        assert_eq!(read(&mut client, 4), [5, 2, 1, 1]);
+    }
+}

@@ -1,0 +1,265 @@
+//! The relay: every octet, every kind of ending.
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::unwrap_used
+)]
+
+mod common;
+
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::*;
+
+/// A tunnel: the client's end, the target's end, and the server between them.
+fn through(server: &Server) -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let client = tunnel(server, listener.local_addr().unwrap());
+    let (target, _) = listener.accept().unwrap();
+    target.set_read_timeout(Some(SOON)).unwrap();
+    (client, target)
+}
+
+/// A stream of octets that holds every value and does not repeat soon.
+fn stream(len: usize) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    (0..len)
+        .map(|_| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state.to_le_bytes()[3]
+        })
+        .collect()
+}
+
+#[test]
+fn v4_02_large_streams_pass_both_ways_at_once_unchanged() {
+    let server = Server::open(&[]);
+    let (client, target) = through(&server);
+    let (up, down) = (stream(20_000_000), stream(30_000_000));
+    thread::scope(|scope| {
+        for (mut end, sent, expected) in [(client, &up, &down), (target, &down, &up)] {
+            let mut writer = end.try_clone().unwrap();
+            scope.spawn(move || {
+                writer.write_all(sent).unwrap();
+                writer.shutdown(Shutdown::Write).unwrap();
+            });
+            scope.spawn(move || assert!(read_to_end(&mut end) == *expected));
+        }
+    });
+    let line = server.log_line(&["event=close"]);
+    assert_eq!((field(&line, "up"), field(&line, "down")), ("20000000", "30000000"));
+}
+
+#[test]
+fn real_04_a_half_close_of_the_client_is_carried_and_the_answer_still_comes() {
+    let server = Server::open(&[]);
+    let (mut client, mut target) = through(&server);
+    client.write_all(b"question").unwrap();
+    client.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(read_to_end(&mut target), b"question");
+    target.write_all(b"answer").unwrap();
+    assert_eq!(read(&mut client, 6), b"answer");
+    drop(target);
+    assert_eq!(read_to_end(&mut client), b"");
+    server.log_line(&["event=close", "up=8 down=6", "reason=client"]);
+}
+
+#[test]
+fn real_05_a_half_close_of_the_target_is_carried_and_more_can_be_sent() {
+    let server = Server::open(&[]);
+    let (mut client, mut target) = through(&server);
+    target.write_all(b"greeting").unwrap();
+    target.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(read_to_end(&mut client), b"greeting");
+    client.write_all(b"thanks").unwrap();
+    assert_eq!(read(&mut target, 6), b"thanks");
+    drop(client);
+    assert_eq!(read_to_end(&mut target), b"");
+    server.log_line(&["event=close", "up=6 down=8", "reason=target"]);
+}
+
+#[test]
+fn real_06_what_was_sent_before_a_close_arrives_whole_at_a_slow_reader() {
+    let server = Server::open(&[]);
+    let sent = stream(3_000_000);
+    for up in [true, false] {
+        let (client, target) = through(&server);
+        let (mut from, mut to) = if up { (client, target) } else { (target, client) };
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                from.write_all(&sent).unwrap();
+                drop(from);
+            });
+            let mut received: Vec<u8> = Vec::new();
+            let mut buffer = vec![0; 60_000];
+            loop {
+                match to.read(&mut buffer).unwrap() {
+                    0 => break,
+                    len => received.extend(&buffer[..len]),
+                }
+                thread::sleep(Duration::from_millis(2));
+            }
+            assert!(received == sent, "{} of {}", received.len(), sent.len());
+        });
+    }
+}
+
+#[test]
+fn real_07_a_reset_of_one_side_is_a_reset_of_the_other() {
+    let server = Server::open(&[]);
+    for reset_client in [true, false] {
+        for busy in [false, true] {
+            let (client, target) = through(&server);
+            let (from, mut to) = if reset_client { (client, target) } else { (target, client) };
+            if busy {
+                // The other direction is under way when the reset comes.
+                to.write_all(&[1; 100_000]).unwrap();
+            }
+            socksd::sys::set_linger_zero(&from).unwrap();
+            drop(from);
+            let mut octets = Vec::new();
+            let error = to.read_to_end(&mut octets).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{reset_client} {busy}");
+        }
+    }
+    server.log_lines(&["event=close", "reason=client-reset"], 2);
+    server.log_lines(&["event=close", "reason=target-reset"], 2);
+}
+
+#[test]
+fn a_reset_ends_a_session_whose_other_side_takes_nothing() {
+    let server = Server::open(&[]);
+    let (mut client, mut target) = through(&server);
+    // Fills every buffer on the way to the target, so that a thread sits in a write.
+    client.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
+    while client.write(&[1; 65_536]).is_ok() {}
+    socksd::sys::set_linger_zero(&client).unwrap();
+    drop(client);
+    // The server can only notice by writing to the client.
+    target.write_all(b"x").unwrap();
+    server.log_line(&["event=close", "reason=client-reset"]);
+    let mut octets = Vec::new();
+    assert!(target.read_to_end(&mut octets).is_err(), "an end of input in place of a reset");
+}
+
+#[test]
+fn real_08_a_silent_session_outlives_every_time_limit_of_its_beginning() {
+    let server = Server::open(&[
+        "--handshake-timeout",
+        "1",
+        "--connect-timeout",
+        "1",
+        "--resolve-timeout",
+        "1",
+    ]);
+    let (mut client, mut target) = through(&server);
+    thread::sleep(Duration::from_millis(2_500));
+    client.write_all(b"still").unwrap();
+    assert_eq!(read(&mut target, 5), b"still");
+    target.write_all(b"there").unwrap();
+    assert_eq!(read(&mut client, 5), b"there");
+}
+
+#[test]
+fn an_idle_session_ends_at_the_limit_and_traffic_either_way_puts_it_off() {
+    let server = Server::open(&["--idle-timeout", "1"]);
+    let (mut client, mut target) = through(&server);
+    let begun = Instant::now();
+    for _ in 0..4 {
+        thread::sleep(Duration::from_millis(500));
+        target.write_all(b"x").unwrap();
+        read(&mut client, 1);
+    }
+    assert_eq!(read_to_end(&mut client), b"");
+    assert_eq!(read_to_end(&mut target), b"");
+    let lived = begun.elapsed();
+    assert!(
+        lived > Duration::from_millis(2_900) && lived < Duration::from_millis(4_500),
+        "{lived:?}"
+    );
+    server.log_line(&["event=close", "reason=idle"]);
+}
+
+#[test]
+fn a_session_that_is_stuck_in_a_write_ends_at_the_idle_limit_too() {
+    let server = Server::open(&["--idle-timeout", "1"]);
+    let (mut client, _target) = through(&server);
+    client.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
+    while client.write(&[1; 65_536]).is_ok() {}
+    server.log_line(&["event=close", "reason=idle"]);
+}
+
+#[test]
+fn a_half_closed_session_without_traffic_ends_at_the_linger_limit() {
+    let server = Server::open(&["--linger-timeout", "1"]);
+    for by_client in [true, false] {
+        let (client, target) = through(&server);
+        // The limit counts from the half-close, not from the last octet.
+        thread::sleep(Duration::from_millis(1_200));
+        let (from, mut to) = if by_client { (client, target) } else { (target, client) };
+        let begun = Instant::now();
+        from.shutdown(Shutdown::Write).unwrap();
+        let mut from = from;
+        assert_eq!(read_to_end(&mut to), b"");
+        for _ in 0..3 {
+            thread::sleep(Duration::from_millis(400));
+            to.write_all(b"x").unwrap();
+            read(&mut from, 1);
+        }
+        assert_eq!(read_to_end(&mut from), b"");
+        assert!(begun.elapsed() > Duration::from_millis(2_100));
+    }
+    // What ended first is told: the side that closed.
+    server.log_lines(&["event=close", "seconds="], 2);
+}
+
+#[test]
+fn sec_19_a_receiver_that_stops_reading_stops_the_sender() {
+    let server = Server::open(&[]);
+    let (mut client, mut target) = through(&server);
+    client.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
+    let mut sent = 0;
+    while let Ok(len) = client.write(&[1; 65_536]) {
+        sent += len;
+        assert!(sent < 64 << 20, "the sender is not stopped");
+    }
+    // And goes on when it reads again.
+    let (tx, rx) = mpsc::channel();
+    thread::spawn(move || {
+        let mut rest = sent;
+        let mut buffer = vec![0; 65_536];
+        while rest > 0 {
+            rest -= target.read(&mut buffer).unwrap();
+        }
+        tx.send(()).unwrap();
+    });
+    rx.recv_timeout(2 * SOON).unwrap();
+}
+
+#[test]
+fn real_18_two_hundred_sessions_at_once_are_served() {
+    let (server, target) = (Server::open(&[]), Target::echo());
+    let mut clients: Vec<TcpStream> = (0..200)
+        .map(|n| match n % 3 {
+            0 => server.sent(&request4(1, target.addr, b"")),
+            1 => server.sent(&request4a(1, 1, b"localhost", target.addr.port(), b"")),
+            _ => server.sent(&[HELLO, &request5(1, target.addr)].concat()),
+        })
+        .collect();
+    for (n, client) in clients.iter_mut().enumerate() {
+        let reply = read(client, if n % 3 == 2 { 12 } else { 8 });
+        assert!(matches!(reply[..2], [0, 90] | [5, 0]), "{reply:02x?}");
+        client.write_all(&n.to_be_bytes()).unwrap();
+    }
+    for (n, client) in clients.iter_mut().enumerate() {
+        assert_eq!(read(client, 8), n.to_be_bytes());
+    }
+}
