@@ -51,21 +51,16 @@ struct Inner {
 struct State {
     /// Names to look up, oldest first. Each is also in `lookups`.
     queue: VecDeque<Vec<u8>>,
-    /// Names asked for, waiting or running.
-    lookups: HashMap<Vec<u8>, LookUp>,
+    /// Names asked for, waiting or running, and who waits for them.
+    lookups: HashMap<Vec<u8>, Vec<Waiter>>,
     /// How many look-ups run for a client.
     running: HashMap<IpAddr, usize>,
     threads: usize,
     idle: usize,
 }
 
-struct LookUp {
-    /// The client that asked first, whose look-up this counts as.
-    client: IpAddr,
-    waiting: Vec<Waiter>,
-}
-
 struct Waiter {
+    client: IpAddr,
     deadline: Instant,
     done: Box<dyn FnOnce(Resolved) + Send>,
 }
@@ -107,15 +102,16 @@ impl Resolver {
         done: impl FnOnce(Resolved) + Send + 'static,
     ) {
         let Some(name) = host_name(name) else { return done(Err(ResolveError::Invalid)) };
-        let waiter = Waiter { deadline, done: Box::new(done) };
+        let waiter = Waiter { client: client_block(client), deadline, done: Box::new(done) };
         let mut state = lock(&self.inner.state);
-        if let Some(lookup) = state.lookups.get_mut(&name) {
-            lookup.waiting.push(waiter);
-            return;
+        match state.lookups.get_mut(&name) {
+            // Running, or in the queue; there it may wait for a share that this client has left.
+            Some(waiting) => waiting.push(waiter),
+            None => {
+                state.lookups.insert(name.clone(), vec![waiter]);
+                state.queue.push_back(name);
+            }
         }
-        let lookup = LookUp { client: client_block(client), waiting: vec![waiter] };
-        state.lookups.insert(name.clone(), lookup);
-        state.queue.push_back(name);
         if state.queue.len() > state.idle && state.threads < self.inner.max {
             let inner = Arc::clone(&self.inner);
             let spawned =
@@ -128,7 +124,7 @@ impl Resolver {
                     state.queue.clear();
                     let lookups = std::mem::take(&mut state.lookups);
                     drop(state);
-                    for waiter in lookups.into_values().flat_map(|lookup| lookup.waiting) {
+                    for waiter in lookups.into_values().flatten() {
                         (waiter.done)(Err(ResolveError::NoThread));
                     }
                     return;
@@ -151,11 +147,11 @@ impl Inner {
                     state.running.remove(&client);
                 }
             }
-            let lookup = state.lookups.remove(&name);
+            let waiting = state.lookups.remove(&name).unwrap_or_default();
             drop(state);
             // The client may now have another look-up running.
             self.changed.notify_one();
-            for waiter in lookup.into_iter().flat_map(|lookup| lookup.waiting) {
+            for waiter in waiting {
                 (waiter.done)(resolved.clone());
             }
         }
@@ -183,23 +179,26 @@ impl Inner {
 }
 
 impl State {
+    /// Takes the oldest name that one of those who wait for it has a share left for, and whose
+    /// share it is.
     fn take(&mut self, max_per_client: usize) -> Option<(Vec<u8>, IpAddr)> {
         let now = Instant::now();
         let Self { queue, lookups, running, .. } = self;
         // Names that nobody waits for any more are not worth a thread.
         queue.retain(|name| {
-            let wanted = lookups
-                .get(name)
-                .is_some_and(|lookup| lookup.waiting.iter().any(|waiter| waiter.deadline > now));
+            let Some(waiting) = lookups.get_mut(name) else { return false };
+            waiting.retain(|waiter| waiter.deadline > now);
+            let wanted = !waiting.is_empty();
             if !wanted {
                 lookups.remove(name);
             }
             wanted
         });
+        let has_share =
+            |client: &IpAddr| running.get(client).is_none_or(|&busy| busy < max_per_client);
         let (index, client) = queue.iter().enumerate().find_map(|(index, name)| {
-            let client = lookups.get(name)?.client;
-            let busy = running.get(&client).copied().unwrap_or(0);
-            (busy < max_per_client).then_some((index, client))
+            let mut clients = lookups.get(name)?.iter().map(|waiter| waiter.client);
+            Some((index, clients.find(has_share)?))
         })?;
         *running.entry(client).or_insert(0) += 1;
         Some((queue.remove(index)?, client))
@@ -268,8 +267,8 @@ mod tests {
         assert_eq!(lock(&resolver.inner.state).threads, 1);
     }
 
-    fn waiter(deadline: Instant) -> Waiter {
-        Waiter { deadline, done: Box::new(drop) }
+    fn waiter(client: IpAddr, deadline: Instant) -> Waiter {
+        Waiter { client, deadline, done: Box::new(drop) }
     }
 
     #[test]
@@ -277,19 +276,21 @@ mod tests {
         let mut state = State::default();
         let other = IpAddr::from([192, 0, 2, 1]);
         for (name, client) in [(b"a", CLIENT), (b"b", CLIENT), (b"c", CLIENT), (b"d", other)] {
-            let lookup = LookUp { client, waiting: vec![waiter(soon())] };
-            state.lookups.insert(name.to_vec(), lookup);
+            state.lookups.insert(name.to_vec(), vec![waiter(client, soon())]);
             state.queue.push_back(name.to_vec());
         }
         let taken: Vec<_> = std::iter::from_fn(|| state.take(2)).map(|(name, _)| name).collect();
         assert_eq!(taken, [b"a", b"b", b"d"]);
+        // Another client may spend its own share on what the first one has to wait for.
+        state.lookups.get_mut(&b"c"[..]).unwrap().push(waiter(other, soon()));
+        assert_eq!(state.take(2), Some((b"c".to_vec(), other)));
+        assert_eq!(state.running[&other], 2);
     }
 
     #[test]
     fn a_name_that_nobody_waits_for_is_not_looked_up() {
         let mut state = State::default();
-        let lookup = LookUp { client: CLIENT, waiting: vec![waiter(Instant::now())] };
-        state.lookups.insert(b"late".to_vec(), lookup);
+        state.lookups.insert(b"late".to_vec(), vec![waiter(CLIENT, Instant::now())]);
         state.queue.push_back(b"late".to_vec());
         assert!(state.take(1).is_none());
         assert!(state.lookups.is_empty() && state.queue.is_empty());
