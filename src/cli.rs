@@ -144,10 +144,11 @@ const RESOLVE_TIMEOUT: Number = Number {
     range: 1..=3_600,
     help: "how long a name may take",
 };
+/// A quarter of them is for one client, and ought to outlast a few dozen names that hang.
 const RESOLVERS: Number = Number {
     long: "resolvers",
     unit: "threads",
-    default: 16,
+    default: 128,
     range: 1..=1_024,
     help: "most names looked up at once",
 };
