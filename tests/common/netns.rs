@@ -1,0 +1,49 @@
+//! Tests in namespaces of their own: a network with nothing but loopback, where every port is free,
+//! routes can be made, and `/etc/resolv.conf` names a server of the test on 127.0.0.1:53.
+
+use std::env;
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::process::{Command, Stdio};
+
+use super::TempFile;
+
+/// Tells the copy of a test inside the namespaces that it is there; its value is the test's name.
+const INSIDE: &str = "SOCKSD_TEST_INSIDE";
+
+/// Runs `body`, the whole of the test called `name`, in new namespaces for network and mounts: runs
+/// this very test program once more in there, for this one test, and fails if that did not pass.
+pub fn isolated(name: &str, body: impl FnOnce()) {
+    if env::var(INSIDE).is_ok_and(|inside| inside == name) {
+        return body();
+    }
+    let resolv_conf = TempFile::new("nameserver 127.0.0.1\n");
+    let setup = r#"set -e; ip link set lo up; mount --bind "$0" /etc/resolv.conf; exec "$@""#;
+    let mut unshare = Command::new("unshare");
+    // Whoever is not root becomes so in a namespace for users.
+    if fs::metadata("/proc/self").unwrap().uid() != 0 {
+        unshare.arg("--map-root-user");
+    }
+    let output = unshare
+        .args(["--net", "--mount", "--", "sh", "-c", setup, resolv_conf.path()])
+        .arg(env::current_exe().unwrap())
+        .args(["--exact", name, "--nocapture"])
+        .env(INSIDE, name)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap_or_else(|error| panic!("cannot run unshare (util-linux): {error}"));
+    let said = String::from_utf8_lossy(&output.stdout);
+    // A wrong name would run no test at all, and so fail in none.
+    assert!(
+        output.status.success() && said.contains(" 1 passed; 0 failed; 0 ignored"),
+        "in the namespaces:\n{said}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+/// Runs ip(8) with the words of `args`.
+pub fn ip(args: &str) {
+    let status = Command::new("ip").args(args.split(' ')).status();
+    let status = status.unwrap_or_else(|error| panic!("cannot run ip (iproute2): {error}"));
+    assert!(status.success(), "ip {args}");
+}
