@@ -1,11 +1,12 @@
 //! UDP associations as a client sees them.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
+use std::io::Write as _;
+use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::thread;
 
-use super::{HELLO, SOON, Server, connect_from, read, reply5, request5};
+use super::{HELLO, SOON, Server, read, reply5, request5};
 
-/// An association of a client at some loopback address.
+/// An association, and the client's socket for it.
 pub struct Association {
     /// The connection it lives as long as.
     pub control: TcpStream,
@@ -14,10 +15,8 @@ pub struct Association {
 }
 
 impl Association {
-    /// Opens one for a client at `from`; the error is REP.
-    pub fn try_open(server: &Server, from: Ipv4Addr) -> Result<Self, u8> {
-        use std::io::Write as _;
-        let mut control = connect_from(from, server.addr);
+    /// Opens one over a new connection to a server; the error is REP.
+    pub fn over(mut control: TcpStream) -> Result<Self, u8> {
         let any = SocketAddr::from(([0, 0, 0, 0], 0));
         control.write_all(&[HELLO, &request5(3, any)].concat()).unwrap();
         assert_eq!(read(&mut control, 2), [5, 0]);
@@ -25,15 +24,14 @@ impl Association {
         if rep != 0 {
             return Err(rep);
         }
-        let socket = UdpSocket::bind((from, 0)).unwrap();
+        let socket = UdpSocket::bind((control.local_addr().unwrap().ip(), 0)).unwrap();
         socket.connect(bnd).unwrap();
         socket.set_read_timeout(Some(SOON)).unwrap();
         Ok(Self { control, socket })
     }
 
     pub fn open(server: &Server) -> Self {
-        Self::try_open(server, Ipv4Addr::LOCALHOST)
-            .unwrap_or_else(|rep| panic!("REP {rep:02x} to UDP ASSOCIATE"))
+        Self::over(server.connect()).unwrap_or_else(|rep| panic!("REP {rep:02x} to UDP ASSOCIATE"))
     }
 
     /// Sends `data` to an address.
