@@ -318,12 +318,13 @@ impl Target {
     }
 }
 
-/// A port of 127.0.0.1 that refuses connections, kept by the listener that is bound to it.
-pub fn refusing_port() -> (SocketAddr, TcpListener) {
-    // Connections to a listener's port on another loopback address are refused.
-    let listener = TcpListener::bind("127.0.0.77:0").unwrap();
-    let port = listener.local_addr().unwrap().port();
-    (SocketAddr::from(([127, 0, 0, 1], port)), listener)
+/// A port of 127.0.0.1 that refuses connections for as long as the socket bound to it is kept.
+pub fn refusing_port() -> (SocketAddr, TcpStream) {
+    let fd = socksd::sys::tcp_socket(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+    socksd::sys::bind_socket(&fd, SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+    // Bound, so that nobody else gets it, but not listening.
+    let socket = TcpStream::from(fd);
+    (socket.local_addr().unwrap(), socket)
 }
 
 /// A version 4 request for an IPv4 address.
