@@ -404,8 +404,11 @@ pub fn crypt(phrase: &[u8], setting: &[u8]) -> io::Result<Vec<u8>> {
     }
     // SAFETY: crypt_r returned a NUL-terminated text, in `data` or static, both still alive.
     let hash = unsafe { CStr::from_ptr(hash) }.to_bytes();
-    // "*0" and "*1" are how libcrypt reports failure in band.
-    if hash.starts_with(b"*") {
+    // "*0" and "*1" are how libcrypt reports failure in band. musl takes a method it does not have,
+    // such as $y$, for the salt of a DES hash, which does not begin as the setting does.
+    let setting = setting.as_bytes();
+    let method = setting.iter().skip(1).position(|&octet| octet == b'$').map_or(0, |at| at + 2);
+    if hash.starts_with(b"*") || hash.get(..method) != setting.get(..method) {
         return Err(io::ErrorKind::InvalidInput.into());
     }
     Ok(hash.to_vec())
@@ -461,6 +464,8 @@ mod tests {
     #[test]
     fn crypt_refuses_nonsense() {
         assert!(crypt(b"secret", b"$nonsense$").is_err());
+        let yescrypt = crypt(b"secret", b"$y$j9T$saltsalt$");
+        assert_eq!(yescrypt.is_err(), cfg!(target_env = "musl"), "musl has no yescrypt");
         assert!(crypt(b"sec\0ret", b"$6$saltsalt$").is_err());
     }
 
