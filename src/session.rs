@@ -232,7 +232,7 @@ impl Session<'_> {
             _ => None,
         };
         let Some(user) = user else {
-            return Err(Stop::refused("method", format!("none acceptable of {offered:?}")));
+            return Err(Stop::refused("method", "no acceptable method offered"));
         };
         match intake.decode(socks5::decode_request) {
             Ok(request) => {
