@@ -5,6 +5,7 @@ use std::ffi::OsStr;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use getopts::{Fail, Matches, Options};
 use crate::command::PortRange;
 use crate::config::Config;
 use crate::dial::Source;
-use crate::log::Level;
+use crate::log::{Escaped, Level};
 use crate::server::Listen;
 use crate::server::sessions::Caps;
 
@@ -217,6 +218,10 @@ pub fn options() -> Options {
 /// # Errors
 /// The first argument that is wrong.
 pub fn parse(args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Result<Action, UsageError> {
+    let args: Vec<_> = args.into_iter().collect();
+    if let Some(arg) = args.iter().map(AsRef::as_ref).find(|arg| arg.to_str().is_none()) {
+        return Err(UsageError(format!("argument '{}' is not UTF-8", Escaped(arg.as_bytes()))));
+    }
     let matches = options().parse(args).map_err(|fail| {
         UsageError(match fail {
             Fail::ArgumentMissing(name) => format!("option {} wants an argument", dashed(&name)),
@@ -425,7 +430,7 @@ mod tests {
 
     #[test]
     fn an_argument_that_is_no_text_is_an_error() {
-        use std::os::unix::ffi::OsStrExt as _;
-        assert!(parse([OsStr::from_bytes(b"--log=\xff")]).is_err());
+        let error = parse([OsStr::from_bytes(b"--log=\xff")]).unwrap_err();
+        assert_eq!(error.to_string(), "argument '--log=\\xff' is not UTF-8");
     }
 }
