@@ -1,5 +1,6 @@
 //! socksd: a SOCKS 4, 4A and 5 server. This file is the map; a module may use only modules on its
-//! own floor above it, or on floors below (`tests/layers.rs` checks that).
+//! own floor above it, or on floors below (`tests/layers.rs` checks that). A blank line within a
+//! floor keeps rustfmt from sorting by name what has to stand in order of use.
 //!
 //! ```text
 //! accept -> first octet -> decode -> authenticate -> request
@@ -11,10 +12,11 @@
 pub mod wire;
 
 // 1 ground: what std lacks, threads, the log.
-pub mod log;
 #[allow(unsafe_code, reason = "the only unsafe module: system calls that std lacks")]
 pub mod sys;
 pub mod threads;
+
+pub mod log;
 
 // 2 decide: who is this, may they, where is that.
 pub mod auth;
@@ -35,5 +37,6 @@ pub mod session;
 pub mod server;
 
 // 7 face: settings, options and usage.
-pub mod cli;
 pub mod config;
+
+pub mod cli;
