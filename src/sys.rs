@@ -415,7 +415,7 @@ pub fn crypt(phrase: &[u8], setting: &[u8]) -> io::Result<Vec<u8>> {
 }
 
 fn sigset(signums: &[i32]) -> io::Result<SigSet> {
-    let mut set = SigSet([0; _]);
+    let mut set = SigSet([0; 16]);
     // SAFETY: `set` is a sigset_t the call may fill.
     cvt(unsafe { sigemptyset(&raw mut set) })?;
     for &signum in signums {
