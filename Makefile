@@ -3,12 +3,15 @@ PREFIX = /usr/local
 CARGO = cargo
 ARGS =
 
+# Where cargo builds, as it decides itself: the shell expands this.
+TARGET = "$${CARGO_TARGET_DIR:-target}"
+
 all:
 	$(CARGO) build --release --locked
 
 # Serves on 127.0.0.1:1080 until interrupted.
 run: all
-	exec target/release/socksd $(ARGS)
+	exec $(TARGET)/release/socksd $(ARGS)
 
 # Installs what the tests need (Debian), then runs everything there is.
 test:
@@ -22,22 +25,24 @@ check:
 	RUSTDOCFLAGS=-Dwarnings $(CARGO) doc --locked --no-deps --document-private-items
 	mandoc -Tlint -Wwarning man/*.[58]
 
-# One binary without shared libraries: with musl where rustup has it or can get it, else with glibc.
+# One binary without shared libraries, target/static/socksd: with musl where rustup has it or can
+# get it, else with glibc.
 static:
-	@arch=$$(uname -m); target=$$arch-unknown-linux-musl; flags=; \
-	if ! { rustup target list --installed | grep -qx "$$target" \
-	    || timeout 120 rustup target add "$$target"; } 2>/dev/null; then \
-	    target=$$arch-unknown-linux-gnu; flags='-C target-feature=+crt-static'; \
+	@arch=$$(uname -m); triple=$$arch-unknown-linux-musl; flags=; \
+	if ! { rustup target list --installed | grep -qx "$$triple" \
+	    || timeout 120 rustup target add "$$triple"; } 2>/dev/null; then \
+	    triple=$$arch-unknown-linux-gnu; flags='-C target-feature=+crt-static'; \
 	fi; set -ex; \
-	RUSTFLAGS="$$flags" $(CARGO) build --release --locked --target "$$target" \
-	    --target-dir target/static-build; \
-	mkdir -p target/static; \
-	cp "target/static-build/$$target/release/socksd" target/static/socksd
+	RUSTFLAGS="$$flags" $(CARGO) build --release --locked --target "$$triple" \
+	    --target-dir $(TARGET)/static-build; \
+	mkdir -p $(TARGET)/static; \
+	cp $(TARGET)/static-build/"$$triple"/release/socksd $(TARGET)/static/socksd.new; \
+	mv $(TARGET)/static/socksd.new $(TARGET)/static/socksd
 
 # An installed file is replaced in one step, so a running server keeps its old one.
 install: all
 	mkdir -p '$(DESTDIR)$(PREFIX)/sbin' '$(DESTDIR)$(PREFIX)/share/man/man8'
-	cp target/release/socksd '$(DESTDIR)$(PREFIX)/sbin/socksd.new'
+	cp $(TARGET)/release/socksd '$(DESTDIR)$(PREFIX)/sbin/socksd.new'
 	chmod 755 '$(DESTDIR)$(PREFIX)/sbin/socksd.new'
 	mv '$(DESTDIR)$(PREFIX)/sbin/socksd.new' '$(DESTDIR)$(PREFIX)/sbin/socksd'
 	cp man/socksd.8 '$(DESTDIR)$(PREFIX)/share/man/man8/socksd.8'
