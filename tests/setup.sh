@@ -3,8 +3,9 @@
 set -eu
 
 packages="
-    build-essential ca-certificates curl fail2ban iproute2 libcrypt-dev libio-socket-socks-perl
-    mandoc ncat netcat-openbsd openssl procps proxychains4 python3 socat util-linux
+    build-essential ca-certificates curl dnsmasq-base fail2ban file iproute2 libcrypt-dev
+    libio-socket-socks-perl man-db mandoc ncat netcat-openbsd openssl procps proxychains4 python3
+    socat util-linux whois
 "
 
 missing=

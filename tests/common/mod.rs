@@ -16,7 +16,7 @@ pub mod udp;
 use std::fs;
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -431,4 +431,30 @@ pub fn eventually(what: &str, mut is_true: impl FnMut() -> bool) {
         assert!(Instant::now() < until, "not true in time: {what}");
         thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// Whether this process may do everything.
+pub fn is_root() -> bool {
+    fs::metadata("/proc/self").unwrap().uid() == 0
+}
+
+/// A command that runs a shell script in a network of its own, in which loopback is up. Whoever is
+/// not root becomes it in a user namespace, to be allowed that, and stays an unprivileged user all
+/// the same. The script's arguments are added by the caller.
+pub fn in_new_network(script: &str) -> Command {
+    let mut command = Command::new("unshare");
+    command.arg("-n").args((!is_root()).then_some("-r"));
+    command.args(["sh", "-c", &format!("ip link set lo up && {script}"), "sh"]);
+    command
+}
+
+/// A command in the network of a server started by [`in_new_network`].
+pub fn in_network_of(server: &Server, program: &str) -> Command {
+    let mut command = Command::new("nsenter");
+    command.args(["-t", &server.pid().to_string(), "-n"]);
+    if !is_root() {
+        command.args(["-U", "--preserve-credentials"]);
+    }
+    command.arg(program).stdin(Stdio::null());
+    command
 }

@@ -1,0 +1,656 @@
+//! The face: which options, messages, exit statuses and log lines there are, and that the manual
+//! tells of exactly these.
+#![allow(clippy::panic, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::fs;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::process::{Command, Output, Stdio};
+
+use common::{
+    HELLO, SOCKSD, SOON, Server, Target, TempFile, assert_ends_silently, connect, eventually,
+    field, read, read_to_end, refusing_port, reply5, request5, root, tunnel,
+};
+use socksd::cli::{self, Action, NUMBERS, OPTIONS};
+
+/// What stands in the manual between the heading `title`, `.Sh` or `.Ss`, and the next heading.
+fn section(title: &str) -> String {
+    let manual = fs::read_to_string(root().join("man/socksd.8")).unwrap();
+    let heading = |line: &str| line.strip_prefix(".Sh ").or(line.strip_prefix(".Ss ")).is_some();
+    let mut lines = manual.lines().skip_while(|line| !(heading(line) && line.ends_with(title)));
+    lines.next().unwrap_or_else(|| panic!("the manual has no {title}"));
+    lines.take_while(|line| !heading(line)).collect::<Vec<_>>().join("\n")
+}
+
+/// The lists of a section: for each item what stands behind `.It`, and its lines joined by blanks.
+/// A list within an item is part of it.
+fn lists(section: &str) -> Vec<Vec<(String, String)>> {
+    let mut lists: Vec<Vec<(String, String)>> = Vec::new();
+    let mut depth = 0;
+    for line in section.lines() {
+        if line.starts_with(".Bl ") {
+            depth += 1;
+            if depth == 1 {
+                lists.push(Vec::new());
+                continue;
+            }
+        } else if line == ".El" {
+            depth -= 1;
+        }
+        if depth == 0 {
+            continue;
+        }
+        let list = lists.last_mut().unwrap();
+        match line.strip_prefix(".It ") {
+            Some(head) if depth == 1 => list.push((head.to_owned(), String::new())),
+            _ => list.last_mut().unwrap().1.extend([line, " "]),
+        }
+    }
+    lists
+}
+
+/// The first list of a section.
+fn list(title: &str) -> Vec<(String, String)> {
+    lists(&section(title)).remove(0)
+}
+
+/// An option as the manual or the table has it. Options go by letter, or by name without one.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Known {
+    folded: String,
+    key: String,
+    short: String,
+    long: String,
+    takes_argument: bool,
+}
+
+impl Known {
+    fn new(short: &str, long: &str, takes_argument: bool) -> Self {
+        let key = if short.is_empty() { long } else { short };
+        Self {
+            folded: key.to_lowercase(),
+            key: key.into(),
+            short: short.into(),
+            long: long.into(),
+            takes_argument,
+        }
+    }
+}
+
+/// The options of the two tables, sorted.
+fn in_table() -> Vec<Known> {
+    let options =
+        OPTIONS.iter().map(|opt| Known::new(opt.short, opt.long, !opt.argument.is_empty()));
+    let numbers = NUMBERS.iter().map(|number| Known::new("", number.long, true));
+    let mut known: Vec<Known> = options.chain(numbers).collect();
+    known.sort();
+    known
+}
+
+/// The options of the manual in its order, each with the name of its argument and its text.
+fn in_manual() -> Vec<(Known, String, String)> {
+    let items = list("DESCRIPTION").into_iter().map(|(head, body)| {
+        let (mut short, mut long, mut arguments) = ("", "", BTreeSet::new());
+        for form in head.split(" , ") {
+            let (option, argument) = form.split_once(" Ar ").unwrap_or((form, ""));
+            match option.strip_prefix("Fl Fl ") {
+                Some(name) => long = name,
+                None => short = option.strip_prefix("Fl ").unwrap_or_else(|| panic!("{head}?")),
+            }
+            arguments.insert(argument);
+        }
+        assert_eq!(arguments.len(), 1, "{head}: both forms take the same argument");
+        let argument = arguments.pop_first().unwrap();
+        (Known::new(short, long, !argument.is_empty()), argument.to_owned(), body)
+    });
+    items.collect()
+}
+
+#[test]
+fn the_manual_has_the_options_of_the_table_sorted() {
+    let manual: Vec<Known> = in_manual().into_iter().map(|(known, ..)| known).collect();
+    assert_eq!(manual, in_table());
+}
+
+#[test]
+fn the_synopsis_has_the_options_of_the_manual_sorted() {
+    let (flags, others): (Vec<_>, Vec<_>) = in_manual()
+        .into_iter()
+        .partition(|(known, ..)| !known.short.is_empty() && !known.takes_argument);
+    let flags: String = flags.into_iter().map(|(known, ..)| known.short).collect();
+    let mut expected = vec![".Nm socksd".to_owned(), format!(".Op Fl {flags}")];
+    for (Known { short, long, takes_argument, .. }, argument, _) in others {
+        let name = if short.is_empty() { format!("Fl {long}") } else { short };
+        let argument = if takes_argument { format!(" Ar {argument}") } else { String::new() };
+        expected.push(format!(".Op Fl {name}{argument}"));
+    }
+    assert_eq!(section("SYNOPSIS").lines().collect::<Vec<_>>(), expected);
+}
+
+#[test]
+fn the_manual_gives_unit_range_and_default_of_every_number() {
+    for number in NUMBERS {
+        let (_, argument, body) =
+            in_manual().into_iter().find(|(known, ..)| known.long == number.long).unwrap();
+        assert_eq!(argument, number.unit);
+        let (min, max) = (number.range.start(), number.range.end());
+        let text = format!("{min} to {max} {}; the default is {}.", number.unit, number.default);
+        assert!(body.contains(&text), "--{}: no '{text}' in: {body}", number.long);
+    }
+}
+
+#[test]
+fn the_help_has_the_options_of_the_table() {
+    let help = text(&run(&["--help"]).stdout);
+    let forms: BTreeSet<String> = help
+        .lines()
+        .filter(|line| line.starts_with("    -") || line.starts_with("        --"))
+        .map(|line| line.trim_start().split("  ").next().unwrap().trim_end().to_owned())
+        .collect();
+    let options = OPTIONS.iter().map(|opt| match (opt.short, opt.argument) {
+        ("", "") => format!("--{}", opt.long),
+        ("", argument) => format!("--{} {argument}", opt.long),
+        (short, "") => format!("-{short}, --{}", opt.long),
+        (short, argument) => format!("-{short}, --{} {argument}", opt.long),
+    });
+    let numbers =
+        NUMBERS.iter().map(|number| format!("--{} {}", number.long, number.unit.to_uppercase()));
+    assert_eq!(forms, options.chain(numbers).collect());
+}
+
+#[test]
+fn the_examples_of_the_manual_are_taken() {
+    let examples = section("EXAMPLES").replace("\\e\n", "");
+    let commands: Vec<&str> = examples
+        .lines()
+        .filter_map(|line| line.trim_start_matches(".Dl ").strip_prefix("$ socksd"))
+        .collect();
+    assert!(commands.len() >= 4, "{commands:?}");
+    for command in commands {
+        let args = command.replace('\'', "");
+        let action = cli::parse(args.split_whitespace());
+        assert!(matches!(action, Ok(Action::Run(_))), "socksd{command}: {action:?}");
+    }
+}
+
+// What the program says and how it ends.
+
+fn text(octets: &[u8]) -> String {
+    String::from_utf8(octets.to_vec()).unwrap()
+}
+
+/// Runs socksd, which is to end by itself.
+fn run(args: &[impl AsRef<OsStr>]) -> Output {
+    Command::new(SOCKSD).args(args).stdin(Stdio::null()).output().unwrap()
+}
+
+/// Runs socksd, which is to fail, and returns the exit status and what it wrote to standard error.
+fn failure(args: &[impl AsRef<OsStr>]) -> (Option<i32>, String) {
+    let output = run(args);
+    assert_eq!(text(&output.stdout), "");
+    (output.status.code(), text(&output.stderr))
+}
+
+/// Whether `text` is what `pattern` says, in which words in capitals stand for anything.
+fn is_like(text: &str, pattern: &str) -> bool {
+    let is_capital = |c: char| c.is_ascii_uppercase();
+    match pattern.find(is_capital) {
+        None => text == pattern,
+        Some(at) => {
+            let rest = pattern[at..].trim_start_matches(is_capital);
+            let Some(text) = text.strip_prefix(&pattern[..at]) else { return false };
+            (0..=text.len()).any(|len| text.is_char_boundary(len) && is_like(&text[len..], rest))
+        }
+    }
+}
+
+const NOT_UTF_8: &str = "argument '--log=\\xff' is not UTF-8";
+
+/// A users file with one thing wrong in each line.
+const WRONG_USERS: &str = "\
+# a comment, and an empty line, are fine
+
+alice
+:$6$saltsalt$hash
+bob:plain
+carol:!
+carol:!
+dave:$2b$04$short
+";
+
+#[test]
+fn every_message_before_the_start_is_in_the_manual_and_the_other_way_round() {
+    let lists: Vec<Vec<String>> = lists(&section("Messages before the start"))
+        .into_iter()
+        .map(|list| list.into_iter().map(|(head, _)| head.replace("\\-", "-")).collect())
+        .collect();
+    let [usage, users, system] = &lists[..] else { panic!("{lists:?}") };
+    let wrong = TempFile::new(&format!("{WRONG_USERS}{}:!\n", "n".repeat(256)));
+    let open = TempFile::new("");
+    fs::set_permissions(&open.0, fs::Permissions::from_mode(0o644)).unwrap();
+    let busy = TcpListener::bind("127.0.0.1:0").unwrap();
+    let busy = busy.local_addr().unwrap().to_string();
+    let cases: [(&[&str], &Vec<String>, i32); 20] = [
+        (&["--nonsense"], usage, 100),
+        (&["-x"], usage, 100),
+        (&["--listen"], usage, 100),
+        (&["--quiet=1"], usage, 100),
+        (&["--log", "a", "--log", "b"], usage, 100),
+        (&["-4", "-6"], usage, 100),
+        (&["-q", "-v"], usage, 100),
+        (&["operand"], usage, 100),
+        (&["--resolvers", "0"], usage, 100),
+        (&["--source", "localhost"], usage, 100),
+        (&["--source", "::"], usage, 100),
+        (&["--advertise", "::1", "--advertise", "::2"], usage, 100),
+        (&["--listen", "localhost:1080"], usage, 100),
+        (&["--port-range", "9-5"], usage, 100),
+        (&["--users", wrong.path()], users, 100),
+        (&["--users", open.path()], users, 100),
+        (&["--users", "/nonexistent"], users, 100),
+        (&["--users", "/"], users, 100),
+        (&["--log", "/nonexistent/log"], system, 111),
+        (&["--listen", &busy], system, 111),
+    ];
+    // Another test makes socksd tell this one.
+    let mut told: BTreeSet<_> = usage.iter().filter(|line| is_like(NOT_UTF_8, line)).collect();
+    for (args, list, status) in cases {
+        let (code, stderr) = failure(args);
+        assert_eq!(code, Some(status), "{args:?}: {stderr}");
+        let points = stderr.ends_with("\nTry 'socksd --help'.\n");
+        assert_eq!(points, std::ptr::eq(list, usage), "{args:?}: {stderr}");
+        for line in stderr.lines().filter(|line| !line.starts_with("Try ")) {
+            let message = line.strip_prefix("socksd: ").unwrap_or_else(|| panic!("{line}"));
+            let patterns: Vec<_> =
+                list.iter().filter(|pattern| is_like(message, pattern)).collect();
+            assert!(!patterns.is_empty(), "not in the manual: {message}");
+            told.extend(patterns);
+        }
+    }
+    for pattern in usage.iter().chain(users) {
+        assert!(told.contains(pattern), "in the manual and never told: {pattern}");
+    }
+    // Most of these cannot be brought about from outside.
+    let mut in_source = literals(&["src/main.rs", "src/config.rs"], "StartError::system(\"");
+    in_source.extend(["open FILE".into(), "listen on ADDRESS".into()]);
+    let in_manual = system.iter().map(|pattern| {
+        pattern.strip_prefix("cannot ").unwrap().strip_suffix(": REASON").unwrap().to_owned()
+    });
+    assert_eq!(in_manual.collect::<BTreeSet<_>>(), in_source);
+}
+
+/// The string literals that stand behind `marker`, which ends in their opening quote, in the code
+/// of `files` without their tests.
+fn literals(files: &[&str], marker: &str) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for file in files {
+        let text = fs::read_to_string(root().join(file)).unwrap();
+        let code = text.split("#[cfg(test)]").next().unwrap();
+        // As if every call stood in one line.
+        let code = code.split_whitespace().collect::<Vec<_>>().join(" ").replace("( ", "(");
+        let literals = code.split(marker).skip(1);
+        found.extend(literals.map(|rest| rest.split('"').next().unwrap().to_owned()));
+    }
+    assert!(!found.is_empty(), "{marker}: this test has gone blind");
+    found
+}
+
+#[test]
+fn a_users_file_that_others_may_read_is_refused_with_the_cure() {
+    let users = TempFile::alice();
+    let path = users.path();
+    for mode in [0o644, 0o640, 0o604, 0o620, 0o601] {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        let (status, stderr) = failure(&["--users", path]);
+        assert_eq!(status, Some(100));
+        let expected = format!(
+            "socksd: {path}: mode {mode:04o} lets others than its owner at the hashes: \
+             chmod 600 {path}\n"
+        );
+        assert_eq!(stderr, expected);
+    }
+    fs::set_permissions(path, fs::Permissions::from_mode(0o400)).unwrap();
+    Server::start(&["--users", path]);
+}
+
+#[test]
+fn everything_wrong_with_a_users_file_is_told_at_once_with_its_line() {
+    let users = TempFile::new(WRONG_USERS);
+    let path = users.path();
+    let (status, stderr) = failure(&["--users", path]);
+    assert_eq!(status, Some(100));
+    let lines: Vec<&str> = stderr.lines().collect();
+    let starts = [
+        format!("socksd: {path}:3: expected name:hash"),
+        format!("socksd: {path}:4: the name before ':' is empty"),
+        format!("socksd: {path}:5: user bob: expected a hash"),
+        format!("socksd: {path}:7: user carol stands here twice"),
+        format!("socksd: {path}:8: this system's crypt(3) cannot compute this $2b$ hash"),
+    ];
+    assert_eq!(lines.len(), starts.len(), "{stderr}");
+    for (line, start) in lines.iter().zip(&starts) {
+        assert!(line.starts_with(start.as_str()), "{line}\n{start}");
+    }
+    assert!(!stderr.contains("plain") && !stderr.contains("saltsalt"), "a hash shows: {stderr}");
+}
+
+#[test]
+fn a_users_file_that_cannot_be_read_is_told_with_the_reason() {
+    let (status, stderr) = failure(&["--users", "/nonexistent"]);
+    assert_eq!(status, Some(100));
+    let expected = "socksd: cannot read /nonexistent: No such file or directory (os error 2)\n";
+    assert_eq!(stderr, expected);
+}
+
+/// What a program prints that is given a password on standard input.
+fn hash(command: &str, password: &str) -> String {
+    let mut words = command.split(' ');
+    let mut child = Command::new(words.next().unwrap())
+        .args(words)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap_or_else(|error| panic!("cannot run {command}: {error}"));
+    writeln!(child.stdin.take().unwrap(), "{password}").unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{command}");
+    text(&output.stdout).trim_end().to_owned()
+}
+
+#[test]
+fn the_commands_of_the_manual_make_hashes_that_let_their_users_in() {
+    let files = section("FILES");
+    let mut content = String::from("# made by a test\n\n");
+    // The manual's commands ask at the terminal; one more option makes them read a pipe.
+    for (user, command, option) in
+        [("alice", "mkpasswd -m sha-512", "-s"), ("bob", "openssl passwd -6", "-stdin")]
+    {
+        assert!(files.contains(&format!("printf '{user}:%s\\en' \"$({command})\"")), "{command}");
+        let hash = hash(&format!("{command} {option}"), &format!("{user}'s password"));
+        content.push_str(&format!("{user}:{hash}\n"));
+    }
+    let users = TempFile::new(&content);
+    let server = Server::start(&["--users", users.path()]);
+    for (user, password, status) in [
+        ("alice", "alice's password", 0),
+        ("bob", "bob's password", 0),
+        ("alice", "bob's password", 1),
+        ("carol", "alice's password", 1),
+    ] {
+        let (ulen, plen) =
+            (u8::try_from(user.len()).unwrap(), u8::try_from(password.len()).unwrap());
+        let claim = [&[1, ulen], user.as_bytes(), &[plen], password.as_bytes()].concat();
+        let mut client = server.sent(&[&[5, 1, 2], &claim[..]].concat());
+        assert_eq!(read(&mut client, 4), [5, 2, 1, status], "{user} with {password}");
+    }
+}
+
+#[test]
+fn a_busy_port_ends_with_status_111_and_the_reason() {
+    let busy = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = busy.local_addr().unwrap().to_string();
+    let (status, stderr) = failure(&["--listen", &addr]);
+    assert_eq!(status, Some(111));
+    let expected =
+        format!("socksd: cannot listen on {addr}: Address already in use (os error 98)\n");
+    assert_eq!(stderr, expected);
+}
+
+#[test]
+fn an_argument_that_is_not_utf_8_is_told() {
+    let (status, stderr) = failure(&[OsStr::from_bytes(b"--log=\xff")]);
+    assert_eq!(status, Some(100));
+    assert_eq!(stderr, format!("socksd: {NOT_UTF_8}\nTry 'socksd --help'.\n"));
+}
+
+/// Runs socksd by way of a shell that redirects its descriptors.
+fn redirected(redirections: &str, args: &[&str]) -> Command {
+    let mut shell = Command::new("sh");
+    shell.arg("-c").arg(format!("exec \"$0\" \"$@\" {redirections}")).arg(SOCKSD).args(args);
+    shell
+}
+
+#[test]
+fn help_and_version_go_to_standard_output_and_always_succeed() {
+    for args in [["--help"], ["-h"], ["--version"], ["-V"]] {
+        let output = run(&args);
+        assert_eq!(output.status.code(), Some(0));
+        assert!(text(&output.stdout).ends_with('\n'));
+        assert_eq!(text(&output.stderr), "");
+        for redirections in [">/dev/full", ">&-", ">/dev/full 2>&1", "<&- >&- 2>&-"] {
+            let output = redirected(redirections, &args).output().unwrap();
+            assert_eq!(output.status.code(), Some(0), "{args:?} {redirections}");
+            assert_eq!(text(&output.stderr), "", "{args:?} {redirections}");
+        }
+    }
+    assert_eq!(text(&run(&["-V"]).stdout), concat!("socksd ", env!("CARGO_PKG_VERSION"), "\n"));
+}
+
+#[test]
+fn a_failure_has_its_status_where_nobody_can_be_told() {
+    for redirections in ["2>/dev/full", "2>&-", "<&- >&- 2>&-"] {
+        for (args, status) in [
+            (["--nonsense", ""], 100),
+            (["--users", "/nonexistent"], 100),
+            (["--log", "/nonexistent/log"], 111),
+        ] {
+            let code = redirected(redirections, &args).status().unwrap().code();
+            assert_eq!(code, Some(status), "{args:?} {redirections}");
+        }
+    }
+}
+
+#[test]
+fn a_server_without_standard_descriptors_serves_and_logs_to_its_file() {
+    let log = TempFile::new("");
+    let args = ["--listen", "127.0.0.1:0", "--allow-inside", "--log", log.path()];
+    let mut server = redirected("<&- >&- 2>&-", &args).spawn().unwrap();
+    let lines = || fs::read_to_string(log.path()).unwrap();
+    eventually("it listens", || lines().contains("event=limits "));
+    let addr: SocketAddr = field(lines().lines().next().unwrap(), "addr").parse().unwrap();
+
+    let target = Target::echo();
+    let mut client = connect(addr);
+    client.write_all(&[HELLO, &request5(1, target.addr)].concat()).unwrap();
+    assert_eq!(read(&mut client, 2), [5, 0]);
+    assert_eq!(reply5(&mut client).0, 0);
+    client.write_all(b"payload").unwrap();
+    assert_eq!(read(&mut client, 7), b"payload");
+    drop(client);
+    eventually("the session is logged", || lines().contains("event=close "));
+
+    let kill = Command::new("kill").arg(server.id().to_string()).status().unwrap();
+    assert!(kill.success());
+    assert_eq!(server.wait().unwrap().code(), Some(0));
+    assert!(lines().ends_with("event=stopping signal=TERM\n"), "{}", lines());
+}
+
+#[test]
+fn int_and_term_end_the_server_with_status_0_and_hup_without_a_word() {
+    for signal in ["INT", "TERM"] {
+        let mut server = Server::start(&[]);
+        server.signal(signal);
+        assert_eq!(server.wait(), Some(0));
+        server.log_line(&["event=stopping ", &format!("signal={signal}")]);
+    }
+    let mut server = Server::start(&[]);
+    server.log_line(&["event=limits "]);
+    server.signal("HUP");
+    assert_eq!(server.wait(), None, "ended by the signal itself");
+    assert_eq!(server.log().len(), 2, "{:?}", server.log());
+}
+
+// The log, as the manual tells of it.
+
+/// The events of the manual, each with its fields in order.
+fn events() -> Vec<(String, Vec<String>)> {
+    let lists = lists(&section("The log"));
+    let events = lists[0].iter().map(|(head, _)| {
+        let words = head.strip_prefix("Cm ").unwrap().replace("Ar ", "");
+        let mut words = words.split(' ').map(str::to_owned);
+        (words.next().unwrap(), words.collect())
+    });
+    events.collect()
+}
+
+/// The words of one of the lists of the log: 1 has fields, 2 and 3 have reasons.
+fn words(list: usize) -> BTreeSet<String> {
+    let lists = lists(&section("The log"));
+    assert_eq!(lists.len(), 4);
+    let heads = lists[list].iter().flat_map(|(head, _)| {
+        head.split(" , ").map(|word| word.split(' ').next_back().unwrap().to_owned())
+    });
+    heads.collect()
+}
+
+#[test]
+fn the_manual_has_the_events_of_the_source() {
+    let files = ["src/main.rs", "src/log.rs", "src/session.rs", "src/server.rs"];
+    let mut source = literals(&files, "Line::new(\"");
+    source.extend(literals(&files[2..3], "self.record.line(\""));
+    source.extend(literals(&files[2..3], "record.write(&service.log, \""));
+    let manual: BTreeSet<String> = events().into_iter().map(|(event, _)| event).collect();
+    assert_eq!(manual, source);
+    // Nobody else writes lines.
+    let mut others = 0;
+    let mut directories = vec![root().join("src")];
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir(directory).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                directories.push(path);
+            } else if !files.iter().any(|file| path == root().join(file)) {
+                assert!(!fs::read_to_string(&path).unwrap().contains("Line::new("), "{path:?}");
+                others += 1;
+            }
+        }
+    }
+    assert!(others > 10);
+}
+
+#[test]
+fn the_manual_has_the_reasons_of_the_source() {
+    let mut refused = literals(&["src/session.rs"], "Stop::refused(\"");
+    refused.extend(literals(&["src/server.rs"], ".field(\"reason\", \""));
+    let command = fs::read_to_string(root().join("src/command.rs")).unwrap();
+    refused.extend(arms(&command, "pub fn reason(&self)"));
+    // The one failure that is no refusal.
+    assert!(refused.remove("client"));
+    assert_eq!(words(2), refused);
+
+    let mut closed = literals(&["src/session.rs"], "refused: false, reason: \"");
+    let relay = fs::read_to_string(root().join("src/relay.rs")).unwrap();
+    closed.extend(arms(&relay, "impl fmt::Display for End"));
+    assert_eq!(words(3), closed);
+
+    let sessions = fs::read_to_string(root().join("src/server/sessions.rs")).unwrap();
+    let events = list("The log");
+    let (_, at_limit) = events.iter().find(|(head, _)| head.ends_with("limit count")).unwrap();
+    for limit in arms(&sessions, "impl fmt::Display for Refusal") {
+        assert!(at_limit.contains(&format!(".Cm {limit} ")), "{limit}");
+    }
+}
+
+/// The string literals that the arms of the first match behind `begin` give.
+fn arms(code: &str, begin: &str) -> BTreeSet<String> {
+    let code = code.split(begin).nth(1).unwrap_or_else(|| panic!("no {begin}"));
+    let code = code.split("\n    }\n").next().unwrap();
+    let arms = code.split("=> \"").skip(1).map(|rest| rest.split('"').next().unwrap().to_owned());
+    let arms: BTreeSet<String> = arms.collect();
+    assert!(!arms.is_empty(), "{begin}: this test has gone blind");
+    arms
+}
+
+/// The event and the keys of the fields of a log line.
+fn shape(line: &str) -> (String, Vec<String>) {
+    // The one value that may hold blanks comes last.
+    let (line, error) =
+        line.split_once(" error=\"").map_or((line, None), |(line, _)| (line, Some("error")));
+    let mut fields = line.split(' ').map(|field| field.split_once('=').unwrap());
+    assert_eq!(fields.next().unwrap().0, "time");
+    let (key, event) = fields.next().unwrap();
+    assert_eq!(key, "event");
+    let keys = fields.map(|(key, _)| key).chain(error).map(str::to_owned);
+    (event.to_owned(), keys.collect())
+}
+
+#[test]
+fn lines_have_the_fields_of_the_manual_in_its_order() {
+    let (target, (refusing, _kept)) = (Target::echo(), refusing_port());
+    let mut lines = Vec::new();
+
+    let mut server = Server::open(&["-v"]);
+    drop(tunnel(&server, target.addr));
+    let mut refused = server.sent(&[HELLO, &request5(1, refusing)].concat());
+    read_to_end(&mut refused);
+    server.log_line(&["event=close "]);
+    server.log_line(&["event=refuse "]);
+    server.signal("TERM");
+    server.wait();
+    server.log_line(&["event=stopping "]);
+    lines.extend(server.log());
+
+    let server = Server::start(&["--max-sessions", "1"]);
+    let _one = server.sent(&[5]);
+    eventually("a client beyond the limit is refused", || {
+        assert_ends_silently(&mut server.connect(), SOON);
+        server.log().iter().any(|line| line.contains("limit=sessions"))
+    });
+    lines.extend(server.log());
+
+    // Too few descriptors for the sessions asked for, then for any at all.
+    let mut limited = Command::new("prlimit");
+    limited.args(["--nofile=100", SOCKSD, "--listen", "127.0.0.1:0"]);
+    let server = Server::spawn(&mut limited);
+    let pid = server.pid().to_string();
+    let status = Command::new("prlimit").args(["--pid", &pid, "--nofile=5"]).status().unwrap();
+    assert!(status.success());
+    let _clients: Vec<_> = (0..5).map(|_| server.connect()).collect();
+    server.log_line(&["event=error "]);
+    lines.extend(server.log());
+
+    let known = events();
+    let mut seen = BTreeSet::new();
+    for line in lines {
+        let shape = shape(&line);
+        assert!(known.contains(&shape), "not in the manual: {line}");
+        seen.insert(shape);
+    }
+    for (event, fields) in known {
+        // A panic cannot be brought about from outside; the next test has the other.
+        let elsewhere = event == "panic" || event == "log-dropped";
+        assert!(elsewhere || seen.contains(&(event.clone(), fields)), "never seen: {event}");
+    }
+}
+
+#[test]
+fn lines_that_a_full_pipe_would_not_take_are_counted_in_the_next() {
+    let mut server = Command::new(SOCKSD)
+        .args(["--listen", "127.0.0.1:0"])
+        .stdin(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(server.stderr.take().unwrap()).lines().map(Result::unwrap);
+    let addr: SocketAddr = field(&lines.next().unwrap(), "addr").parse().unwrap();
+    let refused = || {
+        let mut client = connect(addr);
+        client.write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
+        assert_ends_silently(&mut client, SOON);
+    };
+    // More than the 64 KiB of a pipe and the buffer of this reader.
+    (0..600).for_each(|_| refused());
+    let told = lines.by_ref().inspect(|_| refused()).find(|line| line.contains("log-dropped"));
+    let told = told.unwrap();
+    assert!(events().contains(&shape(&told)), "not in the manual: {told}");
+    let dropped: u32 = field(&told, "lines").parse().unwrap();
+    assert!(dropped > 0);
+    server.kill().unwrap();
+    server.wait().unwrap();
+}
