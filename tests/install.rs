@@ -1,0 +1,337 @@
+//! What `make` builds and installs: a static binary that needs nothing of its host, and the files
+//! where they belong.
+#![allow(clippy::panic, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::OnceLock;
+
+use common::{Server, TempFile, eventually, in_network_of, in_new_network, is_root, root};
+
+/// A directory that is removed when it is dropped.
+struct TempDir(PathBuf);
+
+impl TempDir {
+    /// A directory everybody may enter, with `name` in its own.
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("socksd-{name}-{}", std::process::id()));
+        fs::create_dir(&path).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        Self(path)
+    }
+
+    /// Everything in it, by path from it, with its mode.
+    fn content(&self) -> BTreeMap<String, u32> {
+        let (mut content, mut directories) = (BTreeMap::new(), vec![self.0.clone()]);
+        while let Some(directory) = directories.pop() {
+            for entry in fs::read_dir(directory).unwrap() {
+                let path = entry.unwrap().path();
+                let metadata = path.symlink_metadata().unwrap();
+                let name = path.strip_prefix(&self.0).unwrap().to_str().unwrap().to_owned();
+                content.insert(name, metadata.mode() & 0o7777);
+                if metadata.is_dir() {
+                    directories.push(path);
+                }
+            }
+        }
+        content
+    }
+}
+
+impl Drop for TempDir {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A process that is killed when it is dropped.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn output(command: &mut Command) -> Output {
+    command.output().unwrap_or_else(|error| panic!("cannot run {command:?}: {error}"))
+}
+
+/// What a command that has to succeed prints.
+fn printed(command: &mut Command) -> String {
+    let output = output(command);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command:?}: {stderr}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// `make`, building in a directory of its own that is kept from run to run: the directory of the
+/// cargo that runs this test may be locked by it, and `target/static` is not the test's to change.
+fn make(build: &str) -> (Command, PathBuf) {
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join(build);
+    let mut make = Command::new("make");
+    make.current_dir(root()).env("CARGO_TARGET_DIR", &directory);
+    // A make that runs this test must not speak to this one.
+    make.env_remove("MAKEFLAGS").env_remove("MFLAGS").env_remove("MAKELEVEL");
+    (make, directory)
+}
+
+/// The result of `make static`.
+struct Static {
+    binary: PathBuf,
+    is_musl: bool,
+}
+
+impl Static {
+    fn build(build: &str, path: Option<&Path>) -> Self {
+        let (mut make, directory) = make(build);
+        if let Some(first) = path {
+            let path = std::env::var("PATH").unwrap();
+            make.env("PATH", format!("{}:{path}", first.display()));
+        }
+        printed(make.arg("static"));
+        let binary = directory.join("static/socksd");
+        let octets = fs::read(&binary).unwrap();
+        let target = format!("{}-unknown-linux-musl/release/socksd", std::env::consts::ARCH);
+        let is_musl =
+            fs::read(directory.join("static-build").join(target)).is_ok_and(|musl| musl == octets);
+        Self { binary, is_musl }
+    }
+
+    /// As the Makefile builds it here: with musl if rustup has it.
+    fn preferred() -> &'static Self {
+        static BUILT: OnceLock<Static> = OnceLock::new();
+        BUILT.get_or_init(|| Self::build("static", None))
+    }
+
+    /// As the Makefile builds it where there is no rustup: with glibc.
+    fn fallback() -> &'static Self {
+        static BUILT: OnceLock<Static> = OnceLock::new();
+        BUILT.get_or_init(|| {
+            let bin = TempDir::new("no-rustup");
+            let rustup = bin.0.join("rustup");
+            fs::write(&rustup, "#!/bin/sh\nexit 1\n").unwrap();
+            fs::set_permissions(&rustup, fs::Permissions::from_mode(0o755)).unwrap();
+            Self::build("static-glibc", Some(&bin.0))
+        })
+    }
+}
+
+/// A static server in a network of its own and in a directory that holds the two files a resolver
+/// reads, and nothing else.
+struct Bare {
+    server: Server,
+    directory: TempDir,
+}
+
+impl Bare {
+    fn start(binary: &Path, name: &str) -> Self {
+        let directory = TempDir::new(name);
+        let inside = |path: &str| directory.0.join(path);
+        fs::copy(binary, inside("socksd")).unwrap();
+        fs::create_dir(inside("etc")).unwrap();
+        fs::write(inside("etc/hosts"), "127.0.0.1 web.test\n").unwrap();
+        let resolv = "nameserver 127.0.0.1\noptions timeout:1 attempts:1\n";
+        fs::write(inside("etc/resolv.conf"), resolv).unwrap();
+        // The umask may have kept others out.
+        for path in ["socksd", "etc", "etc/hosts", "etc/resolv.conf"] {
+            fs::set_permissions(inside(path), fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        let mut command = in_new_network("exec chroot \"$@\"");
+        // The example of the manual.
+        command.args(is_root().then_some("--userspec=65534:65534"));
+        command.arg(&directory.0).args(["/socksd", "--allow-inside"]);
+        Self { server: Server::spawn(&mut command), directory }
+    }
+
+    fn background(&self, program: &str, args: &[&str]) -> Killed {
+        let mut command = in_network_of(&self.server, program);
+        command.args(args).stdout(Stdio::null()).stderr(Stdio::null());
+        let child = command.spawn();
+        Killed(child.unwrap_or_else(|error| panic!("cannot run {command:?}: {error}")))
+    }
+
+    fn curl(&self, args: &[&str]) -> Output {
+        let mut curl = in_network_of(&self.server, "curl");
+        curl.args(["-q", "-sS", "--max-time", "5", "--noproxy", ""]).args(args);
+        output(&mut curl)
+    }
+}
+
+fn assert_works_in_an_empty_directory(binary: &Path, name: &str) {
+    let bare = Bare::start(binary, name);
+    let pid = bare.server.pid();
+    assert_eq!(bare.server.addr.to_string(), "127.0.0.1:1080", "V4-38");
+    let content: Vec<String> = bare.directory.content().into_keys().collect();
+    assert_eq!(content, ["etc", "etc/hosts", "etc/resolv.conf", "socksd"]);
+    assert_eq!(fs::read_link(format!("/proc/{pid}/root")).unwrap(), bare.directory.0);
+    if is_root() {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        assert!(status.contains("\nUid:\t65534\t65534\t65534\t65534\n"), "{status}");
+    }
+
+    let page = TempDir::new(&format!("{name}-page"));
+    fs::write(page.0.join("page"), "the page").unwrap();
+    let directory = page.0.to_str().unwrap();
+    let web = ["-m", "http.server", "--bind", "127.0.0.1", "--directory", directory, "80"];
+    let _web = bare.background("python3", &web);
+    let records = [
+        "--keep-in-foreground",
+        "--conf-file=/dev/null",
+        "--pid-file",
+        "--user=root",
+        "--no-resolv",
+        "--no-hosts",
+        "--bind-interfaces",
+        "--listen-address=127.0.0.1",
+        "--local=/test/",
+        "--host-record=dns.test,127.0.0.1",
+    ];
+    let _dns = bare.background("dnsmasq", &records);
+    eventually("the web server listens", || bare.curl(&["http://127.0.0.1/page"]).status.success());
+
+    for (url, why) in [
+        ("http://web.test/page", "etc/hosts has it"),
+        ("http://dns.test/page", "the name server in etc/resolv.conf has it"),
+    ] {
+        for proxy in ["socks5h://127.0.0.1:1080", "socks4a://127.0.0.1:1080"] {
+            let output = bare.curl(&["-x", proxy, url]);
+            assert_eq!(output.stdout, b"the page", "{url}: {why}: {output:?}");
+        }
+    }
+    assert!(!bare.curl(&["-x", "socks5h://127.0.0.1:1080", "http://no.test/"]).status.success());
+    bare.server.log_line(&["event=refuse ", "dst=no.test:80 ", "reply=04 ", "reason=name "]);
+}
+
+#[test]
+fn the_static_binary_works_in_an_empty_directory() {
+    assert_works_in_an_empty_directory(&Static::preferred().binary, "bare");
+}
+
+#[test]
+fn without_rustup_the_static_binary_works_in_an_empty_directory() {
+    assert_works_in_an_empty_directory(&Static::fallback().binary, "bare-glibc");
+}
+
+#[test]
+fn static_binaries_need_no_shared_library() {
+    for Static { binary, .. } in [Static::preferred(), Static::fallback()] {
+        let file = printed(Command::new("file").arg("-b").arg(binary));
+        let is_static = ["static-pie linked", "statically linked"].iter().any(|s| file.contains(s));
+        assert!(is_static && !file.contains("interpreter"), "{file}");
+        // What there is to say comes on either stream, with either status.
+        let ldd = output(Command::new("ldd").arg(binary));
+        let said = String::from_utf8([ldd.stdout, ldd.stderr].concat()).unwrap();
+        let is_static =
+            ["statically linked", "not a dynamic executable"].iter().any(|s| said.contains(s));
+        assert!(is_static, "{said}");
+    }
+}
+
+#[test]
+fn a_binary_with_musl_refuses_yescrypt_and_one_with_glibc_takes_it() {
+    // mkpasswd -m yescrypt secret
+    let users = TempFile::new(
+        "alice:$y$j9T$F5Jx5fExrKuPp53xLKQ..1$X3DX6M94c7o.9agCG9G317fhZg9SqC.5i5rd.RhAtQ7\n",
+    );
+    for Static { binary, is_musl } in [Static::preferred(), Static::fallback()] {
+        // A second listener on the same port: a server that took the file fails at that.
+        let args = ["-l", "127.0.0.1:1", "-l", "127.0.0.1:1", "--users", users.path()];
+        let output = output(Command::new(binary).args(args));
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        let refusal = format!(
+            "socksd: {}:1: this system's crypt(3) cannot compute this $y$ hash\n",
+            users.path()
+        );
+        let (status, said) =
+            if *is_musl { (100, refusal.as_str()) } else { (111, "cannot listen") };
+        assert_eq!(output.status.code(), Some(status), "{stderr}");
+        assert!(stderr.contains(said), "{stderr}");
+    }
+}
+
+#[test]
+fn install_puts_the_files_where_they_belong_and_uninstall_removes_them() {
+    let destination = TempDir::new("make install");
+    let run = |goal: &str| {
+        let (mut make, _) = make("install");
+        make.arg(goal).arg(format!("DESTDIR={}", destination.0.display())).arg("PREFIX=/usr");
+        printed(&mut make);
+    };
+    run("install");
+    let (binary, manual) = ("usr/sbin/socksd", "usr/share/man/man8/socksd.8");
+    let directories = ["usr", "usr/sbin", "usr/share", "usr/share/man", "usr/share/man/man8"];
+    let content = destination.content();
+    assert_eq!(content.len(), directories.len() + 2, "{content:#?}");
+    assert!(directories.iter().all(|directory| content.contains_key(*directory)));
+    assert_eq!((content[binary], content[manual]), (0o755, 0o644));
+    let installed = destination.0.join(binary);
+    let version = printed(Command::new(&installed).arg("-V"));
+    assert_eq!(version, concat!("socksd ", env!("CARGO_PKG_VERSION"), "\n"));
+    let page = fs::read(destination.0.join(manual)).unwrap();
+    assert_eq!(page, fs::read(root().join("man/socksd.8")).unwrap());
+
+    // A running server is no obstacle, and keeps running.
+    let before = fs::metadata(&installed).unwrap().ino();
+    let mut server = Server::spawn(Command::new(&installed).args(["-l", "127.0.0.1:0"]));
+    run("install");
+    assert_ne!(fs::metadata(&installed).unwrap().ino(), before);
+    drop(server.connect());
+    server.signal("TERM");
+    assert_eq!(server.wait(), Some(0));
+
+    run("uninstall");
+    assert!(destination.content().into_keys().eq(directories.map(str::to_owned)));
+}
+
+#[test]
+fn the_manual_renders_without_a_complaint() {
+    let manual = root().join("man/socksd.8");
+    let lint = output(Command::new("mandoc").args(["-Tlint", "-Wwarning"]).arg(&manual));
+    assert_eq!(String::from_utf8(lint.stdout).unwrap(), "");
+    assert!(lint.status.success());
+    let headings = [
+        "NAME",
+        "SYNOPSIS",
+        "DESCRIPTION",
+        "SIGNALS",
+        "FILES",
+        "EXIT STATUS",
+        "EXAMPLES",
+        "DIAGNOSTICS",
+        "SEE ALSO",
+        "STANDARDS",
+        "SECURITY",
+        "CAVEATS",
+    ];
+    let mut man = Command::new("man");
+    man.args(["--warnings", "-l"]).arg(&manual).env("MANPAGER", "cat").env("LC_ALL", "C.UTF-8");
+    let man = output(&mut man);
+    assert_eq!(String::from_utf8(man.stderr).unwrap(), "");
+    for rendered in [
+        printed(Command::new("mandoc").args(["-Tascii"]).arg(&manual)),
+        String::from_utf8(man.stdout).unwrap(),
+    ] {
+        // mandoc sets bold by printing a character over itself.
+        let mut plain = String::new();
+        for c in rendered.chars() {
+            if c == '\u{8}' {
+                plain.pop();
+            } else {
+                plain.push(c)
+            }
+        }
+        let found: Vec<&str> = plain
+            .lines()
+            .filter(|line| line.starts_with(|c: char| c.is_ascii_uppercase()))
+            .filter(|line| !line.starts_with("SOCKSD(8)"))
+            .collect();
+        assert_eq!(found[..headings.len()], headings, "{plain}");
+    }
+}
