@@ -104,7 +104,11 @@ impl Server {
                 return found;
             }
             let left = until.saturating_duration_since(Instant::now());
-            assert!(!left.is_zero(), "no {count} log lines with {needles:?} in {lines:#?}");
+            if left.is_zero() {
+                // Given up first: a lock poisoned here would be a second panic when this is dropped.
+                drop(lines);
+                panic!("no {count} log lines with {needles:?} in {:#?}", self.log());
+            }
             lines = more.wait_timeout(lines, left).unwrap().0;
         }
     }
