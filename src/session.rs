@@ -208,8 +208,8 @@ impl Session<'_> {
                 return Err(stop);
             }
         };
-        self.note(&request);
         self.record.user.clone_from(&request.userid);
+        self.note(&request);
         match self.service.auth.anonymous() {
             Some(user) => Ok(Agreed { request, user }),
             None => {
