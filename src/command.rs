@@ -18,7 +18,7 @@ use crate::policy::{Asker, Policy, Verdict};
 use crate::resolve::{ResolveError, Resolver};
 use crate::wire::socks4::Cd;
 use crate::wire::socks5::Rep;
-use crate::wire::{Command, Destination, Version};
+use crate::wire::{Destination, Version};
 
 /// What commands work with, the same for all sessions.
 pub struct Means {
@@ -248,16 +248,6 @@ impl PortRange {
         });
         let first = first.unwrap_or(*self.ports.start());
         (first..=*self.ports.end()).chain(*self.ports.start()..first)
-    }
-}
-
-/// Whether `command` is one that `version` has.
-#[must_use]
-pub fn is_known(version: Version, command: Command) -> bool {
-    match command {
-        Command::CONNECT | Command::BIND => true,
-        Command::UDP_ASSOCIATE => version == Version::V5,
-        _ => false,
     }
 }
 

@@ -1,6 +1,7 @@
 //! One client, from its first octet to its last: the only place that writes to a client before the
 //! relay, and that decides nothing itself.
 
+use std::fmt::Display;
 use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
@@ -8,12 +9,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::auth::{Auth, AuthError, User};
-use crate::command::{self, Failure, Means, associate, bind, connect};
+use crate::command::{Failure, Means, Opened, associate, bind, connect};
 use crate::log::{Level, Line, Log};
 use crate::policy::Asker;
-use crate::relay::{self, Limits, Traffic};
+use crate::relay::udp::{Sockets, Terms};
+use crate::relay::{self, End, Limits, Traffic};
 use crate::sys::{self, PollFd};
-use crate::threads::Threads;
+use crate::threads::{Reserved, Threads};
 use crate::wire::socks4::{self, Cd};
 use crate::wire::socks5::{self, Method, Rep};
 use crate::wire::userpass;
@@ -58,11 +60,11 @@ pub fn run(service: &Service, stream: TcpStream, client: SocketAddr, number: u64
     let mut record = Record::new(number, client);
     let mut session = Session { service, client, record: &mut record };
     match session.serve(stream) {
-        Ok(reason) => record.write(&service.log, "close", &reason, None),
-        Err(stop) if stop.refused => {
-            record.write(&service.log, "refuse", stop.reason, stop.error.as_deref());
+        Ok(end) => record.write(&service.log, Level::Normal, "close", end, None),
+        Err(Stop::Gone) => record.write(&service.log, Level::Normal, "close", "client", None),
+        Err(Stop::Refused { level, reason, error }) => {
+            record.write(&service.log, level, "refuse", reason, Some(&error));
         }
-        Err(stop) => record.write(&service.log, "close", stop.reason, stop.error.as_deref()),
     }
 }
 
@@ -119,10 +121,14 @@ impl Record {
         .address("local", self.local)
     }
 
-    fn write(&self, log: &Log, event: &str, reason: impl std::fmt::Display, error: Option<&str>) {
-        let reason = reason.to_string();
-        // Who fails to authenticate is told of even where sessions are not.
-        let level = if reason == "auth" { Level::Quiet } else { Level::Normal };
+    fn write(
+        &self,
+        log: &Log,
+        level: Level,
+        event: &str,
+        reason: impl Display,
+        error: Option<&str>,
+    ) {
         if !log.wants(level) {
             return;
         }
@@ -145,21 +151,25 @@ impl Record {
 }
 
 /// Why a session ended before its relay.
-struct Stop {
-    /// Whether this server refused it, rather than the client leaving.
-    refused: bool,
-    reason: &'static str,
-    error: Option<String>,
+enum Stop {
+    /// The client left.
+    Gone,
+    /// This server refused it.
+    Refused { level: Level, reason: &'static str, error: String },
 }
 
 impl Stop {
-    fn refused(reason: &'static str, error: impl ToString) -> Self {
-        Self { refused: true, reason, error: Some(error.to_string()) }
+    fn refused(reason: &'static str, error: impl Display) -> Self {
+        Self::Refused { level: Level::Normal, reason, error: error.to_string() }
     }
+}
 
-    fn gone() -> Self {
-        Self { refused: false, reason: "client", error: None }
-    }
+/// What is left to do once a request is granted.
+enum Granted {
+    /// Relay octets with the target; the thread copies the direction from it.
+    Tunnel(TcpStream, Reserved),
+    /// Relay datagrams.
+    Association(Sockets, Asker),
 }
 
 /// What the handshake comes to.
@@ -175,7 +185,7 @@ struct Session<'a> {
 }
 
 impl Session<'_> {
-    fn serve(&mut self, stream: TcpStream) -> Result<String, Stop> {
+    fn serve(&mut self, stream: TcpStream) -> Result<End, Stop> {
         relay::prepare(&stream);
         let mut intake = Intake::new(stream, self.record.begun + self.service.handshake_timeout);
         let agreed = match intake.first_octet()? {
@@ -185,9 +195,9 @@ impl Session<'_> {
             other => return Err(Stop::refused("protocol", DecodeError::Version(other))),
         };
         match agreed.and_then(|agreed| self.carry_out(agreed, &mut intake)) {
-            Ok(tunnel) => Ok(tunnel(intake)),
+            Ok(granted) => Ok(self.relay(granted, intake)),
             Err(stop) => {
-                if stop.refused {
+                if let Stop::Refused { .. } = stop {
                     intake.drain();
                 }
                 Err(stop)
@@ -202,7 +212,7 @@ impl Session<'_> {
         let request = match intake.decode(|r| socks4::decode_request(r, allow_4a)) {
             Ok(request) => request,
             Err(stop) => {
-                if stop.reason == "protocol" {
+                if intake.fault.is_some() {
                     self.reply4(intake, Cd::REJECTED, NO_ADDRESS)?;
                 }
                 return Err(stop);
@@ -256,7 +266,7 @@ impl Session<'_> {
         let claim = match intake.decode(userpass::decode_request) {
             Ok(claim) => claim,
             Err(stop) => {
-                if stop.reason == "protocol" {
+                if intake.fault.is_some() {
                     self.send(intake, &userpass::encode_reply(false))?;
                 }
                 return Err(stop);
@@ -264,11 +274,18 @@ impl Session<'_> {
         };
         self.record.user.clone_from(&claim.uname);
         let checked = self.service.auth.check(&claim, intake.deadline);
-        self.send(intake, &userpass::encode_reply(checked.is_ok()))?;
-        checked.map_err(|error| match error {
-            AuthError::Wrong => Stop::refused("auth", "wrong user name or password"),
+        let sent = self.send(intake, &userpass::encode_reply(checked.is_ok()));
+        // A guess is told of as one even where the guesser does not stay for the answer.
+        let user = checked.map_err(|error| match error {
+            AuthError::Wrong => Stop::Refused {
+                level: Level::Quiet,
+                reason: "auth",
+                error: "wrong user name or password".into(),
+            },
             AuthError::TimedOut => Stop::refused("timeout", "too many passwords to check"),
-        })
+        })?;
+        sent?;
+        Ok(user)
     }
 
     fn note(&mut self, request: &Request) {
@@ -280,75 +297,94 @@ impl Session<'_> {
         }
     }
 
-    /// Carries out the request and replies; what is then left to do is returned to be called with
-    /// the client.
-    fn carry_out(
-        &mut self,
-        agreed: Agreed,
-        intake: &mut Intake,
-    ) -> Result<Box<dyn FnOnce(Intake) -> String>, Stop> {
+    /// Carries out the request and replies.
+    fn carry_out(&mut self, agreed: Agreed, intake: &mut Intake) -> Result<Granted, Stop> {
         let Agreed { request, user } = agreed;
         let Request { version, command, dst, .. } = request;
         let asker = Asker { client: self.client.ip(), user, version, command };
-        let result = if command::is_known(version, command) {
-            self.open(&asker, &dst, intake)
-        } else {
-            Err(Failure::Command)
+        let result = match command {
+            Command::CONNECT => self.connect(&asker, &dst, intake),
+            Command::BIND => self.bind(&asker, &dst, intake),
+            Command::UDP_ASSOCIATE if version == Version::V5 => self.associate(asker, intake),
+            _ => Err(Failure::Command),
         };
         result.map_err(|failure| self.refuse(version, &failure, intake))
     }
 
-    fn open(
+    fn connect(
         &mut self,
         asker: &Asker,
         dst: &Destination,
         intake: &mut Intake,
-    ) -> Result<Box<dyn FnOnce(Intake) -> String>, Failure> {
-        let service = self.service;
-        let means = &service.means;
-        if asker.command == Command::UDP_ASSOCIATE {
-            let local = intake.local()?;
-            let (sockets, bnd) = associate::open(means, asker, local)?;
-            self.record.local = Some(bnd);
-            self.granted(asker.version, bnd, intake)?;
-            let terms = relay::udp::Terms {
-                asker: asker.clone(),
-                policy: means.policy,
-                resolver: Arc::clone(&means.resolver),
-                resolve_timeout: means.resolve_timeout,
-                fragments: service.fragments,
-                idle: service.udp_idle,
-            };
-            let (traffic, dropped) =
-                (Arc::clone(&self.record.traffic), Arc::clone(&self.record.dropped));
-            return Ok(Box::new(move |intake| {
-                let (control, _) = intake.into_tunnel();
-                relay::udp::run(control, sockets, terms, &traffic, &dropped).to_string()
-            }));
-        }
+    ) -> Result<Granted, Failure> {
         // Before the reply: a relay that cannot be run must not be granted.
-        let helper = service.threads.reserve().map_err(Failure::NoThread)?;
-        let opened = if command_is_bind(asker) {
-            let bound = bind::open(means, asker, dst, intake.local()?)?;
-            self.record.local = Some(bound.bnd);
-            self.granted(asker.version, bound.bnd, intake)?;
-            bound.wait(means, asker, &intake.stream)?
-        } else {
-            let opened = connect::open(means, asker, dst)?;
-            self.record.local = Some(opened.bnd);
-            opened
-        };
+        let helper = self.service.threads.reserve().map_err(Failure::NoThread)?;
+        let opened = connect::open(&self.service.means, asker, dst)?;
+        self.record.local = Some(opened.bnd);
+        self.tunnel(asker.version, opened, helper, intake)
+    }
+
+    fn bind(
+        &mut self,
+        asker: &Asker,
+        dst: &Destination,
+        intake: &mut Intake,
+    ) -> Result<Granted, Failure> {
+        let means = &self.service.means;
+        let helper = self.service.threads.reserve().map_err(Failure::NoThread)?;
+        let bound = bind::open(means, asker, dst, intake.local()?)?;
+        self.record.local = Some(bound.bnd);
+        self.granted(asker.version, bound.bnd, intake)?;
+        let opened = bound.wait(means, asker, &intake.stream)?;
+        self.tunnel(asker.version, opened, helper, intake)
+    }
+
+    /// Tells the client that its target stands open.
+    fn tunnel(
+        &mut self,
+        version: Version,
+        opened: Opened,
+        helper: Reserved,
+        intake: &mut Intake,
+    ) -> Result<Granted, Failure> {
         self.record.peer = Some(opened.peer);
         relay::prepare(&opened.target);
-        self.granted(asker.version, opened.bnd, intake)?;
-        if service.log.wants(Level::Verbose) {
-            service.log.write(Level::Verbose, self.record.line("connect"));
+        self.granted(version, opened.bnd, intake)?;
+        let log = &self.service.log;
+        if log.wants(Level::Verbose) {
+            log.write(Level::Verbose, self.record.line("connect"));
         }
-        let (limits, traffic) = (service.limits, Arc::clone(&self.record.traffic));
-        Ok(Box::new(move |intake| {
-            let (client, leftover) = intake.into_tunnel();
-            relay::run(client, &leftover, opened.target, helper, limits, &traffic).to_string()
-        }))
+        Ok(Granted::Tunnel(opened.target, helper))
+    }
+
+    fn associate(&mut self, asker: Asker, intake: &mut Intake) -> Result<Granted, Failure> {
+        let (sockets, bnd) = associate::open(&self.service.means, &asker, intake.local()?)?;
+        self.record.local = Some(bnd);
+        self.granted(asker.version, bnd, intake)?;
+        Ok(Granted::Association(sockets, asker))
+    }
+
+    /// Relays until the session ends.
+    fn relay(&self, granted: Granted, intake: Intake) -> End {
+        let Service { means, limits, fragments, udp_idle, .. } = self.service;
+        let (client, leftover) = intake.into_tunnel();
+        let traffic = &self.record.traffic;
+        match granted {
+            Granted::Tunnel(target, helper) => {
+                relay::run(client, &leftover, target, helper, *limits, traffic)
+            }
+            Granted::Association(sockets, asker) => {
+                let terms = Terms {
+                    asker,
+                    policy: means.policy,
+                    resolver: Arc::clone(&means.resolver),
+                    resolve_timeout: means.resolve_timeout,
+                    fragments: *fragments,
+                    idle: *udp_idle,
+                };
+                relay::udp::run(client, sockets, terms, traffic, &self.record.dropped)
+            }
+        }
     }
 
     fn granted(
@@ -366,7 +402,7 @@ impl Session<'_> {
 
     fn refuse(&mut self, version: Version, failure: &Failure, intake: &mut Intake) -> Stop {
         let bnd = match failure {
-            Failure::ClientGone => return Stop::gone(),
+            Failure::ClientGone => return Stop::Gone,
             Failure::WrongPeer(peer) => {
                 self.record.peer = Some(*peer);
                 *peer
@@ -394,12 +430,8 @@ impl Session<'_> {
     /// Writes a whole message. All that is ever written before the relay fits into the send buffer
     /// of a new connection, so this does not wait.
     fn send(&self, intake: &mut Intake, message: &[u8]) -> Result<(), Stop> {
-        intake.stream.write_all(message).map_err(|_| Stop::gone())
+        intake.stream.write_all(message).map_err(|_| Stop::Gone)
     }
-}
-
-fn command_is_bind(asker: &Asker) -> bool {
-    asker.command == Command::BIND
 }
 
 /// The client before the relay: what it has sent and nobody has used yet, and how long it may take.
@@ -448,8 +480,13 @@ impl Intake {
                     self.octets.drain(..len);
                     return Ok(message);
                 }
+                // Every decoder has bounds of its own, which together stay below this one.
                 Err(DecodeError::Incomplete) if self.taken + self.octets.len() < HANDSHAKE_MAX => {
                     self.read()?;
+                }
+                Err(DecodeError::Incomplete) => {
+                    self.fault = Some(DecodeError::Overlong);
+                    return Err(Stop::refused("protocol", "handshake too long"));
                 }
                 Err(fault) => {
                     self.fault = Some(fault);
@@ -468,11 +505,11 @@ impl Intake {
                     io::ErrorKind::TimedOut => {
                         Stop::refused("timeout", "no complete request in time")
                     }
-                    _ => Stop::gone(),
+                    _ => Stop::Gone,
                 },
             )?;
         if len == 0 {
-            return Err(Stop::gone());
+            return Err(Stop::Gone);
         }
         self.octets.extend_from_slice(buffer.get(..len).unwrap_or_default());
         Ok(())
@@ -520,5 +557,23 @@ fn wait_and_read(
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             result => return result,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpListener;
+
+    #[test]
+    fn sec_09_a_handshake_ends_at_1300_octets_whatever_a_decoder_says() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (stream, _) = listener.accept().unwrap();
+        client.write_all(&[1; 5_000]).unwrap();
+        let mut intake = Intake::new(stream, Instant::now() + Duration::from_secs(5));
+        let stop = intake.decode(|_| Err::<(), _>(DecodeError::Incomplete));
+        assert!(matches!(stop, Err(Stop::Refused { reason: "protocol", .. })));
+        assert!(intake.octets.len() <= 2 * HANDSHAKE_MAX);
     }
 }
