@@ -23,6 +23,9 @@ const BUFFER: usize = 64 * 1024;
 /// How long a thread may take to notice that its sockets have been shut for reading.
 const NOTICE: Duration = Duration::from_millis(100);
 
+/// How often the side that has closed is looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
 /// Seconds without traffic before keepalive probes begin, seconds between them, and how many may
 /// go unanswered: a dead peer is found within three minutes.
 const KEEPALIVE: (i32, i32, i32) = (60, 20, 6);
@@ -157,6 +160,9 @@ struct State {
     ended: u8,
     /// Nothing more is to be relayed.
     aborted: bool,
+    /// The sides this server has sent the end of input to. Only then can their sockets be closed
+    /// without a reset.
+    shut: Vec<Side>,
 }
 
 impl Shared {
@@ -260,7 +266,6 @@ impl Direction<'_> {
         let shared = self.shared;
         let ended = Ended(shared);
         let stop = self.copy(leftover);
-        // Before the shutdown: once the other side has answered it, its socket is closed too.
         drop(ended);
         match stop {
             // Shut for reading by an abort, which has seen to everything.
@@ -268,6 +273,7 @@ impl Direction<'_> {
             Stop::EndOfInput => {
                 shared.note(End::Closed(self.from));
                 shared.touch();
+                lock(&shared.state).shut.push(self.to());
                 // Fails where the other side is gone already, which its own direction will tell.
                 let _ = shared.leg(self.to()).shutdown(Shutdown::Write);
                 self.linger();
@@ -280,7 +286,8 @@ impl Direction<'_> {
         }
     }
 
-    /// After this direction has ended, watches that the other one does not stay quiet for ever.
+    /// After this direction has ended, watches that the other one does not stay quiet for ever, and
+    /// that the side that has closed is still there: nobody reads from it any more.
     fn linger(&self) {
         let shared = self.shared;
         let mut state = lock(&shared.state);
@@ -289,8 +296,14 @@ impl Direction<'_> {
                 drop(state);
                 return shared.abort(End::Linger);
             };
-            (state, _) =
-                shared.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner);
+            if self.is_reset(&state) {
+                drop(state);
+                return shared.abort(End::Reset(self.from));
+            }
+            (state, _) = shared
+                .changed
+                .wait_timeout(state, left.min(LOOK_EVERY))
+                .unwrap_or_else(PoisonError::into_inner);
         }
     }
 
@@ -302,7 +315,7 @@ impl Direction<'_> {
         let mut buffer = vec![0; BUFFER];
         loop {
             match from.read(&mut buffer) {
-                Ok(0) if self.is_reset() => {
+                Ok(0) if self.is_reset(&lock(&self.shared.state)) => {
                     return Stop::Failed(self.from, io::ErrorKind::ConnectionReset.into());
                 }
                 Ok(0) => return Stop::EndOfInput,
@@ -362,12 +375,12 @@ impl Direction<'_> {
         }
     }
 
-    /// Whether an end of input is a reset whose error the other direction has been given already:
-    /// the socket is closed though nobody here has shut it.
-    fn is_reset(&self) -> bool {
-        let state = lock(&self.shared.state);
-        state.ended == 0
-            && !state.aborted
+    /// Whether the side that is read from is gone: its socket is closed though this server has not
+    /// ended its output. The error may have been given to the other direction, so that this one
+    /// saw a mere end of input.
+    fn is_reset(&self, state: &State) -> bool {
+        !state.aborted
+            && !state.shut.contains(&self.from)
             && sys::is_tcp_closed(self.shared.leg(self.from)).unwrap_or(false)
     }
 }
