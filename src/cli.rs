@@ -13,7 +13,7 @@ use getopts::{Fail, Matches, Options};
 
 use crate::command::PortRange;
 use crate::config::Config;
-use crate::dial::Source;
+use crate::dial::PerFamily;
 use crate::log::{Escaped, Level};
 use crate::server::Listen;
 use crate::server::sessions::Caps;
@@ -329,8 +329,8 @@ fn listen(matches: &Matches) -> Result<Vec<Listen>, UsageError> {
 }
 
 /// The addresses of a repeatable option, at most one of each family.
-fn addresses(matches: &Matches, option: &str) -> Result<Source, UsageError> {
-    let mut source = Source::default();
+fn addresses(matches: &Matches, option: &str) -> Result<PerFamily, UsageError> {
+    let mut source = PerFamily::default();
     for text in matches.opt_strs(option) {
         let wrong = |why| UsageError(format!("--{option} {}: {why}", text.escape_debug()));
         let ip: IpAddr = text.parse().map_err(|_| wrong("expected an IPv4 or IPv6 address"))?;

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::dial::Source;
+use crate::dial::PerFamily;
 use crate::policy::{Asker, Policy, Verdict};
 use crate::resolve::{ResolveError, Resolver};
 use crate::wire::socks4::Cd;
@@ -33,14 +33,14 @@ pub struct Means {
     /// How long a BIND waits for its peer.
     pub bind_timeout: Duration,
     /// The addresses to leave from.
-    pub source: Source,
+    pub source: PerFamily,
     /// Whether IPv4 targets are reached at all.
     pub ipv4: bool,
     /// Whether IPv6 targets are reached at all.
     pub ipv6: bool,
     /// The addresses to tell clients in BIND and UDP ASSOCIATE replies instead of the real ones,
     /// where a NAT stands before this host.
-    pub advertise: Source,
+    pub advertise: PerFamily,
     /// Ports for BIND and for the relay sockets of UDP ASSOCIATE.
     pub ports: Option<PortRange>,
     /// Where this server itself listens; a session that would come back here is refused.
@@ -94,7 +94,9 @@ impl Failure {
         match self {
             Self::Denied | Self::WrongPeer(_) => Rep::NOT_ALLOWED,
             // The RFC has no better code for a name or a peer that cannot be found.
-            Self::Unresolved(ResolveError::NoThread) => Rep::GENERAL_FAILURE,
+            Self::Unresolved(ResolveError::NoThread | ResolveError::TooMany) => {
+                Rep::GENERAL_FAILURE
+            }
             Self::Unresolved(_) | Self::NoPeer => Rep::HOST_UNREACHABLE,
             Self::Family => Rep::ADDRESS_TYPE_NOT_SUPPORTED,
             Self::Command => Rep::COMMAND_NOT_SUPPORTED,
@@ -124,7 +126,9 @@ impl Failure {
         match self {
             Self::Denied => "denied",
             Self::Unresolved(ResolveError::TimedOut) | Self::NoPeer => "timeout",
-            Self::Unresolved(ResolveError::NoThread) | Self::NoPort | Self::NoThread(_) => "limit",
+            Self::Unresolved(ResolveError::NoThread | ResolveError::TooMany)
+            | Self::NoPort
+            | Self::NoThread(_) => "limit",
             Self::Unresolved(ResolveError::Invalid | ResolveError::NotFound) => "name",
             Self::Family | Self::PortZero => "address",
             Self::Command => "command",
@@ -143,6 +147,7 @@ impl fmt::Display for Failure {
             Self::Unresolved(ResolveError::Invalid) => f.write_str("not the name of a host"),
             Self::Unresolved(ResolveError::NotFound) => f.write_str("name has no address"),
             Self::Unresolved(ResolveError::TimedOut) => f.write_str("name not resolved in time"),
+            Self::Unresolved(ResolveError::TooMany) => f.write_str("too many names at once"),
             Self::Unresolved(ResolveError::NoThread) => f.write_str("no thread to resolve a name"),
             Self::Family => f.write_str("address family not served"),
             Self::Command => f.write_str("unknown command"),
@@ -210,7 +215,7 @@ impl Means {
     ///
     /// # Errors
     /// `NoPort` where none is, `Io` for any other error of `bind`.
-    fn bind_port<T>(&self, bind: impl Fn(u16) -> io::Result<T>) -> Result<T, Failure> {
+    fn bind_port<T>(&self, mut bind: impl FnMut(u16) -> io::Result<T>) -> Result<T, Failure> {
         let Some(range) = &self.ports else { return Ok(bind(0)?) };
         for port in range.turns() {
             match bind(port) {

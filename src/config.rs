@@ -10,7 +10,7 @@ use std::time::Duration;
 use crate::auth::Auth;
 use crate::auth::users::Users;
 use crate::command::{Means, PortRange};
-use crate::dial::Source;
+use crate::dial::PerFamily;
 use crate::log::{Level, Log};
 use crate::policy::Policy;
 use crate::relay::Limits;
@@ -33,9 +33,9 @@ pub struct Config {
     /// How much to log.
     pub level: Level,
     /// Addresses told to clients in BIND and UDP ASSOCIATE replies.
-    pub advertise: Source,
+    pub advertise: PerFamily,
     /// Addresses to leave from.
-    pub source: Source,
+    pub source: PerFamily,
     /// Ports for BIND and UDP ASSOCIATE.
     pub ports: Option<PortRange>,
     /// Whether IPv4 targets are reached.

@@ -14,31 +14,40 @@ const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 /// hundreds.
 const ATTEMPTS_MAX: usize = 32;
 
-/// The addresses to leave from, one for each family; `None` leaves the choice to the system.
+/// Most attempts under way at once: the oldest, which has had two seconds, gives way to the next.
+/// Otherwise a name with many silent addresses would hold many descriptors until the deadline.
+const PENDING_MAX: usize = 8;
+
+/// One address of each family, or none.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Source {
-    /// For IPv4 targets.
+pub struct PerFamily {
+    /// The IPv4 one.
     pub v4: Option<IpAddr>,
-    /// For IPv6 targets.
+    /// The IPv6 one.
     pub v6: Option<IpAddr>,
 }
 
-impl Source {
-    /// The address to leave from towards `target`.
+impl PerFamily {
+    /// The one of the family of `ip`.
     #[must_use]
-    pub fn towards(&self, target: IpAddr) -> Option<IpAddr> {
-        if target.is_ipv4() { self.v4 } else { self.v6 }
+    pub fn of_family(&self, ip: IpAddr) -> Option<IpAddr> {
+        if ip.is_ipv4() { self.v4 } else { self.v6 }
     }
 }
 
 /// Connects to the first of `addrs` that answers. Families take turns, beginning with that of the
-/// first; an address has 250 ms before the next is tried beside it.
+/// first; an address has 250 ms before the next is tried beside it. Where `source` has an address
+/// of the family, connections leave from it.
 ///
 /// # Errors
 /// The error of the last attempt that failed; `TimedOut` at `deadline`.
-pub fn connect(addrs: &[SocketAddr], source: Source, deadline: Instant) -> io::Result<TcpStream> {
+pub fn connect(
+    addrs: &[SocketAddr],
+    source: PerFamily,
+    deadline: Instant,
+) -> io::Result<TcpStream> {
     match *addrs {
-        [addr] if source.towards(addr.ip()).is_none() => {
+        [addr] if source.of_family(addr.ip()).is_none() => {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Err(io::ErrorKind::TimedOut.into());
@@ -64,7 +73,7 @@ fn interleave(addrs: &[SocketAddr]) -> impl Iterator<Item = SocketAddr> {
 
 fn race(
     mut addrs: impl Iterator<Item = SocketAddr>,
-    source: Source,
+    source: PerFamily,
     deadline: Instant,
 ) -> io::Result<TcpStream> {
     let mut pending: Vec<OwnedFd> = Vec::new();
@@ -81,6 +90,9 @@ fn race(
                 None => more = false,
                 Some(addr) => match start(addr, source) {
                     Ok(fd) => {
+                        if pending.len() == PENDING_MAX {
+                            pending.remove(0);
+                        }
                         pending.push(fd);
                         next_at = now + ATTEMPT_DELAY;
                     }
@@ -124,9 +136,9 @@ fn race(
 }
 
 /// Starts one connection; it is made once the descriptor can be written to without an error.
-fn start(addr: SocketAddr, source: Source) -> io::Result<OwnedFd> {
+fn start(addr: SocketAddr, source: PerFamily) -> io::Result<OwnedFd> {
     let fd = sys::tcp_socket(addr)?;
-    if let Some(ip) = source.towards(addr.ip()) {
+    if let Some(ip) = source.of_family(addr.ip()) {
         sys::set_bind_address_no_port(&fd)?;
         sys::bind_socket(&fd, SocketAddr::new(ip, 0))?;
     }
@@ -160,7 +172,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let target = listener.local_addr().unwrap();
         let begun = Instant::now();
-        let stream = connect(&[refusing(), target], Source::default(), soon()).unwrap();
+        let stream = connect(&[refusing(), target], PerFamily::default(), soon()).unwrap();
         assert_eq!(stream.peer_addr().unwrap(), target);
         assert!(begun.elapsed() < ATTEMPT_DELAY);
     }
@@ -171,31 +183,31 @@ mod tests {
         let full = TcpListener::bind("127.0.0.1:0").unwrap();
         sys::listen(&full, 0).unwrap();
         let silent = full.local_addr().unwrap();
-        let _fill: Vec<_> = (0..3).map(|_| start(silent, Source::default())).collect();
+        let _fill: Vec<_> = (0..3).map(|_| start(silent, PerFamily::default())).collect();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let target = listener.local_addr().unwrap();
-        let stream = connect(&[silent, target], Source::default(), soon()).unwrap();
+        let stream = connect(&[silent, target], PerFamily::default(), soon()).unwrap();
         assert_eq!(stream.peer_addr().unwrap(), target);
 
         let deadline = Instant::now() + Duration::from_millis(100);
-        let error = connect(&[silent, silent], Source::default(), deadline).unwrap_err();
+        let error = connect(&[silent, silent], PerFamily::default(), deadline).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut, "V4-32");
         let deadline = Instant::now() + Duration::from_millis(100);
-        let error = connect(&[silent], Source::default(), deadline).unwrap_err();
+        let error = connect(&[silent], PerFamily::default(), deadline).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut, "V4-32");
     }
 
     #[test]
     fn the_error_of_the_last_attempt_is_told() {
-        let error = connect(&[refusing(), refusing()], Source::default(), soon()).unwrap_err();
+        let error = connect(&[refusing(), refusing()], PerFamily::default(), soon()).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
-        assert!(connect(&[], Source::default(), soon()).is_err());
+        assert!(connect(&[], PerFamily::default(), soon()).is_err());
     }
 
     #[test]
     fn a_connection_leaves_from_the_source_given() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let source = Source { v4: Some(IpAddr::from([127, 0, 0, 5])), v6: None };
+        let source = PerFamily { v4: Some(IpAddr::from([127, 0, 0, 5])), v6: None };
         let stream = connect(&[listener.local_addr().unwrap()], source, soon()).unwrap();
         assert_eq!(stream.local_addr().unwrap().ip(), IpAddr::from([127, 0, 0, 5]));
         assert_eq!(listener.accept().unwrap().1, stream.local_addr().unwrap());

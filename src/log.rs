@@ -6,13 +6,15 @@
 
 use std::fmt::{self, Display, Write as _};
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write as _};
+use std::io::{self, IsTerminal as _, Write as _};
 use std::net::SocketAddr;
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::sync::Mutex;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::sys;
+use crate::sys::{self, PollFd};
 use crate::threads::lock;
 
 /// How much an administrator wants to read; also how much a line matters.
@@ -33,16 +35,29 @@ pub struct Log {
 }
 
 struct Sink {
-    /// `None` is standard error.
+    /// `None` where there is none to write to.
     file: Option<File>,
+    /// Lines that did not go out and have not been told of.
     dropped: u64,
+    /// Whether the last line was cut short by a full disk or terminal.
+    torn: bool,
 }
 
 impl Log {
     /// Logs to standard error.
     #[must_use]
     pub fn to_stderr(level: Level) -> Self {
-        Self { level, sink: Mutex::new(Sink { file: None, dropped: 0 }) }
+        let stderr = io::stderr();
+        let file = if stderr.is_terminal() {
+            // A terminal says it is ready when it has room for part of a line; the rest of the
+            // write would wait for its reader. Opened anew it can be told not to wait, which does
+            // not touch the open file that a shell shares.
+            let flags = sys::O_NONBLOCK | sys::O_NOCTTY;
+            OpenOptions::new().append(true).custom_flags(flags).open("/proc/self/fd/2")
+        } else {
+            stderr.as_fd().try_clone_to_owned().map(File::from)
+        };
+        Self::new(level, file.ok())
     }
 
     /// Logs to the end of the file at `path`, which is made if need be, readable by its owner only.
@@ -50,9 +65,12 @@ impl Log {
     /// # Errors
     /// As open(2).
     pub fn to_file(level: Level, path: &Path) -> io::Result<Self> {
-        use std::os::unix::fs::OpenOptionsExt as _;
         let file = OpenOptions::new().append(true).create(true).mode(0o600).open(path)?;
-        Ok(Self { level, sink: Mutex::new(Sink { file: Some(file), dropped: 0 }) })
+        Ok(Self::new(level, Some(file)))
+    }
+
+    fn new(level: Level, file: Option<File>) -> Self {
+        Self { level, sink: Mutex::new(Sink { file, dropped: 0, torn: false }) }
     }
 
     /// Whether a line of `level` would be written.
@@ -80,25 +98,24 @@ impl Log {
 }
 
 impl Sink {
-    /// Writes one line if that can be done at once; tells whether it was written.
+    /// Writes one line if that can be done at once; tells whether it was written whole.
     fn put(&mut self, line: Line) -> bool {
-        let mut text = line.0;
-        text.push('\n');
-        let ready = |fds: &mut [sys::PollFd<'_>]| {
-            // A pipe that is ready takes a line of up to PIPE_BUF (4,096) octets whole.
-            matches!(sys::poll(fds, Some(Duration::ZERO)), Ok(1))
-                && fds.iter().all(|fd| fd.has(sys::POLLOUT) && !fd.has(sys::POLLERR))
-        };
-        match &mut self.file {
-            Some(file) => {
-                ready(&mut [sys::PollFd::new(file, sys::POLLOUT)])
-                    && file.write_all(text.as_bytes()).is_ok()
+        let Some(file) = &mut self.file else { return false };
+        let mut fds = [PollFd::new(file, sys::POLLOUT)];
+        // A pipe that is ready takes a line of up to PIPE_BUF (4,096) octets whole.
+        let polled = sys::poll(&mut fds, Some(Duration::ZERO));
+        let [fd] = &fds;
+        if polled.is_err() || !fd.has(sys::POLLOUT) || fd.has(sys::POLLERR) {
+            return false;
+        }
+        // What is left of a torn line ends where this one begins.
+        let text = [if self.torn { "\n" } else { "" }, &line.0, "\n"].concat();
+        match file.write(text.as_bytes()) {
+            Ok(len) => {
+                self.torn = len < text.len();
+                !self.torn
             }
-            None => {
-                let mut stderr = io::stderr();
-                ready(&mut [sys::PollFd::new(&stderr, sys::POLLOUT)])
-                    && stderr.write_all(text.as_bytes()).is_ok()
-            }
+            Err(_) => false,
         }
     }
 }

@@ -17,6 +17,10 @@ use crate::threads::lock;
 /// How long a thread of the pool waits for a name before it ends.
 const STAY: Duration = Duration::from_secs(10);
 
+/// Most names one client may have waiting or running: who waits costs memory, and time to be passed
+/// over while the client has no share left.
+const WAITING_MAX: usize = 512;
+
 /// Why a name has no address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ResolveError {
@@ -26,6 +30,8 @@ pub enum ResolveError {
     NotFound,
     /// No answer before the deadline.
     TimedOut,
+    /// The client has too many names waiting already.
+    TooMany,
     /// The system gave no thread to look it up.
     NoThread,
 }
@@ -53,8 +59,10 @@ struct State {
     queue: VecDeque<Vec<u8>>,
     /// Names asked for, waiting or running, and who waits for them.
     lookups: HashMap<Vec<u8>, Vec<Waiter>>,
-    /// How many look-ups run for a client.
-    running: HashMap<IpAddr, usize>,
+    /// How many look-ups run for each client.
+    running: Counts,
+    /// How many names each client waits for, running ones included.
+    waiting: Counts,
     threads: usize,
     idle: usize,
 }
@@ -102,8 +110,14 @@ impl Resolver {
         done: impl FnOnce(Resolved) + Send + 'static,
     ) {
         let Some(name) = host_name(name) else { return done(Err(ResolveError::Invalid)) };
-        let waiter = Waiter { client: client_block(client), deadline, done: Box::new(done) };
+        let client = client_block(client);
         let mut state = lock(&self.inner.state);
+        if state.waiting.of(client) >= WAITING_MAX {
+            drop(state);
+            return done(Err(ResolveError::TooMany));
+        }
+        state.waiting.add(client);
+        let waiter = Waiter { client, deadline, done: Box::new(done) };
         match state.lookups.get_mut(&name) {
             // Running, or in the queue; there it may wait for a share that this client has left.
             Some(waiting) => waiting.push(waiter),
@@ -123,6 +137,7 @@ impl Resolver {
                 Err(_) => {
                     state.queue.clear();
                     let lookups = std::mem::take(&mut state.lookups);
+                    state.waiting = Counts::default();
                     drop(state);
                     for waiter in lookups.into_values().flatten() {
                         (waiter.done)(Err(ResolveError::NoThread));
@@ -141,13 +156,11 @@ impl Inner {
         while let Some((name, client)) = self.next() {
             let resolved = look_up(&name);
             let mut state = lock(&self.state);
-            if let Some(count) = state.running.get_mut(&client) {
-                *count -= 1;
-                if *count == 0 {
-                    state.running.remove(&client);
-                }
-            }
+            state.running.remove(client);
             let waiting = state.lookups.remove(&name).unwrap_or_default();
+            for waiter in &waiting {
+                state.waiting.remove(waiter.client);
+            }
             drop(state);
             // The client may now have another look-up running.
             self.changed.notify_one();
@@ -183,25 +196,54 @@ impl State {
     /// share it is.
     fn take(&mut self, max_per_client: usize) -> Option<(Vec<u8>, IpAddr)> {
         let now = Instant::now();
-        let Self { queue, lookups, running, .. } = self;
-        // Names that nobody waits for any more are not worth a thread.
-        queue.retain(|name| {
-            let Some(waiting) = lookups.get_mut(name) else { return false };
-            waiting.retain(|waiter| waiter.deadline > now);
-            let wanted = !waiting.is_empty();
-            if !wanted {
-                lookups.remove(name);
+        let Self { queue, lookups, running, waiting: counts, .. } = self;
+        let mut index = 0;
+        while let Some(name) = queue.get(index) {
+            let waiting = lookups.get_mut(name)?;
+            waiting.retain(|waiter| {
+                let wanted = waiter.deadline > now;
+                if !wanted {
+                    counts.remove(waiter.client);
+                }
+                wanted
+            });
+            let mut clients = waiting.iter().map(|waiter| waiter.client);
+            if let Some(client) = clients.find(|&client| running.of(client) < max_per_client) {
+                running.add(client);
+                return Some((queue.remove(index)?, client));
             }
-            wanted
-        });
-        let has_share =
-            |client: &IpAddr| running.get(client).is_none_or(|&busy| busy < max_per_client);
-        let (index, client) = queue.iter().enumerate().find_map(|(index, name)| {
-            let mut clients = lookups.get(name)?.iter().map(|waiter| waiter.client);
-            Some((index, clients.find(has_share)?))
-        })?;
-        *running.entry(client).or_insert(0) += 1;
-        Some((queue.remove(index)?, client))
+            if waiting.is_empty() {
+                // A name that nobody waits for any more is not worth a thread.
+                lookups.remove(name);
+                queue.remove(index);
+            } else {
+                index += 1;
+            }
+        }
+        None
+    }
+}
+
+/// How many of something each client has.
+#[derive(Default)]
+struct Counts(HashMap<IpAddr, usize>);
+
+impl Counts {
+    fn of(&self, client: IpAddr) -> usize {
+        self.0.get(&client).copied().unwrap_or(0)
+    }
+
+    fn add(&mut self, client: IpAddr) {
+        *self.0.entry(client).or_insert(0) += 1;
+    }
+
+    fn remove(&mut self, client: IpAddr) {
+        if let Some(count) = self.0.get_mut(&client) {
+            *count -= 1;
+            if *count == 0 {
+                self.0.remove(&client);
+            }
+        }
     }
 }
 
@@ -284,7 +326,7 @@ mod tests {
         // Another client may spend its own share on what the first one has to wait for.
         state.lookups.get_mut(&b"c"[..]).unwrap().push(waiter(other, soon()));
         assert_eq!(state.take(2), Some((b"c".to_vec(), other)));
-        assert_eq!(state.running[&other], 2);
+        assert_eq!(state.running.of(other), 2);
     }
 
     #[test]
@@ -313,6 +355,6 @@ mod tests {
         }
         let state = lock(&resolver.inner.state);
         assert!(state.threads <= 2);
-        assert!(state.lookups.is_empty() && state.running.is_empty());
+        assert!(state.lookups.is_empty() && state.running.0.is_empty() && state.waiting.0.is_empty());
     }
 }

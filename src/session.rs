@@ -3,7 +3,7 @@
 
 use std::fmt::Display;
 use std::io::{self, Read as _, Write as _};
-use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -452,8 +452,8 @@ impl Intake {
     }
 
     /// The address at which the client reached this server.
-    fn local(&self) -> io::Result<IpAddr> {
-        Ok(canonical(self.stream.local_addr()?).ip())
+    fn local(&self) -> io::Result<SocketAddr> {
+        Ok(canonical(self.stream.local_addr()?))
     }
 
     fn first_octet(&mut self) -> Result<u8, Stop> {

@@ -81,6 +81,13 @@ const RLIMIT_NOFILE: c_int = 7;
 struct SigSet([u64; 16]);
 const _: () = assert!(size_of::<SigSet>() == 128);
 
+/// asm-generic/fcntl.h: calls on the open file never wait.
+pub const O_NONBLOCK: i32 = 0o4000;
+/// asm-generic/fcntl.h: a terminal that is opened does not become the controlling one.
+pub const O_NOCTTY: i32 = 0o400;
+
+/// bits/signum-arch.h: a file grew past RLIMIT_FSIZE.
+pub const SIGXFSZ: i32 = 25;
 /// bits/signum-generic.h: terminate.
 pub const SIGTERM: i32 = 15;
 /// bits/signum-generic.h: interrupt from the terminal.
@@ -152,8 +159,6 @@ pub const POLLIN: i16 = 0x001;
 pub const POLLOUT: i16 = 0x004;
 /// An error is pending; always reported.
 pub const POLLERR: i16 = 0x008;
-/// Both directions are closed; always reported.
-pub const POLLHUP: i16 = 0x010;
 /// The peer has closed its sending side (or everything).
 pub const POLLRDHUP: i16 = 0x2000;
 

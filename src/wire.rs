@@ -267,6 +267,15 @@ pub struct Request {
 /// The address that stands for "none" in a reply: 0.0.0.0 port 0.
 pub const NO_ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
 
+/// `::` port 0.
+pub const NO_ADDRESS6: SocketAddr = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 0);
+
+/// Any address of the family of `ip`, with port 0.
+#[must_use]
+pub fn unspecified(ip: IpAddr) -> SocketAddr {
+    if ip.is_ipv4() { NO_ADDRESS } else { NO_ADDRESS6 }
+}
+
 /// Appends ATYP, address and port of `addr` as RFC 1928 sections 5 and 6 want them.
 pub fn put_address(addr: SocketAddr, out: &mut Vec<u8>) {
     match addr.ip() {

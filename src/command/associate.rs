@@ -1,12 +1,12 @@
 //! UDP ASSOCIATE: the sockets of an association (RFC 1928 sections 6 and 7).
 
 use std::io;
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{SocketAddr, UdpSocket};
 
 use crate::command::{Failure, Means};
 use crate::policy::{Asker, Verdict};
 use crate::relay::udp::Sockets;
-use crate::wire::{Destination, NO_ADDRESS};
+use crate::wire::{Destination, NO_ADDRESS, NO_ADDRESS6};
 
 /// Opens one socket towards the client, at the address `local` where it reached this server, and
 /// one for each family outward; returns them with BND of the reply. What the request says of the
@@ -14,18 +14,25 @@ use crate::wire::{Destination, NO_ADDRESS};
 ///
 /// # Errors
 /// `Denied`, or whatever kept the sockets from being opened.
-pub fn open(means: &Means, asker: &Asker, local: IpAddr) -> Result<(Sockets, SocketAddr), Failure> {
+pub fn open(
+    means: &Means,
+    asker: &Asker,
+    mut local: SocketAddr,
+) -> Result<(Sockets, SocketAddr), Failure> {
     // No destination is known yet; a name stands for one that no address speaks against.
     if means.policy.judge(asker, &Destination::Name(Vec::new(), 0)) == Verdict::Deny {
         return Err(Failure::Denied);
     }
-    let client = means.bind_port(|port| UdpSocket::bind(SocketAddr::new(local, port)))?;
+    let client = means.bind_port(|port| {
+        local.set_port(port);
+        UdpSocket::bind(local)
+    })?;
     let outward = |any: SocketAddr, wanted: bool| {
-        let ip = means.source.towards(any.ip()).unwrap_or(any.ip());
+        let ip = means.source.of_family(any.ip()).unwrap_or(any.ip());
         if wanted { UdpSocket::bind(SocketAddr::new(ip, 0)).map(Some) } else { Ok(None) }
     };
     let v4 = outward(NO_ADDRESS, means.ipv4);
-    let v6 = outward(SocketAddr::from(([0_u16; 8], 0)), means.ipv6);
+    let v6 = outward(NO_ADDRESS6, means.ipv6);
     let (v4, v6) = match (v4, v6) {
         // One family will do: hosts without IPv6 are common.
         (Ok(Some(v4)), v6) => (Some(v4), v6.unwrap_or(None)),
@@ -37,6 +44,6 @@ pub fn open(means: &Means, asker: &Asker, local: IpAddr) -> Result<(Sockets, Soc
         socket.set_nonblocking(true)?;
     }
     let port = client.local_addr()?.port();
-    let bnd = SocketAddr::new(means.advertise.towards(local).unwrap_or(local), port);
+    let bnd = SocketAddr::new(means.advertise.of_family(local.ip()).unwrap_or(local.ip()), port);
     Ok((Sockets { client, v4, v6 }, bnd))
 }

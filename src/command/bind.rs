@@ -10,7 +10,7 @@ use std::time::Instant;
 use crate::command::{Failure, Means, Opened};
 use crate::policy::{Asker, Verdict};
 use crate::sys::{self, PollFd};
-use crate::wire::{Destination, NO_ADDRESS, canonical};
+use crate::wire::{Destination, canonical, unspecified};
 
 /// A listening BIND.
 pub struct Bound {
@@ -21,7 +21,8 @@ pub struct Bound {
     expected: Vec<IpAddr>,
 }
 
-/// Listens for a connection from `dst`, for a client that reached this server at `local`.
+/// Listens for a connection from `dst`, for a client that reached this server at `local`, an
+/// address with the scope it may need.
 ///
 /// # Errors
 /// Whatever kept it from doing so.
@@ -29,7 +30,7 @@ pub fn open(
     means: &Means,
     asker: &Asker,
     dst: &Destination,
-    local: IpAddr,
+    local: SocketAddr,
 ) -> Result<Bound, Failure> {
     let expected: Vec<SocketAddr> =
         if dst.is_unspecified() { Vec::new() } else { means.addresses(asker, dst)? };
@@ -38,38 +39,37 @@ pub fn open(
     }
     // A peer of the client's own family if there is one: then the address it reached us at serves.
     let peer = expected.iter().find(|peer| peer.is_ipv4() == local.is_ipv4()).or(expected.first());
-    let (ip, advertised) = match peer {
-        Some(&peer) => (towards(peer, local)?, means.advertise.towards(peer.ip())),
-        None => (local, means.advertise.towards(local)),
+    let reached = match peer {
+        Some(&peer) => towards(peer, local)?,
+        None => local,
     };
-    if !means.reaches(ip) {
+    if !means.reaches(reached.ip()) {
         return Err(Failure::Family);
     }
+    let advertised = means.advertise.of_family(reached.ip());
     // Behind a NAT that forwards the advertised address, connections may come in anywhere.
-    let listen = match (advertised, ip) {
-        (None, ip) => ip,
-        (Some(_), IpAddr::V4(_)) => NO_ADDRESS.ip(),
-        (Some(_), IpAddr::V6(_)) => IpAddr::from([0_u16; 8]),
-    };
-    let listener = means.bind_port(|port| TcpListener::bind(SocketAddr::new(listen, port)))?;
+    let mut listen = if advertised.is_some() { unspecified(reached.ip()) } else { reached };
+    let listener = means.bind_port(|port| {
+        listen.set_port(port);
+        TcpListener::bind(listen)
+    })?;
     listener.set_nonblocking(true)?;
     let port = listener.local_addr()?.port();
-    let bnd = SocketAddr::new(advertised.unwrap_or(ip), port);
+    let bnd = SocketAddr::new(advertised.unwrap_or(reached.ip()), port);
     Ok(Bound { listener, bnd, expected: expected.iter().map(SocketAddr::ip).collect() })
 }
 
 /// The address of this host that `peer` can reach: the one the client used, or where that is of
 /// another family, or loopback for a peer elsewhere, the one the system would use towards it.
-fn towards(peer: SocketAddr, local: IpAddr) -> io::Result<IpAddr> {
+fn towards(peer: SocketAddr, local: SocketAddr) -> io::Result<SocketAddr> {
     let same_family = peer.is_ipv4() == local.is_ipv4();
-    if same_family && (!local.is_loopback() || peer.ip().is_loopback()) {
+    if same_family && (!local.ip().is_loopback() || peer.ip().is_loopback()) {
         return Ok(local);
     }
-    let any = if peer.is_ipv4() { NO_ADDRESS } else { SocketAddr::from(([0_u16; 8], 0)) };
-    let socket = UdpSocket::bind(any)?;
+    let socket = UdpSocket::bind(unspecified(peer.ip()))?;
     // Connecting a datagram socket sends nothing; a port is needed all the same.
     socket.connect(SocketAddr::new(peer.ip(), peer.port().max(1)))?;
-    Ok(socket.local_addr()?.ip().to_canonical())
+    Ok(canonical(socket.local_addr()?))
 }
 
 impl Bound {
@@ -97,13 +97,15 @@ impl Bound {
             }
             match self.listener.accept() {
                 Ok((target, peer)) => break (target, canonical(peer)),
-                // The peer may be gone again before it is accepted: accept(2) tells it in many ways.
+                // Gone again before it was accepted.
                 Err(error)
-                    if sys::is_bad_descriptor(&error) || sys::is_out_of_descriptors(&error) =>
-                {
-                    return Err(error.into());
-                }
-                Err(_) => {}
+                    if matches!(
+                        error.kind(),
+                        io::ErrorKind::WouldBlock
+                            | io::ErrorKind::Interrupted
+                            | io::ErrorKind::ConnectionAborted
+                    ) => {}
+                Err(error) => return Err(error.into()),
             }
         };
         let expected = self.expected.is_empty() || self.expected.contains(&peer.ip());

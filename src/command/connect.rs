@@ -6,7 +6,7 @@ use std::time::Instant;
 use crate::command::{Failure, Means, Opened};
 use crate::dial;
 use crate::policy::Asker;
-use crate::wire::{Destination, NO_ADDRESS, canonical};
+use crate::wire::{Destination, canonical};
 
 /// Connects to `dst`, to the first of a name's addresses that answers.
 ///
@@ -37,12 +37,7 @@ fn leads_back(means: &Means, addr: SocketAddr) -> bool {
         .any(|own| own.ip() == addr.ip() || own.ip().is_unspecified() && is_this_host(addr))
 }
 
-/// Whether `addr` is one of this host: the system would then reach it from itself.
+/// Whether `addr` is one of this host: then, and only then, a socket can be bound to it.
 fn is_this_host(addr: SocketAddr) -> bool {
-    let any = if addr.is_ipv4() { NO_ADDRESS } else { SocketAddr::from(([0_u16; 8], 0)) };
-    let local = UdpSocket::bind(any).and_then(|socket| {
-        socket.connect(addr)?;
-        socket.local_addr()
-    });
-    addr.ip().is_loopback() || local.is_ok_and(|local| local.ip() == addr.ip())
+    addr.ip().is_loopback() || UdpSocket::bind(SocketAddr::new(addr.ip(), 0)).is_ok()
 }

@@ -29,7 +29,12 @@ const REASSEMBLY_TIMER: Duration = Duration::from_secs(5);
 /// Datagrams taken from one socket before the others are looked at.
 const BURST: usize = 32;
 
-/// Datagrams of one association that may wait for names at once, and names it remembers.
+/// Octets of the datagrams of one association that may wait for names, and what a datagram counts
+/// beside its data, so that they are no more than 64.
+const WAITING_OCTETS: usize = 128 * 1024;
+const WAITING_EACH: usize = 2 * 1024;
+
+/// Names that an association remembers.
 const NAMES_MAX: usize = 64;
 
 /// How long an association remembers the address of a name.
@@ -230,7 +235,7 @@ struct Outward {
     terms: Terms,
     traffic: Arc<Traffic>,
     dropped: Arc<AtomicU64>,
-    /// Datagrams that wait for names.
+    /// Octets that wait for names.
     waiting: AtomicUsize,
     /// Names resolved lately.
     names: Mutex<HashMap<Vec<u8>, (IpAddr, Instant)>>,
@@ -259,13 +264,16 @@ impl Outward {
         if let Some((ip, _)) = known {
             return this.send_to(SocketAddr::new(ip, port), data);
         }
-        if this.waiting.fetch_add(1, Ordering::Relaxed) >= NAMES_MAX {
-            this.waiting.fetch_sub(1, Ordering::Relaxed);
+        let octets = data.len() + WAITING_EACH;
+        if this.waiting.load(Ordering::Relaxed) + octets > WAITING_OCTETS {
             return this.drop_one();
         }
+        // Only the pump adds, so the check still holds.
+        this.waiting.fetch_add(octets, Ordering::Relaxed);
         // The association may end before the answer: then there is nothing left to send from.
         let mut waiting = Waiting {
             outward: Arc::downgrade(this),
+            octets,
             datagram: Some((name.clone(), port, data.to_vec())),
         };
         let terms = &this.terms;
@@ -308,6 +316,8 @@ impl Outward {
 /// A datagram that waits for a name. Dropped unsent, it is counted as dropped.
 struct Waiting {
     outward: Weak<Outward>,
+    /// What it counts for.
+    octets: usize,
     datagram: Option<(Vec<u8>, u16, Vec<u8>)>,
 }
 
@@ -334,7 +344,7 @@ impl Waiting {
 impl Drop for Waiting {
     fn drop(&mut self) {
         if let Some(outward) = self.outward.upgrade() {
-            outward.waiting.fetch_sub(1, Ordering::Relaxed);
+            outward.waiting.fetch_sub(self.octets, Ordering::Relaxed);
             if self.datagram.is_some() {
                 outward.drop_one();
             }

@@ -180,7 +180,7 @@ pub fn connect(addr: SocketAddr) -> TcpStream {
 /// Connects to `addr` from the address `from`.
 pub fn connect_from(from: Ipv4Addr, addr: SocketAddr) -> TcpStream {
     // std cannot bind before it connects; the library under test can.
-    let source = socksd::dial::Source { v4: Some(from.into()), v6: None };
+    let source = socksd::dial::PerFamily { v4: Some(from.into()), v6: None };
     let stream = socksd::dial::connect(&[addr], source, Instant::now() + SOON).unwrap();
     stream.set_read_timeout(Some(SOON)).unwrap();
     stream
