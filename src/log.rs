@@ -14,6 +14,7 @@ use std::path::Path;
 use std::sync::Mutex;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use crate::date::{DAY, Date};
 use crate::sys::{self, PollFd};
 use crate::threads::lock;
 
@@ -187,20 +188,11 @@ impl Display for Utc {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // A clock before 1970 is broken; its lines say 1970.
         let since = self.0.duration_since(UNIX_EPOCH).unwrap_or_default();
-        let (days, second) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
-        // Years are counted from 0000-03-01, so that the leap day is the last of its year, in eras
-        // of 400 years, which all have the same number of days.
-        let day = days + 719_468;
-        let (era, day) = (day / 146_097, day % 146_097);
-        let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
-        let day = day - (365 * year + year / 4 - year / 100);
-        let month = (5 * day + 2) / 153;
-        let date = day - (153 * month + 2) / 5 + 1;
-        let (month, next_year) = if month < 10 { (month + 3, 0) } else { (month - 9, 1) };
+        let second = since.as_secs() % DAY;
         write!(
             f,
-            "{:04}-{month:02}-{date:02}T{:02}:{:02}:{:02}.{:03}Z",
-            era * 400 + year + next_year,
+            "{}T{:02}:{:02}:{:02}.{:03}Z",
+            Date::of(self.0),
             second / 3_600,
             second / 60 % 60,
             second % 60,
