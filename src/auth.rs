@@ -4,6 +4,7 @@
 
 pub mod users;
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use crate::auth::users::Users;
@@ -14,6 +15,7 @@ use crate::wire::userpass::Credentials;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct User {
     name: Option<Vec<u8>>,
+    groups: Arc<[String]>,
 }
 
 impl User {
@@ -22,6 +24,12 @@ impl User {
     pub fn name(&self) -> Option<&[u8]> {
         self.name.as_deref()
     }
+
+    /// Whether the users file has the user in `group`; nobody who proved no name is in any.
+    #[must_use]
+    pub fn is_in(&self, group: &str) -> bool {
+        self.groups.iter().any(|own| own == group)
+    }
 }
 
 /// Why nobody was authenticated.
@@ -29,6 +37,8 @@ impl User {
 pub enum AuthError {
     /// Unknown user, locked user or wrong password; the client is not told which.
     Wrong,
+    /// The password is right and the account has expired; the client is told the same as for `Wrong`.
+    Expired,
     /// The handshake's deadline passed while other passwords were being checked.
     TimedOut,
 }
@@ -57,17 +67,17 @@ impl Auth {
     /// demanded.
     #[must_use]
     pub fn anonymous(&self) -> Option<User> {
-        self.users.is_none().then_some(User { name: None })
+        self.users.is_none().then(|| User { name: None, groups: Arc::default() })
     }
 
     /// Checks a password until `deadline` (RFC 1929).
     ///
     /// # Errors
-    /// `Wrong` also where there are no users at all.
+    /// As [`Users::check`]; `Wrong` also where there are no users at all.
     pub fn check(&self, claim: &Credentials, deadline: Instant) -> Result<User, AuthError> {
         let users = self.users.as_ref().ok_or(AuthError::Wrong)?;
-        users.check(claim, deadline)?;
-        Ok(User { name: Some(claim.uname.clone()) })
+        let groups = users.check(claim, deadline)?;
+        Ok(User { name: Some(claim.uname.clone()), groups })
     }
 }
 
@@ -84,6 +94,18 @@ mod tests {
         for offered in [&[][..], &[Method::GSSAPI], &[Method::USERPASS], &[Method(0xff)]] {
             assert_eq!(auth.select(offered), None, "V5-04, V5-08, V5-40: {offered:?}");
         }
-        assert_eq!(auth.anonymous(), Some(User { name: None }));
+        let user = auth.anonymous().unwrap();
+        assert_eq!(user.name(), None);
+        assert!(!user.is_in("") && !user.is_in("staff"));
+    }
+
+    #[test]
+    fn a_user_is_in_the_groups_of_the_users_file_and_in_no_others() {
+        let groups = ["staff", "ops"].map(str::to_owned);
+        let user = User { name: Some(b"alice".to_vec()), groups: Arc::new(groups) };
+        assert!(user.is_in("staff") && user.is_in("ops"));
+        for other in ["", "Staff", "staf", "staff,ops", "alice"] {
+            assert!(!user.is_in(other), "{other}");
+        }
     }
 }

@@ -276,12 +276,14 @@ impl Session<'_> {
         let checked = self.service.auth.check(&claim, intake.deadline);
         let sent = self.send(intake, &userpass::encode_reply(checked.is_ok()));
         // A guess is told of as one even where the guesser does not stay for the answer.
+        let failed = |error: &str| Stop::Refused {
+            level: Level::Quiet,
+            reason: "auth",
+            error: error.into(),
+        };
         let user = checked.map_err(|error| match error {
-            AuthError::Wrong => Stop::Refused {
-                level: Level::Quiet,
-                reason: "auth",
-                error: "wrong user name or password".into(),
-            },
+            AuthError::Wrong => failed("wrong user name or password"),
+            AuthError::Expired => failed("the account has expired"),
             AuthError::TimedOut => Stop::refused("timeout", "too many passwords to check"),
         })?;
         sent?;

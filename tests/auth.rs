@@ -69,6 +69,32 @@ fn auth_03_auth_08_auth_09_wrong_password_opens_no_connection() {
 }
 
 #[test]
+fn an_expired_user_is_refused_as_with_a_wrong_password_and_logged_as_expired() {
+    let users = TempFile::alice_with(":2020-02-29:staff");
+    let server = Server::open(&["--users", users.path()]);
+    let target = Target::echo();
+    for password in [&b"secret"[..], b"wrong"] {
+        let mut client =
+            server.sent(&[OFFER, &login(b"alice", password), &request5(1, target.addr)].concat());
+        assert_eq!(read_to_end(&mut client), [5, 2, 1, 1], "{password:?}");
+    }
+    target.assert_untouched();
+    let lines = server.log_lines(&["event=refuse", " user=alice ", " reason=auth "], 2);
+    let expired = |line: &&String| line.ends_with(" error=\"the account has expired\"");
+    assert_eq!(lines.iter().filter(expired).count(), 1, "{lines:#?}");
+}
+
+#[test]
+fn an_account_that_expires_later_or_never_is_served() {
+    for fields in [":9999-12-31", ":9999-12-31:staff,ops", "::staff", "::", ":"] {
+        let users = TempFile::alice_with(fields);
+        let server = Server::open(&["--users", users.path()]);
+        let mut client = server.sent(&[OFFER, RIGHT].concat());
+        assert_eq!(read(&mut client, 4), [5, 2, 1, 0], "{fields}");
+    }
+}
+
+#[test]
 fn auth_06_another_sub_negotiation_version_is_a_failure() {
     let users = TempFile::alice();
     let server = Server::open(&["--users", users.path()]);

@@ -222,6 +222,9 @@ bob:plain
 carol:!
 carol:!
 dave:$2b$04$short
+erin:!:2025-02-29
+frank:!::staff,
+grace:!:::
 ";
 
 #[test]
@@ -332,6 +335,9 @@ fn everything_wrong_with_a_users_file_is_told_at_once_with_its_line() {
         format!("socksd: {path}:5: user bob: expected a hash"),
         format!("socksd: {path}:7: user carol stands here twice"),
         format!("socksd: {path}:8: this system's crypt(3) cannot compute this $2b$ hash"),
+        format!("socksd: {path}:9: user erin: expected an expiry date"),
+        format!("socksd: {path}:10: user frank: expected groups"),
+        format!("socksd: {path}:11: expected name:hash"),
     ];
     assert_eq!(lines.len(), starts.len(), "{stderr}");
     for (line, start) in lines.iter().zip(&starts) {

@@ -81,14 +81,17 @@ fn log_in(client: TcpStream, name: &[u8]) -> TcpStream {
     client
 }
 
-/// Alice, and one with the same password for each forgery that a users file can hold.
+/// Alice, bob whose account has expired, and one for each forgery that a users file can hold, all
+/// with the same password.
 fn users() -> TempFile {
     let users = TempFile::alice();
     let alice = fs::read(users.path()).unwrap();
     let hash = &alice[b"alice".len()..];
     let forgeries = FORGERIES.iter().filter(|name| !name.contains(&b'\n'));
-    let lines = forgeries.flat_map(|name| [name, hash].concat());
-    fs::write(users.path(), alice.iter().copied().chain(lines).collect::<Vec<u8>>()).unwrap();
+    let mut lines = alice.clone();
+    lines.extend(forgeries.flat_map(|name| [name, hash].concat()));
+    lines.extend([b"bob", hash.trim_ascii_end(), b":2020-02-29\n"].concat());
+    fs::write(users.path(), lines).unwrap();
     users
 }
 
@@ -105,6 +108,7 @@ fn the_filter_finds_failed_authentication_and_nothing_else() {
         fail(from(7), b"alice", b"wrong"),
         fail(from(8), b"nobody", b"secret"),
         fail(from(9), b"", b""),
+        fail(from(11), b"bob", b"secret"),
         fail(connect(v6), b"alice", b"wrong"),
     ];
     failed.extend(FORGERIES.map(|name| fail(from(10), name, b"wrong")));

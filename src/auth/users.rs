@@ -1,6 +1,6 @@
-//! The users file: names and password hashes in crypt(3) form.
+//! The users file, socksd.users(5): names, password hashes in crypt(3) form, expiry dates, groups.
 //!
-//! Checking costs the same whether or not a user exists. Only a few checks run at once, so that a
+//! Checking costs the same whether or not a user exists or has expired. Only a few checks run at once, so that a
 //! flood of logins cannot take every core from the relays; a password that was accepted is known
 //! again by a keyed digest, so that a browser's fifty connections cost one slow hash.
 
@@ -12,10 +12,11 @@ use std::hint::black_box;
 use std::io::Read as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
-use std::sync::{Condvar, Mutex, PoisonError};
-use std::time::Instant;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Instant, SystemTime};
 
 use crate::auth::AuthError;
+use crate::date::Date;
 use crate::log::Escaped;
 use crate::sys;
 use crate::threads::lock;
@@ -25,13 +26,25 @@ use crate::wire::userpass::Credentials;
 /// The prefixes of the hash methods taken: yescrypt, bcrypt, SHA-512, SHA-256.
 const METHODS: [&[u8]; 6] = [b"$y$", b"$2b$", b"$2a$", b"$2y$", b"$6$", b"$5$"];
 
+/// What a line has to be.
+const FORM: &str = "expected name:hash[:expiry[:group,group]]";
+
 /// What an unknown user is checked against where the file holds no hash of its own.
 const NOBODY: &[u8] = b"$6$socksd.nobody$";
 
+/// What a line says of its user.
+#[derive(Debug, PartialEq, Eq)]
+struct Account {
+    /// `None` is a locked account.
+    hash: Option<Vec<u8>>,
+    /// The last day on which the password is right.
+    expiry: Option<Date>,
+    groups: Arc<[String]>,
+}
+
 /// All users of one file.
 pub struct Users {
-    /// Name to hash; `None` is a locked account.
-    hashes: HashMap<Vec<u8>, Option<Vec<u8>>>,
+    accounts: HashMap<Vec<u8>, Account>,
     /// The hash that stands in for a missing one: the first of the file, for its method and cost.
     stand_in: Vec<u8>,
     /// How many checks may begin now.
@@ -67,7 +80,7 @@ impl Users {
 
     /// Parses the octets of a file; errors come with their line numbers, from 1.
     fn parse(octets: &[u8]) -> Result<Self, Vec<(usize, String)>> {
-        let mut hashes = HashMap::new();
+        let mut accounts = HashMap::new();
         let mut stand_in = None;
         let mut errors = Vec::new();
         let mut tried = Vec::new();
@@ -75,21 +88,21 @@ impl Users {
             if line.is_empty() || line.starts_with(b"#") {
                 continue;
             }
-            match parse_line(line).and_then(|(name, hash)| {
-                if let Some(hash) = hash {
+            match parse_line(line).and_then(|(name, account)| {
+                if let Some(hash) = &account.hash {
                     try_method(hash, &mut tried)?;
                 }
-                Ok((name, hash))
+                Ok((name, account))
             }) {
-                Ok((name, hash)) => match hashes.entry(name.to_vec()) {
+                Ok((name, account)) => match accounts.entry(name.to_vec()) {
                     Entry::Occupied(_) => {
                         errors.push((number, format!("user {} stands here twice", Escaped(name))));
                     }
                     Entry::Vacant(vacant) => {
                         if stand_in.is_none() {
-                            stand_in = hash.map(<[u8]>::to_vec);
+                            stand_in.clone_from(&account.hash);
                         }
-                        vacant.insert(hash.map(<[u8]>::to_vec));
+                        vacant.insert(account);
                     }
                 },
                 Err(error) => errors.push((number, error)),
@@ -100,7 +113,7 @@ impl Users {
         }
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Ok(Self {
-            hashes,
+            accounts,
             stand_in: stand_in.unwrap_or_else(|| NOBODY.to_vec()),
             turns: Mutex::new((cores / 2).max(1)),
             turn_over: Condvar::new(),
@@ -109,35 +122,59 @@ impl Users {
         })
     }
 
-    /// How many users there are, locked ones included.
+    /// How many users there are, locked and expired ones included.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.hashes.len()
+        self.accounts.len()
     }
 
     /// Whether there are none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.hashes.is_empty()
+        self.accounts.is_empty()
     }
 
-    /// Checks a password, waiting for a turn until `deadline`.
+    /// Checks a password, waiting for a turn until `deadline`; returns the groups of the user.
     ///
     /// # Errors
-    /// `Wrong` for an unknown or locked user or another password, `TimedOut` without a turn.
-    pub fn check(&self, claim: &Credentials, deadline: Instant) -> Result<(), AuthError> {
+    /// `Wrong` for an unknown or locked user or another password, `Expired` for the right password
+    /// of an account that has expired, `TimedOut` without a turn.
+    pub fn check(
+        &self,
+        claim: &Credentials,
+        deadline: Instant,
+    ) -> Result<Arc<[String]>, AuthError> {
+        self.check_on(Date::of(SystemTime::now()), claim, deadline)
+    }
+
+    fn check_on(
+        &self,
+        today: Date,
+        claim: &Credentials,
+        deadline: Instant,
+    ) -> Result<Arc<[String]>, AuthError> {
+        let account = self.accounts.get(&claim.uname);
+        let expired = account.and_then(|account| account.expiry).is_some_and(|last| last < today);
         let digest = self.keys.each_ref().map(|key| key.hash_one(claim.passwd.expose()));
-        if lock(&self.accepted).get(&claim.uname) == Some(&digest) {
-            return Ok(());
+        // A password that was accepted before its account expired is not known again: refusing it
+        // takes the same work as refusing a wrong one.
+        if let Some(account) = account
+            && !expired
+            && lock(&self.accepted).get(&claim.uname) == Some(&digest)
+        {
+            return Ok(Arc::clone(&account.groups));
         }
-        let hash = self.hashes.get(&claim.uname).and_then(Option::as_ref);
+        let hash = account.and_then(|account| account.hash.as_ref());
         let setting = hash.unwrap_or(&self.stand_in);
         let _turn = self.turn(deadline)?;
         let result = sys::crypt(claim.passwd.expose(), setting);
-        match (hash, result) {
-            (Some(hash), Ok(result)) if same(hash, &result) => {
+        match (account, hash, result) {
+            (Some(account), Some(hash), Ok(result)) if same(hash, &result) => {
+                if expired {
+                    return Err(AuthError::Expired);
+                }
                 lock(&self.accepted).insert(claim.uname.clone(), digest);
-                Ok(())
+                Ok(Arc::clone(&account.groups))
             }
             _ => Err(AuthError::Wrong),
         }
@@ -168,31 +205,67 @@ impl Drop for Turn<'_> {
     }
 }
 
-/// Splits a line into a name and a hash; `None` for a locked account.
-fn parse_line(line: &[u8]) -> Result<(&[u8], Option<&[u8]>), String> {
-    let colon = line.iter().position(|&octet| octet == b':');
-    let (name, hash) = colon
-        .and_then(|at| Some((line.get(..at)?, line.get(at + 1..)?)))
-        .ok_or("expected name:hash")?;
+/// Splits a line into a name and what it says of it.
+fn parse_line(line: &[u8]) -> Result<(&[u8], Account), String> {
+    let mut fields = line.split(|&octet| octet == b':');
+    let name = fields.next().unwrap_or_default();
+    let hash = fields.next().ok_or(FORM)?;
+    let expiry = fields.next().unwrap_or_default();
+    let groups = fields.next().unwrap_or_default();
+    if fields.next().is_some() {
+        return Err(FORM.into());
+    }
     if name.is_empty() {
         return Err("the name before ':' is empty".into());
     }
     if name.len() > STRING_MAX {
         return Err(format!("a name of {} octets: at most {STRING_MAX}", name.len()));
     }
+    // No message shows the field it is about: it could be a hash that stands in the wrong place.
+    let wrong = |what: &str| format!("user {}: {what}", Escaped(name));
+    let hash = parse_hash(hash).ok_or_else(|| {
+        wrong(
+            "expected a hash that begins with $y$, $2b$, $6$ or $5$ (as mkpasswd(1) writes), \
+             or '!' for a locked account",
+        )
+    })?;
+    let expiry = match expiry {
+        b"" => None,
+        date => Some(Date::parse(date).ok_or_else(|| {
+            wrong("expected an expiry date YYYY-MM-DD that is in the calendar, or none")
+        })?),
+    };
+    let groups = parse_groups(groups).ok_or_else(|| {
+        wrong(
+            "expected groups, named by ASCII letters, digits, '-', '_' and '.', with commas \
+             between them",
+        )
+    })?;
+    Ok((name, Account { hash, expiry, groups }))
+}
+
+/// Checks a hash; `Some(None)` is the one of a locked account, `None` an error.
+fn parse_hash(hash: &[u8]) -> Option<Option<Vec<u8>>> {
     if hash.is_empty() || hash.starts_with(b"!") || hash.starts_with(b"*") {
-        return Ok((name, None));
+        return Some(None);
     }
     let known = METHODS.iter().any(|method| hash.starts_with(method));
-    let shaped = hash.iter().all(|octet| octet.is_ascii_graphic() && *octet != b':');
-    if known && shaped {
-        return Ok((name, Some(hash)));
+    (known && hash.iter().all(u8::is_ascii_graphic)).then(|| Some(hash.to_vec()))
+}
+
+/// Splits and checks a list of groups, which may be empty; `None` is an error.
+fn parse_groups(groups: &[u8]) -> Option<Arc<[String]>> {
+    if groups.is_empty() {
+        return Some(Arc::default());
     }
-    Err(format!(
-        "user {}: expected a hash that begins with $y$, $2b$, $6$ or $5$ (as mkpasswd(1) writes), \
-         or '!' for a locked account",
-        Escaped(name)
-    ))
+    let part_of_name = |octet: &u8| octet.is_ascii_alphanumeric() || b"-_.".contains(octet);
+    groups
+        .split(|&octet| octet == b',')
+        .map(|name| {
+            let good = !name.is_empty() && name.iter().all(part_of_name);
+            String::from_utf8(name.to_vec()).ok().filter(|_| good)
+        })
+        .collect()
 }
 
 /// Hashes something with the setting of `hash` unless one of its method was tried before: a hash
@@ -236,10 +309,21 @@ mod tests {
         Users::parse(text).err().unwrap_or_default()
     }
 
+    fn claim(name: &str, password: &[u8]) -> Credentials {
+        Credentials { uname: name.as_bytes().to_vec(), passwd: Secret::new(password.to_vec()) }
+    }
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(10)
+    }
+
     fn check(users: &Users, name: &str, password: &[u8]) -> Result<(), AuthError> {
-        let claim =
-            Credentials { uname: name.as_bytes().to_vec(), passwd: Secret::new(password.to_vec()) };
-        users.check(&claim, Instant::now() + Duration::from_secs(10))
+        users.check(&claim(name, password), soon()).map(drop)
+    }
+
+    fn check_on(users: &Users, today: &str, password: &[u8]) -> Result<(), AuthError> {
+        let today = Date::parse(today.as_bytes()).unwrap();
+        users.check_on(today, &claim("alice", password), soon()).map(drop)
     }
 
     #[test]
@@ -290,18 +374,113 @@ mod tests {
 
     #[test]
     fn an_error_never_shows_the_hash() {
-        let text = "bob:plain-text-password\n";
-        let (_, error) = errors(text.as_bytes()).remove(0);
-        assert!(!error.contains("plain-text"), "{error}");
+        for fields in ["SECRET", "!:SECRET", "!::SECRET/", "!:::SECRET", ":SECRET:", "a:b:c:SECRET"]
+        {
+            let (_, error) = errors(format!("bob:{fields}\n").as_bytes()).remove(0);
+            assert!(!error.contains("SECRET"), "{error}");
+        }
+    }
+
+    #[test]
+    fn an_account_is_good_through_its_expiry_date_and_no_longer() {
+        let hash = hash(b"secret", b"$6$saltsalt$");
+        let users = users(&format!("alice:{hash}:2028-02-29\n"));
+        for today in ["1970-01-01", "2027-12-31", "2028-02-28", "2028-02-29"] {
+            assert_eq!(check_on(&users, today, b"secret"), Ok(()), "{today}");
+            assert_eq!(check_on(&users, today, b"wrong"), Err(AuthError::Wrong), "{today}");
+        }
+        // Also once it has been accepted.
+        for today in ["2028-03-01", "2029-01-01", "9999-12-31"] {
+            assert_eq!(check_on(&users, today, b"secret"), Err(AuthError::Expired), "{today}");
+            assert_eq!(check_on(&users, today, b"wrong"), Err(AuthError::Wrong), "{today}");
+        }
+    }
+
+    #[test]
+    fn refusing_an_expired_user_takes_a_turn_as_a_wrong_password_does() {
+        let hash = hash(b"secret", b"$6$saltsalt$");
+        let users = users(&format!("alice:{hash}:2028-02-29\n"));
+        assert_eq!(check_on(&users, "2028-02-29", b"secret"), Ok(()));
+        *lock(&users.turns) = 0;
+        assert_eq!(check_on(&users, "2028-02-29", b"secret"), Ok(()), "known again");
+        let today = Date::parse(b"2028-03-01").unwrap();
+        let soon = Instant::now() + Duration::from_millis(20);
+        for password in [&b"secret"[..], b"wrong"] {
+            let refused = users.check_on(today, &claim("alice", password), soon);
+            assert_eq!(refused, Err(AuthError::TimedOut));
+        }
+    }
+
+    #[test]
+    fn a_line_says_hash_expiry_and_groups_of_a_name() {
+        type Row<'a> = (&'a str, Option<&'a str>, Option<&'a str>, &'a [&'a str]);
+        let table: [Row<'_>; 9] = [
+            ("HASH", Some(SHA256), None, &[]),
+            ("HASH:", Some(SHA256), None, &[]),
+            ("HASH::", Some(SHA256), None, &[]),
+            ("HASH:2028-02-29", Some(SHA256), Some("2028-02-29"), &[]),
+            ("HASH:2028-02-29:", Some(SHA256), Some("2028-02-29"), &[]),
+            ("HASH:2028-02-29:staff", Some(SHA256), Some("2028-02-29"), &["staff"]),
+            ("HASH::b,a", Some(SHA256), None, &["b", "a"]),
+            ("::staff", None, None, &["staff"]),
+            ("!HASH:1999-12-31:A-1,_.z", None, Some("1999-12-31"), &["A-1", "_.z"]),
+        ];
+        for (rest, hash, expiry, groups) in table {
+            let line = format!("n:{}", rest.replace("HASH", SHA256));
+            let account = Account {
+                hash: hash.map(|hash| hash.as_bytes().to_vec()),
+                expiry: expiry.map(|date| Date::parse(date.as_bytes()).unwrap()),
+                groups: groups.iter().map(|&group| group.to_owned()).collect(),
+            };
+            assert_eq!(parse_line(line.as_bytes()), Ok((&b"n"[..], account)), "{line}");
+        }
+    }
+
+    #[test]
+    fn every_wrong_expiry_group_or_further_field_is_named_with_its_number() {
+        for rest in [
+            ":2025-02-29",
+            ":2025-13-01",
+            ":2025-1-1",
+            ":never",
+            ": ",
+            ":2028-02-29\r",
+            "::,",
+            "::a,",
+            "::,a",
+            "::a,,b",
+            "::a, b",
+            "::a b",
+            "::@a",
+            "::b\u{fc}ro",
+            "::a\r",
+            "::a:",
+            ":2028-02-29:a:b",
+            ":::",
+        ] {
+            for hash in [SHA256, "!"] {
+                let found = errors(format!("\nok:!\nn:{hash}{rest}\n").as_bytes());
+                assert!(matches!(found.as_slice(), [(3, _)]), "{hash}{rest:?}: {found:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_groups_of_a_user_come_with_each_check() {
+        let hash = hash(b"secret", b"$6$saltsalt$");
+        let users = users(&format!("alice:{hash}::staff,ops\n"));
+        for _ in 0..2 {
+            let groups = users.check(&claim("alice", b"secret"), soon()).unwrap();
+            assert_eq!(groups[..], ["staff", "ops"]);
+        }
     }
 
     #[test]
     fn no_turn_until_the_deadline_is_a_time_out() {
         let users = users(&format!("alice:{}\n", hash(b"secret", b"$5$saltsalt$")));
         *lock(&users.turns) = 0;
-        let claim =
-            Credentials { uname: b"alice".to_vec(), passwd: Secret::new(b"secret".to_vec()) };
         let deadline = Instant::now() + Duration::from_millis(20);
-        assert_eq!(users.check(&claim, deadline), Err(AuthError::TimedOut));
+        let refused = users.check(&claim("alice", b"secret"), deadline);
+        assert_eq!(refused, Err(AuthError::TimedOut));
     }
 }

@@ -405,11 +405,16 @@ impl TempFile {
 
     /// A users file with the one user alice, whose password is secret.
     pub fn alice() -> Self {
+        Self::alice_with("")
+    }
+
+    /// The same, with further fields behind her hash.
+    pub fn alice_with(fields: &str) -> Self {
         // openssl passwd -6 -salt saltsalt secret
-        Self::new(
+        Self::new(&format!(
             "alice:$6$saltsalt$TVLlQcbpFVof5W3Yz4DTP6gRstiNuHwwTt6GLc1E5n0U0aDehy0S5knV8wiO\
-             QSpT0Y77vwPZN.Pq.H91p5hVO1\n",
-        )
+             QSpT0Y77vwPZN.Pq.H91p5hVO1{fields}\n",
+        ))
     }
 
     pub fn path(&self) -> &str {
