@@ -41,15 +41,20 @@ static:
 
 # An installed file is replaced in one step, so a running server keeps its old one.
 install: all
-	mkdir -p '$(DESTDIR)$(PREFIX)/sbin' '$(DESTDIR)$(PREFIX)/share/man/man8'
+	mkdir -p '$(DESTDIR)$(PREFIX)/sbin' '$(DESTDIR)$(PREFIX)/share/man/man5' \
+	    '$(DESTDIR)$(PREFIX)/share/man/man8'
 	cp $(TARGET)/release/socksd '$(DESTDIR)$(PREFIX)/sbin/socksd.new'
 	chmod 755 '$(DESTDIR)$(PREFIX)/sbin/socksd.new'
 	mv '$(DESTDIR)$(PREFIX)/sbin/socksd.new' '$(DESTDIR)$(PREFIX)/sbin/socksd'
+	cp man/socksd.users.5 '$(DESTDIR)$(PREFIX)/share/man/man5/socksd.users.5'
 	cp man/socksd.8 '$(DESTDIR)$(PREFIX)/share/man/man8/socksd.8'
-	chmod 644 '$(DESTDIR)$(PREFIX)/share/man/man8/socksd.8'
+	chmod 644 '$(DESTDIR)$(PREFIX)/share/man/man5/socksd.users.5' \
+	    '$(DESTDIR)$(PREFIX)/share/man/man8/socksd.8'
 
 uninstall:
-	rm -f '$(DESTDIR)$(PREFIX)/sbin/socksd' '$(DESTDIR)$(PREFIX)/share/man/man8/socksd.8'
+	rm -f '$(DESTDIR)$(PREFIX)/sbin/socksd' \
+	    '$(DESTDIR)$(PREFIX)/share/man/man5/socksd.users.5' \
+	    '$(DESTDIR)$(PREFIX)/share/man/man8/socksd.8'
 
 clean:
 	$(CARGO) clean

@@ -21,7 +21,12 @@ use socksd::cli::{self, Action, NUMBERS, OPTIONS};
 
 /// What stands in the manual between the heading `title`, `.Sh` or `.Ss`, and the next heading.
 fn section(title: &str) -> String {
-    let manual = fs::read_to_string(root().join("man/socksd.8")).unwrap();
+    section_of("man/socksd.8", title)
+}
+
+/// The same of any page.
+fn section_of(page: &str, title: &str) -> String {
+    let manual = fs::read_to_string(root().join(page)).unwrap();
     let heading = |line: &str| line.strip_prefix(".Sh ").or(line.strip_prefix(".Ss ")).is_some();
     let mut lines = manual.lines().skip_while(|line| !(heading(line) && line.ends_with(title)));
     lines.next().unwrap_or_else(|| panic!("the manual has no {title}"));
@@ -371,13 +376,16 @@ fn hash(command: &str, password: &str) -> String {
 
 #[test]
 fn the_commands_of_the_manual_make_hashes_that_let_their_users_in() {
-    let files = section("FILES");
+    let examples = section_of("man/socksd.users.5", "EXAMPLES");
     let mut content = String::from("# made by a test\n\n");
     // The manual's commands ask at the terminal; one more option makes them read a pipe.
     for (user, command, option) in
         [("alice", "mkpasswd -m sha-512", "-s"), ("bob", "openssl passwd -6", "-stdin")]
     {
-        assert!(files.contains(&format!("printf '{user}:%s\\en' \"$({command})\"")), "{command}");
+        assert!(
+            examples.contains(&format!("printf '{user}:%s\\en' \"$({command})\"")),
+            "{command}"
+        );
         let hash = hash(&format!("{command} {option}"), &format!("{user}'s password"));
         content.push_str(&format!("{user}:{hash}\n"));
     }
@@ -395,6 +403,17 @@ fn the_commands_of_the_manual_make_hashes_that_let_their_users_in() {
         let mut client = server.sent(&[&[5, 1, 2], &claim[..]].concat());
         assert_eq!(read(&mut client, 4), [5, 2, 1, status], "{user} with {password}");
     }
+}
+
+#[test]
+fn the_lines_of_the_manual_of_the_users_file_are_taken() {
+    let examples = section_of("man/socksd.users.5", "EXAMPLES");
+    let is_line = |line: &&str| line.contains(':') && line.contains("$6$");
+    let lines: Vec<&str> = examples.lines().filter(is_line).collect();
+    assert_eq!(lines.len(), 3, "{lines:?}");
+    let users = TempFile::new(&lines.join("\n"));
+    let server = Server::start(&["--users", users.path()]);
+    server.log_line(&["event=limits ", " users=3"]);
 }
 
 #[test]

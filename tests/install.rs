@@ -265,17 +265,31 @@ fn install_puts_the_files_where_they_belong_and_uninstall_removes_them() {
         printed(&mut make);
     };
     run("install");
-    let (binary, manual) = ("usr/sbin/socksd", "usr/share/man/man8/socksd.8");
-    let directories = ["usr", "usr/sbin", "usr/share", "usr/share/man", "usr/share/man/man8"];
+    let binary = "usr/sbin/socksd";
+    let manuals = [
+        ("usr/share/man/man5/socksd.users.5", "man/socksd.users.5"),
+        ("usr/share/man/man8/socksd.8", "man/socksd.8"),
+    ];
+    let directories = [
+        "usr",
+        "usr/sbin",
+        "usr/share",
+        "usr/share/man",
+        "usr/share/man/man5",
+        "usr/share/man/man8",
+    ];
     let content = destination.content();
-    assert_eq!(content.len(), directories.len() + 2, "{content:#?}");
+    assert_eq!(content.len(), directories.len() + 1 + manuals.len(), "{content:#?}");
     assert!(directories.iter().all(|directory| content.contains_key(*directory)));
-    assert_eq!((content[binary], content[manual]), (0o755, 0o644));
+    assert_eq!(content[binary], 0o755);
     let installed = destination.0.join(binary);
     let version = printed(Command::new(&installed).arg("-V"));
     assert_eq!(version, concat!("socksd ", env!("CARGO_PKG_VERSION"), "\n"));
-    let page = fs::read(destination.0.join(manual)).unwrap();
-    assert_eq!(page, fs::read(root().join("man/socksd.8")).unwrap());
+    for (manual, source) in manuals {
+        assert_eq!(content[manual], 0o644);
+        let page = fs::read(destination.0.join(manual)).unwrap();
+        assert_eq!(page, fs::read(root().join(source)).unwrap());
+    }
 
     // A running server is no obstacle, and keeps running.
     let before = fs::metadata(&installed).unwrap().ino();
@@ -291,11 +305,13 @@ fn install_puts_the_files_where_they_belong_and_uninstall_removes_them() {
 }
 
 #[test]
+fn the_manual_of_the_users_file_renders_without_a_complaint() {
+    let headings = ["NAME", "DESCRIPTION", "EXAMPLES", "SEE ALSO", "SECURITY"];
+    assert_renders("socksd.users.5", "SOCKSD.USERS(5)", &headings);
+}
+
+#[test]
 fn the_manual_renders_without_a_complaint() {
-    let manual = root().join("man/socksd.8");
-    let lint = output(Command::new("mandoc").args(["-Tlint", "-Wwarning"]).arg(&manual));
-    assert_eq!(String::from_utf8(lint.stdout).unwrap(), "");
-    assert!(lint.status.success());
     let headings = [
         "NAME",
         "SYNOPSIS",
@@ -310,6 +326,18 @@ fn the_manual_renders_without_a_complaint() {
         "SECURITY",
         "CAVEATS",
     ];
+    assert_renders("socksd.8", "SOCKSD(8)", &headings);
+}
+
+/// Asserts that a page has these headings and that nobody finds fault with it.
+fn assert_renders(page: &str, title: &str, headings: &[&str]) {
+    let manual = root().join("man").join(page);
+    let lint = output(Command::new("mandoc").args(["-Tlint", "-Wstyle"]).arg(&manual));
+    let lint = String::from_utf8(lint.stdout).unwrap();
+    // Whether the pages referred to are installed here says nothing of this one.
+    let faults: Vec<&str> =
+        lint.lines().filter(|line| !line.contains("referenced manual not found")).collect();
+    assert!(faults.is_empty(), "{faults:#?}");
     let mut man = Command::new("man");
     man.args(["--warnings", "-l"]).arg(&manual).env("MANPAGER", "cat").env("LC_ALL", "C.UTF-8");
     let man = output(&mut man);
@@ -330,8 +358,8 @@ fn the_manual_renders_without_a_complaint() {
         let found: Vec<&str> = plain
             .lines()
             .filter(|line| line.starts_with(|c: char| c.is_ascii_uppercase()))
-            .filter(|line| !line.starts_with("SOCKSD(8)"))
+            .filter(|line| !line.starts_with(title))
             .collect();
-        assert_eq!(found[..headings.len()], headings, "{plain}");
+        assert_eq!(&found[..headings.len()], headings, "{plain}");
     }
 }
