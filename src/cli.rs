@@ -50,12 +50,13 @@ const fn values(
 }
 
 /// All options that are not numbers, in the order of the manual.
-pub const OPTIONS: [Opt; 15] = [
+pub const OPTIONS: [Opt; 16] = [
     flag("4", "ipv4-only", "reach IPv4 targets only"),
     flag("6", "ipv6-only", "reach IPv6 targets only"),
     values("", "advertise", "ADDR", "address told to clients for BIND and UDP, one per family"),
     flag("", "allow-inside", "let clients reach loopback, private and other inside addresses"),
     flag("h", "help", "print this help and exit"),
+    flag("", "hash", "read a password, print its hash for the users file and exit"),
     values(
         "l",
         "listen",
@@ -180,6 +181,8 @@ pub const NUMBERS: [&Number; 10] = [
 pub enum Action {
     /// Run the server.
     Run(Box<Config>),
+    /// Read a password, print its hash and exit.
+    Hash,
     /// Print this text and exit with status 0.
     Print(String),
 }
@@ -237,6 +240,13 @@ pub fn parse(args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Result<Action
     }
     if matches.opt_present("version") {
         return Ok(Action::Print(concat!("socksd ", env!("CARGO_PKG_VERSION"), "\n").into()));
+    }
+    if matches.opt_present("hash") {
+        // An operand might be a password, meant well: it is not shown again.
+        return match matches.free.first() {
+            None => Ok(Action::Hash),
+            Some(_) => Err(UsageError(format!("option {} takes no argument", dashed("hash")))),
+        };
     }
     if let Some(operand) = matches.free.first() {
         return Err(UsageError(format!("unexpected operand '{}'", operand.escape_debug())));
@@ -423,6 +433,8 @@ mod tests {
             ("--log a --log b", "option --log is given twice"),
             ("--quiet=1", "option --quiet takes no argument"),
             ("file", "unexpected operand 'file'"),
+            ("--hash secret", "option --hash takes no argument"),
+            ("--hash=secret", "option --hash takes no argument"),
         ] {
             assert_eq!(error(args), message);
         }

@@ -37,7 +37,8 @@ pub mod session;
 // 6 server: listeners, slots, signals.
 pub mod server;
 
-// 7 face: settings, options and usage.
+// 7 face: settings, hashes for the users file, options and usage.
 pub mod config;
 
 pub mod cli;
+pub mod hash;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use socksd::cli::{self, Action};
 use socksd::config::{Config, StartError, Started};
+use socksd::hash;
 use socksd::log::{Level, Line};
 use socksd::server::{self, Ending, signals};
 
@@ -17,16 +18,8 @@ const EXIT_SYSTEM: u8 = 111;
 fn main() -> ExitCode {
     // Nobody may be reading standard output or error; neither is a reason to fail.
     match cli::parse(std::env::args_os().skip(1)) {
-        Ok(Action::Run(config)) => match run(*config) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => {
-                let _ = write!(io::stderr(), "{error}");
-                ExitCode::from(match error {
-                    StartError::Config(_) => EXIT_USAGE,
-                    StartError::System(_) => EXIT_SYSTEM,
-                })
-            }
-        },
+        Ok(Action::Run(config)) => status(run(*config)),
+        Ok(Action::Hash) => status(print_hash()),
         Ok(Action::Print(text)) => {
             let _ = write!(io::stdout(), "{text}");
             ExitCode::SUCCESS
@@ -36,6 +29,22 @@ fn main() -> ExitCode {
             ExitCode::from(EXIT_USAGE)
         }
     }
+}
+
+/// The exit status of a result, after telling what went wrong.
+fn status(result: Result<(), StartError>) -> ExitCode {
+    let Err(error) = result else { return ExitCode::SUCCESS };
+    let _ = write!(io::stderr(), "{error}");
+    ExitCode::from(match error {
+        StartError::Config(_) => EXIT_USAGE,
+        StartError::System(_) => EXIT_SYSTEM,
+    })
+}
+
+/// Reads a password and prints its hash, which is lost where nobody takes it: a reason to fail.
+fn print_hash() -> Result<(), StartError> {
+    let hash = hash::run()?;
+    writeln!(io::stdout(), "{hash}").map_err(|error| StartError::system("print the hash", &error))
 }
 
 /// Starts the server and runs it until a signal ends it.

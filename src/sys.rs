@@ -92,7 +92,28 @@ pub const SIGXFSZ: i32 = 25;
 pub const SIGTERM: i32 = 15;
 /// bits/signum-generic.h: interrupt from the terminal.
 pub const SIGINT: i32 = 2;
+/// bits/signum-generic.h: the terminal is gone.
+pub const SIGHUP: i32 = 1;
+/// bits/signum-generic.h: quit from the terminal.
+pub const SIGQUIT: i32 = 3;
+/// asm-generic/signal.h: stop from the terminal.
+pub const SIGTSTP: i32 = 20;
 const SIG_BLOCK: c_int = 0;
+
+/// bits/termios-struct.h `struct termios`: the settings of a terminal.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Termios {
+    iflag: c_uint,
+    oflag: c_uint,
+    cflag: c_uint,
+    lflag: c_uint,
+    /// c_line, c_cc, c_ispeed and c_ospeed, in whatever order.
+    rest: [c_uint; 11],
+}
+const _: () = assert!(size_of::<Termios>() == 60);
+const ECHO: c_uint = 0o10;
+const TCSAFLUSH: c_int = 2;
 
 /// crypt.h `struct crypt_data`: 32,768 octets in libxcrypt, 260 in musl; crypt_r gets the largest.
 /// The alignment is that of any scalar or vector libcrypt may place in it.
@@ -131,6 +152,11 @@ unsafe extern "C" {
     // getrlimit(2)
     fn getrlimit(resource: c_int, rlim: *mut Rlimit) -> c_int;
     fn setrlimit(resource: c_int, rlim: *const Rlimit) -> c_int;
+    // termios(3)
+    #[link_name = "tcgetattr"]
+    fn c_tcgetattr(fd: c_int, termios: *mut Termios) -> c_int;
+    #[link_name = "tcsetattr"]
+    fn c_tcsetattr(fd: c_int, actions: c_int, termios: *const Termios) -> c_int;
     // sigsetops(3), pthread_sigmask(3), sigwait(3)
     fn sigemptyset(set: *mut SigSet) -> c_int;
     fn sigaddset(set: *mut SigSet, signum: c_int) -> c_int;
@@ -392,6 +418,36 @@ pub fn setrlimit_nofile(soft: u64, hard: u64) -> io::Result<()> {
     cvt(unsafe { setrlimit(RLIMIT_NOFILE, &raw const limit) }).map(drop)
 }
 
+impl Termios {
+    /// The same, but what is typed is not shown.
+    #[must_use]
+    pub fn without_echo(mut self) -> Self {
+        self.lflag &= !ECHO;
+        self
+    }
+}
+
+/// Reads the settings of a terminal. tcgetattr(3).
+///
+/// # Errors
+/// ENOTTY where `fd` is no terminal.
+pub fn tcgetattr(fd: &impl AsFd) -> io::Result<Termios> {
+    let mut termios = Termios { iflag: 0, oflag: 0, cflag: 0, lflag: 0, rest: [0; 11] };
+    // SAFETY: `fd` is borrowed, so open; `termios` is a struct termios the call may fill.
+    cvt(unsafe { c_tcgetattr(fd.as_fd().as_raw_fd(), &raw mut termios) })?;
+    Ok(termios)
+}
+
+/// Sets a terminal as tcsetattr(3) does with TCSAFLUSH: once its output is out, and dropping input
+/// that nobody has read.
+///
+/// # Errors
+/// ENOTTY where `fd` is no terminal, EIO where it is that of others.
+pub fn tcsetattr_flush(fd: &impl AsFd, termios: &Termios) -> io::Result<()> {
+    // SAFETY: `fd` is borrowed, so open; `termios` is a struct termios, which the call only reads.
+    cvt(unsafe { c_tcsetattr(fd.as_fd().as_raw_fd(), TCSAFLUSH, termios) }).map(drop)
+}
+
 /// Hashes `phrase` with the method, cost and salt of `setting`, which may be a whole hash; returns
 /// the hash. crypt_r(3).
 ///
@@ -480,6 +536,12 @@ mod tests {
         assert!(is_tcp_closed(&fd).unwrap());
         let (soft, hard) = getrlimit_nofile().unwrap();
         assert!(soft <= hard);
+    }
+
+    #[test]
+    fn what_is_no_terminal_has_no_settings() {
+        let (reader, _writer) = io::pipe().unwrap();
+        assert!(tcgetattr(&reader).is_err());
     }
 
     #[test]

@@ -238,7 +238,7 @@ fn every_message_before_the_start_is_in_the_manual_and_the_other_way_round() {
         .into_iter()
         .map(|list| list.into_iter().map(|(head, _)| head.replace("\\-", "-")).collect())
         .collect();
-    let [usage, users, system] = &lists[..] else { panic!("{lists:?}") };
+    let [usage, users, _hash, system] = &lists[..] else { panic!("{lists:?}") };
     let wrong = TempFile::new(&format!("{WRONG_USERS}{}:!\n", "n".repeat(256)));
     let open = TempFile::new("");
     fs::set_permissions(&open.0, fs::Permissions::from_mode(0o644)).unwrap();
@@ -285,7 +285,8 @@ fn every_message_before_the_start_is_in_the_manual_and_the_other_way_round() {
         assert!(told.contains(pattern), "in the manual and never told: {pattern}");
     }
     // Most of these cannot be brought about from outside.
-    let mut in_source = literals(&["src/main.rs", "src/config.rs"], "StartError::system(\"");
+    let mut in_source =
+        literals(&["src/main.rs", "src/config.rs", "src/hash.rs"], "StartError::system(\"");
     in_source.extend(["open FILE".into(), "listen on ADDRESS".into()]);
     let in_manual = system.iter().map(|pattern| {
         pattern.strip_prefix("cannot ").unwrap().strip_suffix(": REASON").unwrap().to_owned()
@@ -360,10 +361,11 @@ fn a_users_file_that_cannot_be_read_is_told_with_the_reason() {
 }
 
 /// What a program prints that is given a password on standard input.
-fn hash(command: &str, password: &str) -> String {
-    let mut words = command.split(' ');
-    let mut child = Command::new(words.next().unwrap())
-        .args(words)
+fn hash(words: &[&str], password: &str) -> String {
+    let command = words.join(" ");
+    let program = if words[0] == "socksd" { SOCKSD } else { words[0] };
+    let mut child = Command::new(program)
+        .args(&words[1..])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
@@ -378,15 +380,19 @@ fn hash(command: &str, password: &str) -> String {
 fn the_commands_of_the_manual_make_hashes_that_let_their_users_in() {
     let examples = section_of("man/socksd.users.5", "EXAMPLES");
     let mut content = String::from("# made by a test\n\n");
-    // The manual's commands ask at the terminal; one more option makes them read a pipe.
-    for (user, command, option) in
-        [("alice", "mkpasswd -m sha-512", "-s"), ("bob", "openssl passwd -6", "-stdin")]
-    {
+    // The manual's commands ask at the terminal; one more option makes others read a pipe.
+    for (user, command, option) in [
+        ("alice", "socksd --hash", ""),
+        ("bob", "mkpasswd -m sha-512", "-s"),
+        ("carol", "openssl passwd -6", "-stdin"),
+    ] {
         assert!(
             examples.contains(&format!("printf '{user}:%s\\en' \"$({command})\"")),
             "{command}"
         );
-        let hash = hash(&format!("{command} {option}"), &format!("{user}'s password"));
+        let words: Vec<&str> =
+            command.split(' ').chain((!option.is_empty()).then_some(option)).collect();
+        let hash = hash(&words, &format!("{user}'s password"));
         content.push_str(&format!("{user}:{hash}\n"));
     }
     let users = TempFile::new(&content);
@@ -394,8 +400,9 @@ fn the_commands_of_the_manual_make_hashes_that_let_their_users_in() {
     for (user, password, status) in [
         ("alice", "alice's password", 0),
         ("bob", "bob's password", 0),
+        ("carol", "carol's password", 0),
         ("alice", "bob's password", 1),
-        ("carol", "alice's password", 1),
+        ("dave", "alice's password", 1),
     ] {
         let (ulen, plen) =
             (u8::try_from(user.len()).unwrap(), u8::try_from(password.len()).unwrap());

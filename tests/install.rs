@@ -257,6 +257,20 @@ fn a_binary_with_musl_refuses_yescrypt_and_one_with_glibc_takes_it() {
 }
 
 #[test]
+fn a_binary_hashes_passwords_by_the_best_method_it_can_compute() {
+    for Static { binary, is_musl } in [Static::preferred(), Static::fallback()] {
+        let hash =
+            printed(Command::new("sh").args(["-c", "echo secret | \"$0\" --hash"]).arg(binary));
+        let method = if *is_musl { "$6$rounds=500000$" } else { "$y$j9T$" };
+        assert!(hash.starts_with(method), "{hash}");
+        // As above: it takes what it has printed.
+        let users = TempFile::new(&format!("alice:{hash}"));
+        let args = ["-l", "127.0.0.1:1", "-l", "127.0.0.1:1", "--users", users.path()];
+        assert_eq!(output(Command::new(binary).args(args)).status.code(), Some(111), "{hash}");
+    }
+}
+
+#[test]
 fn install_puts_the_files_where_they_belong_and_uninstall_removes_them() {
     let destination = TempDir::new("make install");
     let run = |goal: &str| {

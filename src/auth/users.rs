@@ -225,7 +225,7 @@ fn parse_line(line: &[u8]) -> Result<(&[u8], Account), String> {
     let wrong = |what: &str| format!("user {}: {what}", Escaped(name));
     let hash = parse_hash(hash).ok_or_else(|| {
         wrong(
-            "expected a hash that begins with $y$, $2b$, $6$ or $5$ (as mkpasswd(1) writes), \
+            "expected a hash that begins with $y$, $2b$, $6$ or $5$ (as socksd --hash prints), \
              or '!' for a locked account",
         )
     })?;
