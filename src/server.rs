@@ -184,7 +184,7 @@ impl AcceptLoop {
     }
 
     fn refuse(&self, client: SocketAddr, refusal: Refusal, error: Option<io::Error>) {
-        let Some(count) = self.sessions.tell(Instant::now()) else { return };
+        let Some(count) = self.sessions.tell(refusal, Instant::now()) else { return };
         let mut line = Line::new("refuse")
             .field("client", client)
             .field("reason", "limit")

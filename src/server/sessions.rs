@@ -22,7 +22,7 @@ pub struct Caps {
 }
 
 /// Which cap kept a client out; Display gives the word of the log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Refusal {
     /// [`Caps::sessions`].
     Sessions,
@@ -53,9 +53,8 @@ struct State {
     total: usize,
     by_client: HashMap<IpAddr, usize>,
     last_number: u64,
-    /// Refusals not told of yet, and when the last was.
-    untold: u64,
-    told: Option<Instant>,
+    /// Of each cause: refusals not told of yet, and when the last was.
+    refusals: HashMap<Refusal, (u64, Option<Instant>)>,
 }
 
 impl Sessions {
@@ -84,16 +83,17 @@ impl Sessions {
         Ok(Slot { sessions: Arc::clone(this), client, number: state.last_number })
     }
 
-    /// Counts a refusal. Returns how many there were since one was told of last if this one is to
-    /// be told of, at most one each second.
-    pub fn tell(&self, now: Instant) -> Option<u64> {
+    /// Counts a refusal. Returns how many of its cause there were since one was told of last if this
+    /// one is to be told of, at most one of each cause each second.
+    pub fn tell(&self, refusal: Refusal, now: Instant) -> Option<u64> {
         let mut state = lock(&self.state);
-        state.untold += 1;
-        if state.told.is_some_and(|told| now.duration_since(told) < TELL_EVERY) {
+        let (untold, told) = state.refusals.entry(refusal).or_default();
+        *untold += 1;
+        if told.is_some_and(|told| now.duration_since(told) < TELL_EVERY) {
             return None;
         }
-        state.told = Some(now);
-        Some(std::mem::take(&mut state.untold))
+        *told = Some(now);
+        Some(std::mem::take(untold))
     }
 }
 
@@ -163,8 +163,21 @@ mod tests {
         let sessions = Sessions::new(Caps { sessions: 0, per_client: 0 });
         let now = Instant::now();
         let told: Vec<_> = [0, 10, 999, 1_000, 1_001, 2_000]
-            .map(|millis| sessions.tell(now + Duration::from_millis(millis)))
+            .map(|millis| sessions.tell(Refusal::Sessions, now + Duration::from_millis(millis)))
             .into();
         assert_eq!(told, [Some(1), None, None, Some(3), None, Some(2)]);
+    }
+
+    #[test]
+    fn each_cause_is_told_of_by_itself() {
+        let sessions = Sessions::new(Caps { sessions: 0, per_client: 0 });
+        let now = Instant::now();
+        let later = now + TELL_EVERY;
+        for refusal in [Refusal::Sessions, Refusal::PerClient] {
+            assert_eq!(sessions.tell(refusal, now), Some(1));
+        }
+        assert_eq!(sessions.tell(Refusal::Sessions, now), None);
+        assert_eq!(sessions.tell(Refusal::PerClient, later), Some(1));
+        assert_eq!(sessions.tell(Refusal::Sessions, later), Some(2));
     }
 }
