@@ -125,6 +125,14 @@ const LINGER_TIMEOUT: Number = Number {
     range: 1..=30 * DAY,
     help: "end sessions without traffic once one side has closed",
 };
+/// As many as four clients may have sessions: a quarter of them is for one client.
+const MAX_HALF_OPEN: Number = Number {
+    long: "max-half-open",
+    unit: "sessions",
+    default: 1_024,
+    range: 1..=1_000_000,
+    help: "most sessions whose handshake is not complete",
+};
 const MAX_PER_CLIENT: Number = Number {
     long: "max-per-client",
     unit: "sessions",
@@ -163,12 +171,13 @@ const UDP_IDLE_TIMEOUT: Number = Number {
 };
 
 /// All options that are numbers, in the order of the manual.
-pub const NUMBERS: [&Number; 10] = [
+pub const NUMBERS: [&Number; 11] = [
     &BIND_TIMEOUT,
     &CONNECT_TIMEOUT,
     &HANDSHAKE_TIMEOUT,
     &IDLE_TIMEOUT,
     &LINGER_TIMEOUT,
+    &MAX_HALF_OPEN,
     &MAX_PER_CLIENT,
     &MAX_SESSIONS,
     &RESOLVE_TIMEOUT,
@@ -286,8 +295,9 @@ fn config(matches: &Matches) -> Result<Config, UsageError> {
         fragments: !matches.opt_present("no-fragments"),
         allow_inside: matches.opt_present("allow-inside"),
         caps: Caps {
-            sessions: count(matches, &MAX_SESSIONS)?,
-            per_client: count(matches, &MAX_PER_CLIENT)?,
+            sessions: number(matches, &MAX_SESSIONS)?,
+            per_client: number(matches, &MAX_PER_CLIENT)?,
+            half_open: number(matches, &MAX_HALF_OPEN)?,
         },
         resolvers: count(matches, &RESOLVERS)?,
         handshake_timeout: seconds(&HANDSHAKE_TIMEOUT)?,

@@ -79,12 +79,11 @@ fn open(addr: SocketAddr, all: &[Listen]) -> io::Result<TcpListener> {
 pub fn fit(mut caps: Caps) -> io::Result<Caps> {
     let (soft, hard) = sys::getrlimit_nofile()?;
     let needed = |sessions: u64| sessions * SESSION_DESCRIPTORS * 2 + SPARE_DESCRIPTORS;
-    let sessions = u64::try_from(caps.sessions).map_err(io::Error::other)?;
-    let wanted = needed(sessions).min(hard);
+    let wanted = needed(caps.sessions).min(hard);
     let soft =
         if soft < wanted && sys::setrlimit_nofile(wanted, hard).is_ok() { wanted } else { soft };
     let kept = soft.saturating_sub(SPARE_DESCRIPTORS) / SESSION_DESCRIPTORS;
-    caps.sessions = usize::try_from(kept.clamp(1, sessions)).map_err(io::Error::other)?;
+    caps.sessions = kept.clamp(1, caps.sessions);
     Ok(caps)
 }
 
@@ -166,10 +165,10 @@ impl AcceptLoop {
         }
     }
 
-    /// Gives a client a slot and a thread, or closes its connection.
+    /// Gives a client its slots and a thread, or closes its connection.
     fn admit(&mut self, stream: TcpStream, client: SocketAddr) {
-        let slot = match Sessions::admit(&self.sessions, client.ip()) {
-            Ok(slot) => slot,
+        let (slot, half_open) = match Sessions::admit(&self.sessions, client.ip()) {
+            Ok(slots) => slots,
             Err(refusal) => return self.refuse(client, refusal, None),
         };
         let thread = match self.service.threads.reserve() {
@@ -178,7 +177,7 @@ impl AcceptLoop {
         };
         let service = Arc::clone(&self.service);
         thread.run(move || {
-            session::run(&service, stream, client, slot.number());
+            session::run(&service, stream, client, slot.number(), half_open);
             drop(slot);
         });
     }

@@ -55,11 +55,17 @@ pub struct Service {
 }
 
 /// Serves one client that has just been accepted, to the end, and logs it as session `number`.
-/// Closes `stream`.
-pub fn run(service: &Service, stream: TcpStream, client: SocketAddr, number: u64) {
+/// Closes `stream`, and drops `half_open` as soon as the handshake is over.
+pub fn run(
+    service: &Service,
+    stream: TcpStream,
+    client: SocketAddr,
+    number: u64,
+    half_open: impl Sized,
+) {
     let mut record = Record::new(number, client);
     let mut session = Session { service, client, record: &mut record };
-    match session.serve(stream) {
+    match session.serve(stream, half_open) {
         Ok(end) => record.write(&service.log, Level::Normal, "close", end, None),
         Err(Stop::Gone) => record.write(&service.log, Level::Normal, "close", "client", None),
         Err(Stop::Refused { level, reason, error }) => {
@@ -185,7 +191,7 @@ struct Session<'a> {
 }
 
 impl Session<'_> {
-    fn serve(&mut self, stream: TcpStream) -> Result<End, Stop> {
+    fn serve(&mut self, stream: TcpStream, half_open: impl Sized) -> Result<End, Stop> {
         relay::prepare(&stream);
         let mut intake = Intake::new(stream, self.record.begun + self.service.handshake_timeout);
         let agreed = match intake.first_octet()? {
@@ -194,6 +200,7 @@ impl Session<'_> {
             // Such a client would not understand any reply.
             other => return Err(Stop::refused("protocol", DecodeError::Version(other))),
         };
+        drop(half_open);
         match agreed.and_then(|agreed| self.carry_out(agreed, &mut intake)) {
             Ok(granted) => Ok(self.relay(granted, intake)),
             Err(stop) => {

@@ -85,6 +85,44 @@ fn max_per_client_counts_each_source_address_by_itself() {
 }
 
 #[test]
+fn the_half_open_have_a_cap_that_a_complete_handshake_leaves() {
+    let target = Target::echo();
+    let server = Server::open(&["--max-half-open", "4", "--handshake-timeout", "2"]);
+    let from = |last| connect_from(Ipv4Addr::new(127, 0, 0, last), server.addr);
+    // One each is a quarter; those whose handshake is complete do not count.
+    let mut tunnels: Vec<_> = (0..6).map(|_| tunnel(&server, target.addr)).collect();
+    let begun = Instant::now();
+    let silent: Vec<_> = (2..6).map(from).collect();
+    assert_ends_silently(&mut from(2), SOON);
+    assert_ends_silently(&mut server.connect(), SOON);
+    let line = server.log_line(&["event=refuse", "reason=limit", "limit=half-open"]);
+    assert!(field(&line, "client").starts_with("127.0.0."), "{line}");
+    tunnels.iter_mut().for_each(echo);
+    eventually("the silent are cut", || serves(server.connect()));
+    assert!(begun.elapsed() > Duration::from_secs(1));
+    drop(silent);
+}
+
+#[test]
+fn a_flood_of_500_silent_clients_locks_nobody_else_out() {
+    // The flood takes descriptors of this process, which other tests use at the same time.
+    let (_, hard) = socksd::sys::getrlimit_nofile().unwrap();
+    socksd::sys::setrlimit_nofile(hard, hard).unwrap();
+    let target = Target::echo();
+    for addresses in [1, 100] {
+        let server = Server::open(&[]);
+        let from = |n: usize| Ipv4Addr::new(127, 0, 1, u8::try_from(n % addresses).unwrap());
+        let flood: Vec<_> = (0..500).map(|n| connect_from(from(n), server.addr)).collect();
+        // The accept loop goes by order: it has seen the flood when it comes to these.
+        for _ in 0..5 {
+            echo_through(server.addr, target.addr);
+        }
+        assert_eq!(server.log().iter().any(|line| line.contains("reason=limit")), addresses == 1);
+        drop(flood);
+    }
+}
+
+#[test]
 fn refusals_at_accept_are_logged_once_a_second_with_their_count() {
     let server = Server::open(&["--max-sessions", "1"]);
     let _holder = server.sent(HELLO);

@@ -1,6 +1,7 @@
 //! Slots: how many sessions there may be, in all and for one client.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
@@ -12,13 +13,16 @@ use crate::threads::lock;
 /// How often refusals are told of; those between are counted.
 const TELL_EVERY: Duration = Duration::from_secs(1);
 
-/// Most sessions at once.
+/// Most sessions at once. A client is an IPv4 address or an IPv6 /64.
 #[derive(Clone, Copy, Debug)]
 pub struct Caps {
     /// Of all clients together.
-    pub sessions: usize,
-    /// Of one client: an IPv4 address or an IPv6 /64.
-    pub per_client: usize,
+    pub sessions: u64,
+    /// Of one client.
+    pub per_client: u64,
+    /// Whose handshake is not complete, of all clients together. One client may have a quarter of
+    /// them, but at least one: else a single silent one could keep all others out.
+    pub half_open: u64,
 }
 
 /// Which cap kept a client out; Display gives the word of the log.
@@ -28,6 +32,8 @@ pub enum Refusal {
     Sessions,
     /// [`Caps::per_client`].
     PerClient,
+    /// [`Caps::half_open`], or one client's part of them.
+    HalfOpen,
     /// The system gives no more threads.
     Threads,
 }
@@ -37,6 +43,7 @@ impl fmt::Display for Refusal {
         f.write_str(match self {
             Self::Sessions => "sessions",
             Self::PerClient => "per-client",
+            Self::HalfOpen => "half-open",
             Self::Threads => "threads",
         })
     }
@@ -50,11 +57,39 @@ pub struct Sessions {
 
 #[derive(Default)]
 struct State {
-    total: usize,
-    by_client: HashMap<IpAddr, usize>,
+    sessions: Count,
+    half_open: Count,
     last_number: u64,
     /// Of each cause: refusals not told of yet, and when the last was.
     refusals: HashMap<Refusal, (u64, Option<Instant>)>,
+}
+
+/// A number of sessions, in all and by client.
+#[derive(Default)]
+struct Count {
+    total: u64,
+    by_client: HashMap<IpAddr, u64>,
+}
+
+impl Count {
+    fn of(&self, client: IpAddr) -> u64 {
+        self.by_client.get(&client).copied().unwrap_or_default()
+    }
+
+    fn add(&mut self, client: IpAddr) {
+        self.total += 1;
+        *self.by_client.entry(client).or_default() += 1;
+    }
+
+    fn remove(&mut self, client: IpAddr) {
+        self.total -= 1;
+        if let Entry::Occupied(mut entry) = self.by_client.entry(client) {
+            *entry.get_mut() -= 1;
+            if *entry.get() == 0 {
+                entry.remove();
+            }
+        }
+    }
 }
 
 impl Sessions {
@@ -64,23 +99,30 @@ impl Sessions {
         Self { caps, state: Mutex::default() }
     }
 
-    /// Takes a slot for a client, given back when it is dropped.
+    /// Takes a slot for a client, and one for the time of its handshake. Each is given back when it
+    /// is dropped.
     ///
     /// # Errors
     /// The cap that is reached.
-    pub fn admit(this: &Arc<Self>, client: IpAddr) -> Result<Slot, Refusal> {
+    pub fn admit(this: &Arc<Self>, client: IpAddr) -> Result<(Slot, HalfOpen), Refusal> {
         let client = client_block(client);
         let mut state = lock(&this.state);
-        if state.total >= this.caps.sessions {
+        if state.sessions.total >= this.caps.sessions {
             return Err(Refusal::Sessions);
         }
-        if state.by_client.get(&client).is_some_and(|&count| count >= this.caps.per_client) {
+        if state.sessions.of(client) >= this.caps.per_client {
             return Err(Refusal::PerClient);
         }
-        state.total += 1;
-        *state.by_client.entry(client).or_insert(0) += 1;
+        if state.half_open.total >= this.caps.half_open
+            || state.half_open.of(client) >= (this.caps.half_open / 4).max(1)
+        {
+            return Err(Refusal::HalfOpen);
+        }
+        state.sessions.add(client);
+        state.half_open.add(client);
         state.last_number += 1;
-        Ok(Slot { sessions: Arc::clone(this), client, number: state.last_number })
+        let slot = Slot { sessions: Arc::clone(this), client, number: state.last_number };
+        Ok((slot, HalfOpen { sessions: Arc::clone(this), client }))
     }
 
     /// Counts a refusal. Returns how many of its cause there were since one was told of last if this
@@ -114,14 +156,19 @@ impl Slot {
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        let mut state = lock(&self.sessions.state);
-        state.total -= 1;
-        if let Some(count) = state.by_client.get_mut(&self.client) {
-            *count -= 1;
-            if *count == 0 {
-                state.by_client.remove(&self.client);
-            }
-        }
+        lock(&self.sessions.state).sessions.remove(self.client);
+    }
+}
+
+/// The right of one session to take its time over the handshake.
+pub struct HalfOpen {
+    sessions: Arc<Sessions>,
+    client: IpAddr,
+}
+
+impl Drop for HalfOpen {
+    fn drop(&mut self) {
+        lock(&self.sessions.state).half_open.remove(self.client);
     }
 }
 
@@ -133,10 +180,14 @@ mod tests {
         text.parse().unwrap()
     }
 
+    fn caps(sessions: u64, per_client: u64, half_open: u64) -> Caps {
+        Caps { sessions, per_client, half_open }
+    }
+
     #[test]
     fn caps_hold_and_slots_come_back() {
-        let sessions = Arc::new(Sessions::new(Caps { sessions: 3, per_client: 2 }));
-        let admit = |text| Sessions::admit(&sessions, ip(text));
+        let sessions = Arc::new(Sessions::new(caps(3, 2, 9)));
+        let admit = |text| Sessions::admit(&sessions, ip(text)).map(|(slot, _)| slot);
         let first = admit("192.0.2.1").ok().unwrap();
         let second = admit("192.0.2.1").ok().unwrap();
         assert_eq!((first.number(), second.number()), (1, 2));
@@ -146,12 +197,13 @@ mod tests {
         drop(first);
         drop(second);
         assert!(admit("192.0.2.1").is_ok());
-        assert_eq!(lock(&sessions.state).by_client.len(), 1);
+        let state = lock(&sessions.state);
+        assert_eq!((state.sessions.by_client.len(), state.half_open.by_client.len()), (1, 0));
     }
 
     #[test]
     fn one_ipv6_host_is_counted_by_its_64() {
-        let sessions = Arc::new(Sessions::new(Caps { sessions: 9, per_client: 1 }));
+        let sessions = Arc::new(Sessions::new(caps(9, 1, 9)));
         let _one = Sessions::admit(&sessions, ip("2001:db8::1")).ok().unwrap();
         let other = Sessions::admit(&sessions, ip("2001:db8::2")).err();
         assert_eq!(other, Some(Refusal::PerClient));
@@ -159,8 +211,38 @@ mod tests {
     }
 
     #[test]
+    fn one_client_has_a_quarter_of_the_half_open_and_all_together_no_more_than_all() {
+        let sessions = Arc::new(Sessions::new(caps(99, 99, 8)));
+        let admit = |n: u8| Sessions::admit(&sessions, [192, 0, 2, n].into());
+        let mut open: Vec<_> = (0..8).map(|n| admit(n / 2).ok().unwrap()).collect();
+        for client in [0, 3, 4] {
+            assert_eq!(admit(client).err(), Some(Refusal::HalfOpen), "{client}");
+        }
+        // One whose handshake ends makes room, while its session stays.
+        let (_slot, half_open) = open.remove(0);
+        drop(half_open);
+        assert_eq!(admit(1).err(), Some(Refusal::HalfOpen));
+        assert!(admit(0).is_ok());
+        assert!(admit(4).is_ok());
+        assert_eq!(lock(&sessions.state).sessions.total, 8);
+    }
+
+    #[test]
+    fn a_session_that_panics_gives_back_what_it_took() {
+        let sessions = Arc::new(Sessions::new(caps(1, 1, 1)));
+        let taken = Sessions::admit(&sessions, ip("192.0.2.1")).ok().unwrap();
+        let panics = std::panic::AssertUnwindSafe(move || {
+            let _taken = taken;
+            panic!("on purpose");
+        });
+        std::panic::catch_unwind(panics).unwrap_err();
+        let state = lock(&sessions.state);
+        assert_eq!((state.sessions.total, state.half_open.total), (0, 0));
+    }
+
+    #[test]
     fn many_refusals_are_told_of_once_a_second_with_their_count() {
-        let sessions = Sessions::new(Caps { sessions: 0, per_client: 0 });
+        let sessions = Sessions::new(caps(0, 0, 0));
         let now = Instant::now();
         let told: Vec<_> = [0, 10, 999, 1_000, 1_001, 2_000]
             .map(|millis| sessions.tell(Refusal::Sessions, now + Duration::from_millis(millis)))
@@ -170,7 +252,7 @@ mod tests {
 
     #[test]
     fn each_cause_is_told_of_by_itself() {
-        let sessions = Sessions::new(Caps { sessions: 0, per_client: 0 });
+        let sessions = Sessions::new(caps(0, 0, 0));
         let now = Instant::now();
         let later = now + TELL_EVERY;
         for refusal in [Refusal::Sessions, Refusal::PerClient] {
