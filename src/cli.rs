@@ -55,6 +55,11 @@ pub const OPTIONS: [Opt; 16] = [
     flag("6", "ipv6-only", "reach IPv6 targets only"),
     values("", "advertise", "ADDR", "address told to clients for BIND and UDP, one per family"),
     flag("", "allow-inside", "let clients reach loopback, private and other inside addresses"),
+    value(
+        "early-drop",
+        "LOW-HIGH",
+        "refuse some new clients from LOW, all at HIGH per cent of max-sessions [75-100]",
+    ),
     flag("h", "help", "print this help and exit"),
     flag("", "hash", "read a password, print its hash for the users file and exit"),
     values(
@@ -298,6 +303,7 @@ fn config(matches: &Matches) -> Result<Config, UsageError> {
             sessions: number(matches, &MAX_SESSIONS)?,
             per_client: number(matches, &MAX_PER_CLIENT)?,
             half_open: number(matches, &MAX_HALF_OPEN)?,
+            early_drop: early_drop(matches)?,
         },
         resolvers: count(matches, &RESOLVERS)?,
         handshake_timeout: seconds(&HANDSHAKE_TIMEOUT)?,
@@ -379,6 +385,18 @@ fn port_range(matches: &Matches) -> Result<Option<PortRange>, UsageError> {
     })
 }
 
+fn early_drop(matches: &Matches) -> Result<(u64, u64), UsageError> {
+    let Some(text) = matches.opt_str("early-drop") else { return Ok((75, 100)) };
+    let range = text.split_once('-').and_then(|(low, high)| {
+        let (low, high): (u8, u8) = (low.parse().ok()?, high.parse().ok()?);
+        (1 <= low && low <= high && high <= 100).then_some((low.into(), high.into()))
+    });
+    range.ok_or_else(|| {
+        let text = text.escape_debug();
+        UsageError(format!("--early-drop {text}: expected LOW-HIGH, per cent from 1 to 100"))
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -430,6 +448,10 @@ mod tests {
                 "--max-sessions 99999999999999999999: must be 1 to 1000000 sessions",
             ),
             ("--port-range 9-5", "--port-range 9-5: expected LO-HI, ports from 1 to 65535"),
+            ("--early-drop 9-5", "--early-drop 9-5: expected LOW-HIGH, per cent from 1 to 100"),
+            ("--early-drop 0-5", "--early-drop 0-5: expected LOW-HIGH, per cent from 1 to 100"),
+            ("--early-drop 9-101", "--early-drop 9-101: expected LOW-HIGH, per cent from 1 to 100"),
+            ("--early-drop 9", "--early-drop 9: expected LOW-HIGH, per cent from 1 to 100"),
             ("--source 0.0.0.0", "--source 0.0.0.0: expected the address of a host"),
             (
                 "--source ::1 --source ::2",

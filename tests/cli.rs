@@ -244,7 +244,7 @@ fn every_message_before_the_start_is_in_the_manual_and_the_other_way_round() {
     fs::set_permissions(&open.0, fs::Permissions::from_mode(0o644)).unwrap();
     let busy = TcpListener::bind("127.0.0.1:0").unwrap();
     let busy = busy.local_addr().unwrap().to_string();
-    let cases: [(&[&str], &Vec<String>, i32); 20] = [
+    let cases: [(&[&str], &Vec<String>, i32); 21] = [
         (&["--nonsense"], usage, 100),
         (&["-x"], usage, 100),
         (&["--listen"], usage, 100),
@@ -259,6 +259,7 @@ fn every_message_before_the_start_is_in_the_manual_and_the_other_way_round() {
         (&["--advertise", "::1", "--advertise", "::2"], usage, 100),
         (&["--listen", "localhost:1080"], usage, 100),
         (&["--port-range", "9-5"], usage, 100),
+        (&["--early-drop", "9-5"], usage, 100),
         (&["--users", wrong.path()], users, 100),
         (&["--users", open.path()], users, 100),
         (&["--users", "/nonexistent"], users, 100),

@@ -123,6 +123,36 @@ fn a_flood_of_500_silent_clients_locks_nobody_else_out() {
 }
 
 #[test]
+fn early_drop_refuses_some_new_clients_and_leaves_old_ones_alone() {
+    let target = Target::echo();
+    let server = Server::open(&["--max-sessions", "100", "--early-drop", "20-60"]);
+    let mut tunnels: Vec<_> = (0..21).map(|_| tunnel(&server, target.addr)).collect();
+    // Some are let in and some are not, until there are 60 per cent.
+    let (mut refused, mut held) = (0, Vec::new());
+    eventually("nobody is let in any more", || {
+        let mut client = server.connect();
+        let mut selection = [0; 2];
+        match client.write_all(HELLO).and_then(|()| client.read_exact(&mut selection)) {
+            Ok(()) => held.push(client),
+            Err(_) => refused += 1,
+        }
+        tunnels.len() + held.len() == 60
+    });
+    assert!(refused > 0);
+    for _ in 0..100 {
+        assert_ends_silently(&mut server.connect(), SOON);
+    }
+    server.log_line(&["event=refuse", "reason=limit", "limit=early-drop"]);
+    tunnels.iter_mut().for_each(echo);
+    drop(tunnels);
+    drop(held);
+    eventually("there is room for all", || {
+        let clients: Vec<_> = (0..20).map(|_| server.connect()).collect();
+        clients.into_iter().all(serves)
+    });
+}
+
+#[test]
 fn refusals_at_accept_are_logged_once_a_second_with_their_count() {
     let server = Server::open(&["--max-sessions", "1"]);
     let _holder = server.sent(HELLO);

@@ -1,8 +1,9 @@
 //! Slots: how many sessions there may be, in all and for one client.
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
+use std::collections::hash_map::{Entry, RandomState};
 use std::fmt;
+use std::hash::BuildHasher as _;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -23,6 +24,20 @@ pub struct Caps {
     /// Whose handshake is not complete, of all clients together. One client may have a quarter of
     /// them, but at least one: else a single silent one could keep all others out.
     pub half_open: u64,
+    /// From the first to the second per cent of [`Caps::sessions`], 1 to 100, a growing part of new
+    /// clients is refused.
+    pub early_drop: (u64, u64),
+}
+
+impl Caps {
+    /// Whether a client is to be refused early where `total` sessions are there, by the luck of
+    /// `draw`, which is any number.
+    fn drops_early(&self, total: u64, draw: u64) -> bool {
+        let (low, high) = self.early_drop;
+        let (total, low, high) = (total * 100, low * self.sessions, high * self.sessions);
+        // In between the part refused grows evenly from none to all.
+        total >= high || total > low && draw % (high - low) < total - low
+    }
 }
 
 /// Which cap kept a client out; Display gives the word of the log.
@@ -34,6 +49,8 @@ pub enum Refusal {
     PerClient,
     /// [`Caps::half_open`], or one client's part of them.
     HalfOpen,
+    /// [`Caps::early_drop`].
+    EarlyDrop,
     /// The system gives no more threads.
     Threads,
 }
@@ -44,6 +61,7 @@ impl fmt::Display for Refusal {
             Self::Sessions => "sessions",
             Self::PerClient => "per-client",
             Self::HalfOpen => "half-open",
+            Self::EarlyDrop => "early-drop",
             Self::Threads => "threads",
         })
     }
@@ -52,6 +70,8 @@ impl fmt::Display for Refusal {
 /// The sessions there are.
 pub struct Sessions {
     caps: Caps,
+    /// What makes a draw from its number: nobody can tell who will be lucky.
+    luck: RandomState,
     state: Mutex<State>,
 }
 
@@ -60,6 +80,7 @@ struct State {
     sessions: Count,
     half_open: Count,
     last_number: u64,
+    draws: u64,
     /// Of each cause: refusals not told of yet, and when the last was.
     refusals: HashMap<Refusal, (u64, Option<Instant>)>,
 }
@@ -96,7 +117,7 @@ impl Sessions {
     /// No sessions yet.
     #[must_use]
     pub fn new(caps: Caps) -> Self {
-        Self { caps, state: Mutex::default() }
+        Self { caps, luck: RandomState::new(), state: Mutex::default() }
     }
 
     /// Takes a slot for a client, and one for the time of its handshake. Each is given back when it
@@ -117,6 +138,10 @@ impl Sessions {
             || state.half_open.of(client) >= (this.caps.half_open / 4).max(1)
         {
             return Err(Refusal::HalfOpen);
+        }
+        state.draws += 1;
+        if this.caps.drops_early(state.sessions.total, this.luck.hash_one(state.draws)) {
+            return Err(Refusal::EarlyDrop);
         }
         state.sessions.add(client);
         state.half_open.add(client);
@@ -181,7 +206,7 @@ mod tests {
     }
 
     fn caps(sessions: u64, per_client: u64, half_open: u64) -> Caps {
-        Caps { sessions, per_client, half_open }
+        Caps { sessions, per_client, half_open, early_drop: (100, 100) }
     }
 
     #[test]
@@ -225,6 +250,50 @@ mod tests {
         assert!(admit(0).is_ok());
         assert!(admit(4).is_ok());
         assert_eq!(lock(&sessions.state).sessions.total, 8);
+    }
+
+    #[test]
+    fn the_part_dropped_early_grows_from_none_at_low_to_all_at_high() {
+        for (sessions, low, high, total, dropped) in [
+            (1_000, 75, 100, 0, 0),
+            (1_000, 75, 100, 750, 0),
+            (1_000, 75, 100, 751, 4),
+            (1_000, 75, 100, 800, 200),
+            (1_000, 75, 100, 999, 996),
+            (1_000, 75, 100, 1_000, 1_000),
+            (1_000, 20, 40, 300, 500),
+            (1_000, 20, 40, 400, 1_000),
+            (1_000, 50, 50, 499, 0),
+            (1_000, 50, 50, 500, 1_000),
+            (1_000_000, 1, 100, 1_000_000, 1_000),
+            // Whatever the percentages, the first client is let in.
+            (1, 1, 1, 0, 0),
+            (3, 75, 100, 2, 0),
+        ] {
+            let caps = Caps { early_drop: (low, high), ..caps(sessions, 1, 1) };
+            // As good as drawing each number in turn.
+            let span = (high - low) * sessions;
+            let draws = (0..1_000).map(|draw| draw * span / 1_000);
+            let count = draws.filter(|draw| caps.drops_early(total, *draw)).count();
+            assert_eq!(count, dropped, "{caps:?} {total}");
+        }
+    }
+
+    #[test]
+    fn no_two_servers_drop_the_same_clients_early() {
+        let outcome = || -> Vec<bool> {
+            let caps = Caps { early_drop: (1, 100), ..caps(1_000, 1_000, 9_000) };
+            let sessions = Arc::new(Sessions::new(caps));
+            let kept: Vec<_> =
+                (0..1_000).map(|_| Sessions::admit(&sessions, ip("192.0.2.1"))).collect();
+            kept.iter().map(Result::is_ok).collect()
+        };
+        let (one, other) = (outcome(), outcome());
+        assert_ne!(one, other);
+        for outcome in [one, other] {
+            let kept = outcome.into_iter().filter(|kept| *kept).count();
+            assert!((550..720).contains(&kept), "{kept}: about 1,000 * (1 - 1/e)");
+        }
     }
 
     #[test]
