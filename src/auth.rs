@@ -2,11 +2,14 @@
 //!
 //! Authentication yields a [`User`], which the request step needs: a refusal cannot fall through.
 
+pub mod penalties;
 pub mod users;
 
+use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use crate::auth::penalties::Penalties;
 use crate::auth::users::Users;
 use crate::wire::socks5::Method;
 use crate::wire::userpass::Credentials;
@@ -41,18 +44,23 @@ pub enum AuthError {
     Expired,
     /// The handshake's deadline passed while other passwords were being checked.
     TimedOut,
+    /// The client is shut out; its password was not looked at.
+    ShutOut,
 }
 
 /// How clients have to prove who they are.
 pub struct Auth {
     users: Option<Users>,
+    /// Who has failed of late.
+    pub penalties: Penalties,
 }
 
 impl Auth {
-    /// With `users` every client must give a password; without, nobody is asked.
+    /// With `users` every client must give a password; without, nobody is asked. `penalty` is as in
+    /// [`Penalties::new`].
     #[must_use]
-    pub fn new(users: Option<Users>) -> Self {
-        Self { users }
+    pub fn new(users: Option<Users>, penalty: Duration) -> Self {
+        Self { users, penalties: Penalties::new(penalty) }
     }
 
     /// Chooses among the methods a client offers (RFC 1928 section 3), or `None` where none is
@@ -70,13 +78,20 @@ impl Auth {
         self.users.is_none().then(|| User { name: None, groups: Arc::default() })
     }
 
-    /// Checks a password until `deadline` (RFC 1929).
+    /// Checks a password of `client`, as [`Penalties`] knows it, until `deadline` (RFC 1929). It is
+    /// for the caller to have a wrong one penalized.
     ///
     /// # Errors
     /// As [`Users::check`]; `Wrong` also where there are no users at all.
-    pub fn check(&self, claim: &Credentials, deadline: Instant) -> Result<User, AuthError> {
+    pub fn check(
+        &self,
+        claim: &Credentials,
+        client: IpAddr,
+        deadline: Instant,
+    ) -> Result<User, AuthError> {
         let users = self.users.as_ref().ok_or(AuthError::Wrong)?;
-        let groups = users.check(claim, deadline)?;
+        let shut_out = || self.penalties.shut_out(client, Instant::now());
+        let groups = users.check(claim, deadline, shut_out)?;
         Ok(User { name: Some(claim.uname.clone()), groups })
     }
 }
@@ -87,7 +102,7 @@ mod tests {
 
     #[test]
     fn without_users_only_method_00_is_chosen() {
-        let auth = Auth::new(None);
+        let auth = Auth::new(None, Duration::ZERO);
         assert_eq!(auth.select(&[Method::NONE]), Some(Method::NONE));
         let all = [Method::GSSAPI, Method::USERPASS, Method::NONE];
         assert_eq!(auth.select(&all), Some(Method::NONE));

@@ -50,7 +50,7 @@ const fn values(
 }
 
 /// All options that are not numbers, in the order of the manual.
-pub const OPTIONS: [Opt; 16] = [
+pub const OPTIONS: [Opt; 17] = [
     flag("4", "ipv4-only", "reach IPv4 targets only"),
     flag("6", "ipv6-only", "reach IPv6 targets only"),
     values("", "advertise", "ADDR", "address told to clients for BIND and UDP, one per family"),
@@ -95,6 +95,13 @@ pub struct Number {
 
 const DAY: u64 = 86_400;
 
+const AUTH_PENALTY: Number = Number {
+    long: "auth-penalty",
+    unit: "seconds",
+    default: 600,
+    range: 0..=DAY,
+    help: "how long to refuse a client that guesses passwords; 0: never",
+};
 const BIND_TIMEOUT: Number = Number {
     long: "bind-timeout",
     unit: "seconds",
@@ -176,7 +183,8 @@ const UDP_IDLE_TIMEOUT: Number = Number {
 };
 
 /// All options that are numbers, in the order of the manual.
-pub const NUMBERS: [&Number; 11] = [
+pub const NUMBERS: [&Number; 12] = [
+    &AUTH_PENALTY,
     &BIND_TIMEOUT,
     &CONNECT_TIMEOUT,
     &HANDSHAKE_TIMEOUT,
@@ -289,6 +297,7 @@ fn config(matches: &Matches) -> Result<Config, UsageError> {
     Ok(Config {
         listen: listen(matches)?,
         users: matches.opt_str("users").map(PathBuf::from),
+        auth_penalty: seconds(&AUTH_PENALTY)?,
         log: matches.opt_str("log").map(PathBuf::from),
         level,
         advertise: addresses(matches, "advertise")?,

@@ -28,6 +28,8 @@ pub struct Config {
     pub listen: Vec<Listen>,
     /// The users file; with one, every client must give a password.
     pub users: Option<PathBuf>,
+    /// How long a client is shut out that fails to authenticate; zero for never.
+    pub auth_penalty: Duration,
     /// The log file, in place of standard error.
     pub log: Option<PathBuf>,
     /// How much to log.
@@ -131,7 +133,7 @@ impl Config {
             .map_err(|error| StartError::system("read the address of a listener", &error))?;
         let user_count = users.as_ref().map(Users::len);
         let service = Service {
-            auth: Auth::new(users),
+            auth: Auth::new(users, self.auth_penalty),
             means: Means {
                 policy: Policy { allow_inside: self.allow_inside },
                 resolver: Arc::new(Resolver::new(self.resolvers)),

@@ -62,7 +62,7 @@ mod tests {
     use crate::auth::Auth;
 
     fn judge(policy: Policy, client: &str, command: Command, dst: &str) -> Verdict {
-        let user = Auth::new(None).anonymous().unwrap();
+        let user = Auth::new(None, std::time::Duration::ZERO).anonymous().unwrap();
         let asker = Asker { client: client.parse().unwrap(), user, version: Version::V5, command };
         policy.judge(&asker, &Destination::Address(dst.parse().unwrap()))
     }

@@ -355,6 +355,8 @@ mod tests {
         }
         let state = lock(&resolver.inner.state);
         assert!(state.threads <= 2);
-        assert!(state.lookups.is_empty() && state.running.0.is_empty() && state.waiting.0.is_empty());
+        assert!(
+            state.lookups.is_empty() && state.running.0.is_empty() && state.waiting.0.is_empty()
+        );
     }
 }

@@ -167,6 +167,9 @@ impl AcceptLoop {
 
     /// Gives a client its slots and a thread, or closes its connection.
     fn admit(&mut self, stream: TcpStream, client: SocketAddr) {
+        if self.service.shuts_out(client.ip()) {
+            return self.refuse(client, Refusal::AuthPenalty, None);
+        }
         let (slot, half_open) = match Sessions::admit(&self.sessions, client.ip()) {
             Ok(slots) => slots,
             Err(refusal) => return self.refuse(client, refusal, None),

@@ -3,15 +3,17 @@
 
 use std::fmt::Display;
 use std::io::{self, Read as _, Write as _};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::auth::{Auth, AuthError, User};
 use crate::command::{Failure, Means, Opened, associate, bind, connect};
 use crate::log::{Level, Line, Log};
 use crate::policy::Asker;
+use crate::policy::nets::client_block;
 use crate::relay::udp::{Sockets, Terms};
 use crate::relay::{self, End, Limits, Traffic};
 use crate::sys::{self, PollFd};
@@ -52,6 +54,14 @@ pub struct Service {
     pub fragments: bool,
     /// How long an association may pass no datagram; `None` for ever.
     pub udp_idle: Option<Duration>,
+}
+
+impl Service {
+    /// Whether a client is refused for a while because it has failed to authenticate too often.
+    #[must_use]
+    pub fn shuts_out(&self, client: IpAddr) -> bool {
+        self.auth.penalties.shut_out(client_block(client), Instant::now())
+    }
 }
 
 /// Serves one client that has just been accepted, to the end, and logs it as session `number`.
@@ -280,7 +290,11 @@ impl Session<'_> {
             }
         };
         self.record.user.clone_from(&claim.uname);
-        let checked = self.service.auth.check(&claim, intake.deadline);
+        let client = client_block(self.client.ip());
+        let checked = self.service.auth.check(&claim, client, intake.deadline);
+        if let Err(AuthError::Wrong | AuthError::Expired) = checked {
+            self.penalize(intake.deadline);
+        }
         let sent = self.send(intake, &userpass::encode_reply(checked.is_ok()));
         // A guess is told of as one even where the guesser does not stay for the answer.
         let failed = |error: &str| Stop::Refused {
@@ -292,9 +306,23 @@ impl Session<'_> {
             AuthError::Wrong => failed("wrong user name or password"),
             AuthError::Expired => failed("the account has expired"),
             AuthError::TimedOut => Stop::refused("timeout", "too many passwords to check"),
+            AuthError::ShutOut => Stop::refused("penalty", "too many failures before"),
         })?;
         sent?;
         Ok(user)
+    }
+
+    /// Counts a wrong password and waits before its answer.
+    fn penalize(&self, deadline: Instant) {
+        let (penalties, now) = (&self.service.auth.penalties, Instant::now());
+        let penalty = penalties.fail(client_block(self.client.ip()), now);
+        if penalty.shuts_out {
+            let line = Line::new("penalty")
+                .field("client", self.client)
+                .field("seconds", penalties.time().as_secs());
+            self.service.log.write(Level::Quiet, line);
+        }
+        thread::sleep(penalty.delay.min(deadline.saturating_duration_since(now)));
     }
 
     fn note(&mut self, request: &Request) {

@@ -10,7 +10,9 @@
 mod common;
 
 use std::io::Write as _;
-use std::net::UdpSocket;
+use std::net::{Ipv4Addr, TcpStream, UdpSocket};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use common::*;
 
@@ -43,7 +45,7 @@ fn auth_01_auth_02_the_right_password_is_accepted_however_it_is_cut() {
 #[test]
 fn auth_03_auth_08_auth_09_wrong_password_opens_no_connection() {
     let users = TempFile::alice();
-    let server = Server::open(&["--users", users.path()]);
+    let server = Server::open(&["--users", users.path(), "--auth-penalty", "0"]);
     let target = Target::echo();
     let wrong: [(&[u8], &[u8]); 10] = [
         (b"alice", b"secre"),
@@ -201,7 +203,7 @@ fn secrets_never_reach_the_log_and_names_reach_it_escaped() {
 #[test]
 fn a_flood_of_logins_leaves_a_core_to_the_relays() {
     let users = TempFile::alice();
-    let server = Server::open(&["--users", users.path()]);
+    let server = Server::open(&["--users", users.path(), "--auth-penalty", "0"]);
     let target = Target::echo();
     let mut client = server.sent(&[OFFER, RIGHT, &request5(1, target.addr)].concat());
     read(&mut client, 14);
@@ -214,4 +216,91 @@ fn a_flood_of_logins_leaves_a_core_to_the_relays() {
     for mut client in flood {
         assert_eq!(read(&mut client, 4), [5, 2, 1, 1]);
     }
+}
+
+/// Sends a wrong password for alice from 127.0.0.`last`, without waiting for its answer.
+fn guess(server: &Server, last: u8) -> TcpStream {
+    let mut client = connect_from(Ipv4Addr::new(127, 0, 0, last), server.addr);
+    client.write_all(&[OFFER, &login(b"alice", b"wrong")].concat()).unwrap();
+    client
+}
+
+/// Logs alice in from 127.0.0.`last`, and asserts that this is done at once.
+fn log_in(server: &Server, last: u8) {
+    let begun = Instant::now();
+    let mut client = connect_from(Ipv4Addr::new(127, 0, 0, last), server.addr);
+    client.write_all(&[OFFER, RIGHT].concat()).unwrap();
+    assert_eq!(read(&mut client, 4), [5, 2, 1, 0]);
+    assert!(begun.elapsed() < Duration::from_secs(1), "delayed: {:?}", begun.elapsed());
+}
+
+#[test]
+fn guesses_get_slower_and_are_refused_for_a_while_and_only_for_their_address() {
+    const PENALTY: Duration = Duration::from_secs(5);
+    let users = TempFile::alice();
+    let server = Server::open(&["--users", users.path(), "--auth-penalty", "5"]);
+    let target = Target::echo();
+    let mut tunnel = connect_from(Ipv4Addr::new(127, 0, 0, 2), server.addr);
+    tunnel.write_all(&[OFFER, RIGHT, &request5(1, target.addr)].concat()).unwrap();
+    read(&mut tunnel, 14);
+
+    for millis in [100, 200, 400, 800] {
+        let begun = Instant::now();
+        assert_eq!(read_to_end(&mut guess(&server, 2)), [5, 2, 1, 1]);
+        let took = begun.elapsed();
+        assert!(took >= Duration::from_millis(millis), "{took:?} is not {millis} ms");
+    }
+    let begun = Instant::now();
+    let guesses: Vec<_> = (0..40).map(|_| guess(&server, 2)).collect();
+    let line = server.log_line(&["event=penalty "]);
+    assert!(line.contains(" client=127.0.0.2:") && line.ends_with(" seconds=5"), "{line}");
+
+    // While the answers to the guesses wait.
+    log_in(&server, 1);
+    let mut client = connect_from(Ipv4Addr::new(127, 0, 0, 2), server.addr);
+    assert_ends_silently(&mut client, SOON);
+    server.log_line(&["event=refuse client=127.0.0.2:", "reason=limit", "limit=auth-penalty"]);
+    tunnel.write_all(b"ping").unwrap();
+    assert_eq!(read(&mut tunnel, 4), b"ping", "a session under way is left alone");
+
+    let served = || {
+        let mut client = connect_from(Ipv4Addr::new(127, 0, 0, 2), server.addr);
+        client.write_all(&[OFFER, RIGHT].concat()).is_ok()
+            && std::io::Read::read_exact(&mut client, &mut [0; 4]).is_ok()
+    };
+    while !served() {
+        assert!(begun.elapsed() < 4 * PENALTY, "never served again");
+        thread::sleep(Duration::from_millis(50));
+    }
+    assert!(begun.elapsed() > PENALTY, "{:?}", begun.elapsed());
+    drop(guesses);
+    // Of guesses made all at once no more were checked than of as many in a row.
+    let all = server.log_lines(&[" client=127.0.0.2:", " version=5 command=- "], 44);
+    let checked = all.iter().filter(|line| line.contains(" reason=auth ")).count();
+    assert!((10..20).contains(&checked), "{checked} were checked");
+    assert_eq!(server.log_lines(&["event=penalty "], 1).len(), 1, "told of once");
+}
+
+#[test]
+fn an_account_of_ones_own_does_not_make_guesses_free() {
+    let users = TempFile::alice();
+    let server = Server::open(&["--users", users.path()]);
+    let first: Vec<_> = (0..5).map(|_| guess(&server, 1)).collect();
+    // The fifth failure waits longest, and is counted before it waits.
+    thread::sleep(Duration::from_millis(500));
+    (0..20).for_each(|_| log_in(&server, 1));
+    let second: Vec<_> = (0..5).map(|_| guess(&server, 1)).collect();
+    server.log_line(&["event=penalty "]);
+    drop((first, second));
+}
+
+#[test]
+fn the_answer_to_a_guess_comes_before_the_handshake_timeout() {
+    let users = TempFile::alice();
+    let server = Server::open(&["--users", users.path(), "--handshake-timeout", "1"]);
+    let begun = Instant::now();
+    for mut client in (0..9).map(|_| guess(&server, 1)).collect::<Vec<_>>() {
+        assert_eq!(read_to_end(&mut client), [5, 2, 1, 1]);
+    }
+    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
 }

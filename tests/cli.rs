@@ -637,6 +637,13 @@ fn lines_have_the_fields_of_the_manual_in_its_order() {
     });
     lines.extend(server.log());
 
+    let users = TempFile::alice();
+    let server = Server::start(&["--users", users.path()]);
+    let _guesses: Vec<_> =
+        (0..10).map(|_| server.sent(b"\x05\x01\x02\x01\x05alice\x05wrong")).collect();
+    server.log_line(&["event=penalty "]);
+    lines.extend(server.log());
+
     // Too few descriptors for the sessions asked for, then for any at all.
     let mut limited = Command::new("prlimit");
     limited.args(["--nofile=100", SOCKSD, "--listen", "127.0.0.1:0"]);

@@ -99,7 +99,8 @@ fn users() -> TempFile {
 fn the_filter_finds_failed_authentication_and_nothing_else() {
     let (target, (refusing, _kept)) = (Target::echo(), refusing_port());
     let users = users();
-    let server = Server::open(&["--listen", "[::1]:0", "--users", users.path(), "-v"]);
+    let args = ["--listen", "[::1]:0", "--users", users.path(), "--auth-penalty", "0", "-v"];
+    let server = Server::open(&args);
     let listening = server.log_lines(&["event=listening "], 2);
     let v6: SocketAddr = field(&listening[1], "addr").parse().unwrap();
     let from = |last| connect_from(Ipv4Addr::new(127, 0, 0, last), server.addr);

@@ -138,13 +138,16 @@ impl Users {
     ///
     /// # Errors
     /// `Wrong` for an unknown or locked user or another password, `Expired` for the right password
-    /// of an account that has expired, `TimedOut` without a turn.
+    /// of an account that has expired, `TimedOut` without a turn, `ShutOut` if `shut_out` says so
+    /// before or after the wait: of many guesses made at once no more are checked than of as many
+    /// in a row.
     pub fn check(
         &self,
         claim: &Credentials,
         deadline: Instant,
+        shut_out: impl Fn() -> bool,
     ) -> Result<Arc<[String]>, AuthError> {
-        self.check_on(Date::of(SystemTime::now()), claim, deadline)
+        self.check_on(Date::of(SystemTime::now()), claim, deadline, shut_out)
     }
 
     fn check_on(
@@ -152,7 +155,11 @@ impl Users {
         today: Date,
         claim: &Credentials,
         deadline: Instant,
+        shut_out: impl Fn() -> bool,
     ) -> Result<Arc<[String]>, AuthError> {
+        if shut_out() {
+            return Err(AuthError::ShutOut);
+        }
         let account = self.accounts.get(&claim.uname);
         let expired = account.and_then(|account| account.expiry).is_some_and(|last| last < today);
         let digest = self.keys.each_ref().map(|key| key.hash_one(claim.passwd.expose()));
@@ -167,6 +174,9 @@ impl Users {
         let hash = account.and_then(|account| account.hash.as_ref());
         let setting = hash.unwrap_or(&self.stand_in);
         let _turn = self.turn(deadline)?;
+        if shut_out() {
+            return Err(AuthError::ShutOut);
+        }
         let result = sys::crypt(claim.passwd.expose(), setting);
         match (account, hash, result) {
             (Some(account), Some(hash), Ok(result)) if same(hash, &result) => {
@@ -318,12 +328,12 @@ mod tests {
     }
 
     fn check(users: &Users, name: &str, password: &[u8]) -> Result<(), AuthError> {
-        users.check(&claim(name, password), soon()).map(drop)
+        users.check(&claim(name, password), soon(), || false).map(drop)
     }
 
     fn check_on(users: &Users, today: &str, password: &[u8]) -> Result<(), AuthError> {
         let today = Date::parse(today.as_bytes()).unwrap();
-        users.check_on(today, &claim("alice", password), soon()).map(drop)
+        users.check_on(today, &claim("alice", password), soon(), || false).map(drop)
     }
 
     #[test]
@@ -406,7 +416,7 @@ mod tests {
         let today = Date::parse(b"2028-03-01").unwrap();
         let soon = Instant::now() + Duration::from_millis(20);
         for password in [&b"secret"[..], b"wrong"] {
-            let refused = users.check_on(today, &claim("alice", password), soon);
+            let refused = users.check_on(today, &claim("alice", password), soon, || false);
             assert_eq!(refused, Err(AuthError::TimedOut));
         }
     }
@@ -470,9 +480,26 @@ mod tests {
         let hash = hash(b"secret", b"$6$saltsalt$");
         let users = users(&format!("alice:{hash}::staff,ops\n"));
         for _ in 0..2 {
-            let groups = users.check(&claim("alice", b"secret"), soon()).unwrap();
+            let groups = users.check(&claim("alice", b"secret"), soon(), || false).unwrap();
             assert_eq!(groups[..], ["staff", "ops"]);
         }
+    }
+
+    #[test]
+    fn who_is_shut_out_before_or_during_the_wait_has_no_password_checked() {
+        let users = users(&format!("alice:{}\n", hash(b"secret", b"$5$saltsalt$")));
+        let claim =
+            Credentials { uname: b"alice".to_vec(), passwd: Secret::new(b"secret".to_vec()) };
+        let deadline = Instant::now() + Duration::from_secs(10);
+        for limit in [0, 1] {
+            let asked = std::cell::Cell::new(0);
+            let shut_out = || asked.replace(asked.get() + 1) == limit;
+            assert_eq!(users.check(&claim, deadline, shut_out), Err(AuthError::ShutOut));
+            assert!(lock(&users.accepted).is_empty());
+        }
+        assert!(users.check(&claim, deadline, || false).is_ok());
+        // Nor is one that is known again.
+        assert_eq!(users.check(&claim, deadline, || true), Err(AuthError::ShutOut));
     }
 
     #[test]
@@ -480,7 +507,7 @@ mod tests {
         let users = users(&format!("alice:{}\n", hash(b"secret", b"$5$saltsalt$")));
         *lock(&users.turns) = 0;
         let deadline = Instant::now() + Duration::from_millis(20);
-        let refused = users.check(&claim("alice", b"secret"), deadline);
+        let refused = users.check(&claim("alice", b"secret"), deadline, || false);
         assert_eq!(refused, Err(AuthError::TimedOut));
     }
 }

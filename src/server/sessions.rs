@@ -51,6 +51,8 @@ pub enum Refusal {
     HalfOpen,
     /// [`Caps::early_drop`].
     EarlyDrop,
+    /// The client has failed to authenticate too often.
+    AuthPenalty,
     /// The system gives no more threads.
     Threads,
 }
@@ -62,6 +64,7 @@ impl fmt::Display for Refusal {
             Self::PerClient => "per-client",
             Self::HalfOpen => "half-open",
             Self::EarlyDrop => "early-drop",
+            Self::AuthPenalty => "auth-penalty",
             Self::Threads => "threads",
         })
     }

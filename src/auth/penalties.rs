@@ -1,0 +1,209 @@
+//! Against guessing: who fails to authenticate waits longer for each answer, and in the end is
+//! refused for a while.
+//!
+//! Only time lowers a count, and no success does: with one valid account of his own an attacker
+//! could otherwise wash off each guess at the others.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use crate::threads::lock;
+
+/// Failures that shut a client out.
+const FAILURES: u32 = 10;
+
+/// Most clients remembered; one more, and the one whose last failure is oldest is forgotten. Each
+/// of them has cost its sender the work of a hash, so that this is not a quick way to be forgotten.
+const REMEMBERED: usize = 10_000;
+
+/// What the answer to a first failure waits; twice that for the next, and so on up to the second.
+const DELAY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+
+/// Which clients have failed of late. A client is whatever its caller counts by.
+pub struct Penalties {
+    time: Duration,
+    records: Mutex<HashMap<IpAddr, Record>>,
+}
+
+struct Record {
+    /// How many failures there were at `last`; [`FAILURES`] shut the client out.
+    failures: u32,
+    /// When the last of them has its answer, so that the wait for it lowers no count.
+    last: Instant,
+}
+
+/// What a failure brings upon a client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Penalty {
+    /// How long its answer has to wait.
+    pub delay: Duration,
+    /// Whether it is the one that shuts the client out.
+    pub shuts_out: bool,
+}
+
+impl Penalties {
+    /// A client is shut out for `time`, and one of its failures is forgotten in each tenth of that
+    /// without another. Zero for no penalties at all.
+    #[must_use]
+    pub fn new(time: Duration) -> Self {
+        Self { time, records: Mutex::default() }
+    }
+
+    /// How long a client is shut out.
+    #[must_use]
+    pub fn time(&self) -> Duration {
+        self.time
+    }
+
+    /// Whether `client` is shut out.
+    #[must_use]
+    pub fn shut_out(&self, client: IpAddr, now: Instant) -> bool {
+        let records = lock(&self.records);
+        records.get(&client).is_some_and(|record| self.is_shut_out(record, now))
+    }
+
+    fn is_shut_out(&self, record: &Record, now: Instant) -> bool {
+        record.failures == FAILURES && now.saturating_duration_since(record.last) < self.time
+    }
+
+    /// Counts a failure of `client`.
+    pub fn fail(&self, client: IpAddr, now: Instant) -> Penalty {
+        if self.time.is_zero() {
+            return Penalty { delay: Duration::ZERO, shuts_out: false };
+        }
+        let mut records = lock(&self.records);
+        if records.len() >= REMEMBERED && !records.contains_key(&client) {
+            let oldest = records.iter().min_by_key(|(_, record)| record.last);
+            if let Some(oldest) = oldest.map(|(client, _)| *client) {
+                records.remove(&oldest);
+            }
+        }
+        let record = records.entry(client).or_insert(Record { failures: 0, last: now });
+        if self.is_shut_out(record, now) {
+            // One that was being checked at the same time.
+            return Penalty { delay: DELAY.1, shuts_out: false };
+        }
+        let quiet = now.saturating_duration_since(record.last);
+        let forgotten = quiet.as_nanos() / (self.time / FAILURES).as_nanos();
+        let forgotten = u32::try_from(forgotten).unwrap_or(u32::MAX);
+        let failures = record.failures.saturating_sub(forgotten);
+        let delay = (DELAY.0 * 2_u32.pow(failures)).min(DELAY.1);
+        // Answers of failures at the same time may be due in another order.
+        *record = Record { failures: failures + 1, last: record.last.max(now + delay) };
+        Penalty { delay, shuts_out: record.failures == FAILURES }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TIME: Duration = Duration::from_secs(600);
+
+    fn client(n: u32) -> IpAddr {
+        std::net::Ipv4Addr::from_bits(n).into()
+    }
+
+    /// Lets a client fail `times` times, each as soon as it has its answer; returns the penalties
+    /// and when the last answer came.
+    fn fail(
+        penalties: &Penalties,
+        client: IpAddr,
+        times: usize,
+        mut now: Instant,
+    ) -> (Vec<Penalty>, Instant) {
+        let mut given = Vec::new();
+        for _ in 0..times {
+            given.push(penalties.fail(client, now));
+            now += given[given.len() - 1].delay;
+        }
+        (given, now)
+    }
+
+    #[test]
+    fn each_failure_waits_longer_and_the_tenth_shuts_out_for_the_time() {
+        let penalties = Penalties::new(TIME);
+        let begun = Instant::now();
+        let (given, now) = fail(&penalties, client(1), 9, begun);
+        let delays: Vec<_> = given.iter().map(|penalty| penalty.delay.as_millis()).collect();
+        assert_eq!(delays, [100, 200, 400, 800, 1_600, 3_200, 5_000, 5_000, 5_000]);
+        assert!(given.iter().all(|penalty| !penalty.shuts_out));
+        assert!(!penalties.shut_out(client(1), now));
+
+        let (given, answered) = fail(&penalties, client(1), 1, now);
+        assert_eq!(given, [Penalty { delay: DELAY.1, shuts_out: true }]);
+        assert!(penalties.shut_out(client(1), now));
+        assert!(penalties.shut_out(client(1), answered + TIME - Duration::from_millis(1)));
+        assert!(!penalties.shut_out(client(2), now), "another is unharmed");
+        assert_eq!(penalties.fail(client(2), now).delay, DELAY.0);
+        // Those that were under way make it neither longer nor known twice.
+        let late = penalties.fail(client(1), now + Duration::from_secs(60));
+        assert_eq!(late, Penalty { delay: DELAY.1, shuts_out: false });
+        let over = answered + TIME;
+        assert!(!penalties.shut_out(client(1), over));
+        assert_eq!(penalties.fail(client(1), over).delay, DELAY.0, "all is forgotten");
+    }
+
+    #[test]
+    fn failures_at_the_same_time_are_all_counted() {
+        let penalties = Penalties::new(TIME);
+        let now = Instant::now();
+        let given = [(); 11].map(|()| penalties.fail(client(1), now).shuts_out);
+        assert_eq!(given.iter().position(|shuts_out| *shuts_out), Some(9));
+        assert!(!given[10]);
+    }
+
+    #[test]
+    fn one_failure_is_forgotten_in_each_tenth_of_the_time() {
+        for (quiet, expected) in [(59, 6), (60, 5), (179, 4), (180, 3), (6_000, 1)] {
+            let penalties = Penalties::new(TIME);
+            let (_, now) = fail(&penalties, client(1), 5, Instant::now());
+            penalties.fail(client(1), now + Duration::from_secs(quiet));
+            let failures = lock(&penalties.records)[&client(1)].failures;
+            assert_eq!(failures, expected, "after {quiet} s");
+        }
+        // Whoever fails no more often than that is never shut out.
+        let penalties = Penalties::new(TIME);
+        let (_, mut now) = fail(&penalties, client(1), 5, Instant::now());
+        for _ in 0..100 {
+            now += Duration::from_secs(70);
+            assert!(!penalties.fail(client(1), now).shuts_out);
+        }
+    }
+
+    #[test]
+    fn no_more_clients_are_remembered_than_set_and_the_oldest_is_forgotten_first() {
+        let penalties = Penalties::new(TIME);
+        let begun = Instant::now();
+        fail(&penalties, client(0), 10, begun);
+        let at = |n: u32| begun + Duration::from_millis(n.into());
+        let last = u32::try_from(REMEMBERED).unwrap() + 500;
+        // Time goes on slowly: the first was shut out later than many others failed.
+        for n in 1..last {
+            penalties.fail(client(n), at(n));
+            assert!(lock(&penalties.records).len() <= REMEMBERED);
+        }
+        let records = lock(&penalties.records);
+        assert_eq!(records.len(), REMEMBERED);
+        assert!(records.contains_key(&client(0)) && records.contains_key(&client(last - 1)));
+        assert!(!records.contains_key(&client(1)));
+    }
+
+    #[test]
+    fn a_time_of_zero_is_no_penalty() {
+        let penalties = Penalties::new(Duration::ZERO);
+        let (given, now) = fail(&penalties, client(1), 100, Instant::now());
+        assert!(given.iter().all(|penalty| penalty.delay.is_zero() && !penalty.shuts_out));
+        assert!(!penalties.shut_out(client(1), now));
+        assert!(lock(&penalties.records).is_empty());
+    }
+
+    #[test]
+    fn the_longest_time_does_not_overflow() {
+        let penalties = Penalties::new(Duration::from_secs(86_400));
+        let (given, now) = fail(&penalties, client(1), 10, Instant::now());
+        assert!(given[9].shuts_out && penalties.shut_out(client(1), now));
+    }
+}
