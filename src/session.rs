@@ -76,10 +76,10 @@ pub fn run(
     let mut record = Record::new(number, client);
     let mut session = Session { service, client, record: &mut record };
     match session.serve(stream, half_open) {
-        Ok(end) => record.write(&service.log, Level::Normal, "close", end, None),
-        Err(Stop::Gone) => record.write(&service.log, Level::Normal, "close", "client", None),
+        Ok(end) => record.write(&service.log, "close", Level::Normal, end, None),
+        Err(Stop::Gone) => record.write(&service.log, "close", Level::Normal, "client", None),
         Err(Stop::Refused { level, reason, error }) => {
-            record.write(&service.log, level, "refuse", reason, Some(&error));
+            record.write(&service.log, "refuse", level, reason, Some(&error));
         }
     }
 }
@@ -140,8 +140,8 @@ impl Record {
     fn write(
         &self,
         log: &Log,
-        level: Level,
         event: &str,
+        level: Level,
         reason: impl Display,
         error: Option<&str>,
     ) {
