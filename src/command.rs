@@ -62,8 +62,8 @@ pub struct Opened {
 /// Why a request was not carried out.
 #[derive(Debug)]
 pub enum Failure {
-    /// The policy forbids it.
-    Denied,
+    /// It is forbidden, for this reason.
+    Denied(&'static str),
     /// The name has no usable address.
     Unresolved(ResolveError),
     /// The destination is of a family that this server does not reach.
@@ -92,7 +92,7 @@ impl Failure {
     pub fn rep(&self) -> Rep {
         use io::ErrorKind as Kind;
         match self {
-            Self::Denied | Self::WrongPeer(_) => Rep::NOT_ALLOWED,
+            Self::Denied(_) | Self::WrongPeer(_) => Rep::NOT_ALLOWED,
             // The RFC has no better code for a name or a peer that cannot be found.
             Self::Unresolved(ResolveError::NoThread | ResolveError::TooMany) => {
                 Rep::GENERAL_FAILURE
@@ -124,7 +124,7 @@ impl Failure {
     #[must_use]
     pub fn reason(&self) -> &'static str {
         match self {
-            Self::Denied => "denied",
+            Self::Denied(_) => "denied",
             Self::Unresolved(ResolveError::TimedOut) | Self::NoPeer => "timeout",
             Self::Unresolved(ResolveError::NoThread | ResolveError::TooMany)
             | Self::NoPort
@@ -143,7 +143,7 @@ impl Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Denied => f.write_str("not allowed"),
+            Self::Denied(why) => f.write_str(why),
             Self::Unresolved(ResolveError::Invalid) => f.write_str("not the name of a host"),
             Self::Unresolved(ResolveError::NotFound) => f.write_str("name has no address"),
             Self::Unresolved(ResolveError::TimedOut) => f.write_str("name not resolved in time"),
@@ -181,9 +181,7 @@ impl Means {
     /// # Errors
     /// `Denied`, `Unresolved`, `Family`.
     pub fn addresses(&self, asker: &Asker, dst: &Destination) -> Result<Vec<SocketAddr>, Failure> {
-        if self.policy.judge(asker, dst) == Verdict::Deny {
-            return Err(Failure::Denied);
-        }
+        self.policy.judge(asker, dst).ok().map_err(Failure::Denied)?;
         // SOCKS 4A resolves to IPv4 only: its draft, "Resolution".
         let speaks = |ip: IpAddr| asker.version == Version::V5 || ip.is_ipv4();
         let (name, port) = match dst {
@@ -196,18 +194,18 @@ impl Means {
         let deadline = Instant::now() + self.resolve_timeout;
         let ips =
             self.resolver.resolve(asker.client, name, deadline).map_err(Failure::Unresolved)?;
-        let (mut usable, mut denied) = (Vec::new(), false);
+        let (mut usable, mut denied) = (Vec::new(), None);
         for &ip in ips.iter().filter(|&&ip| speaks(ip) && self.reaches(ip)) {
             let addr = SocketAddr::new(ip, port);
             match self.policy.judge(asker, &Destination::Address(addr)) {
                 Verdict::Allow => usable.push(addr),
-                Verdict::Deny => denied = true,
+                Verdict::Deny(why) => denied = Some(why),
             }
         }
         match (usable.is_empty(), denied) {
             (false, _) => Ok(usable),
-            (true, true) => Err(Failure::Denied),
-            (true, false) => Err(Failure::Unresolved(ResolveError::NotFound)),
+            (true, Some(why)) => Err(Failure::Denied(why)),
+            (true, None) => Err(Failure::Unresolved(ResolveError::NotFound)),
         }
     }
 
@@ -279,7 +277,7 @@ mod tests {
             assert_eq!(failure.rep(), Rep(rep), "{failure}");
             assert_eq!(failure.cd(), Cd::REJECTED);
         }
-        assert_eq!(Failure::Denied.rep(), Rep::NOT_ALLOWED);
+        assert_eq!(Failure::Denied("").rep(), Rep::NOT_ALLOWED);
         assert_eq!(Failure::Command.rep(), Rep::COMMAND_NOT_SUPPORTED);
         assert_eq!(Failure::Family.rep(), Rep::ADDRESS_TYPE_NOT_SUPPORTED);
         assert_eq!(Failure::Unresolved(ResolveError::NotFound).rep(), Rep::HOST_UNREACHABLE);

@@ -14,8 +14,21 @@ use crate::wire::{Command, Destination, Version};
 pub enum Verdict {
     /// It may.
     Allow,
-    /// It may not: REP 02, CD 91.
-    Deny,
+    /// It may not, for this reason: REP 02, CD 91.
+    Deny(&'static str),
+}
+
+impl Verdict {
+    /// The verdict as a result.
+    ///
+    /// # Errors
+    /// The reason of a `Deny`.
+    pub fn ok(self) -> Result<(), &'static str> {
+        match self {
+            Self::Allow => Ok(()),
+            Self::Deny(why) => Err(why),
+        }
+    }
 }
 
 /// Who asks for what, and how.
@@ -52,7 +65,11 @@ impl Policy {
                 any_peer || !is_nowhere(addr.ip()) && (self.allow_inside || !is_special(addr.ip()))
             }
         };
-        if client_may && dst_may { Verdict::Allow } else { Verdict::Deny }
+        match (client_may, dst_may) {
+            (true, true) => Verdict::Allow,
+            (false, _) => Verdict::Deny("clients from there need a password (see --users)"),
+            (true, false) => Verdict::Deny("inside address (see --allow-inside)"),
+        }
     }
 }
 
@@ -61,18 +78,18 @@ mod tests {
     use super::*;
     use crate::auth::Auth;
 
-    fn judge(policy: Policy, client: &str, command: Command, dst: &str) -> Verdict {
+    fn judge(policy: Policy, client: &str, command: Command, dst: &str) -> bool {
         let user = Auth::new(None, std::time::Duration::ZERO).anonymous().unwrap();
         let asker = Asker { client: client.parse().unwrap(), user, version: Version::V5, command };
-        policy.judge(&asker, &Destination::Address(dst.parse().unwrap()))
+        policy.judge(&asker, &Destination::Address(dst.parse().unwrap())) == Verdict::Allow
     }
 
     #[test]
     fn sec_08_the_guard_holds_for_every_command() {
         let guarded = Policy { allow_inside: false };
         for command in [Command::CONNECT, Command::BIND, Command::UDP_ASSOCIATE] {
-            assert_eq!(judge(guarded, "127.0.0.1", command, "127.0.0.1:80"), Verdict::Deny);
-            assert_eq!(judge(guarded, "127.0.0.1", command, "8.8.8.8:80"), Verdict::Allow);
+            assert!(!judge(guarded, "127.0.0.1", command, "127.0.0.1:80"));
+            assert!(judge(guarded, "127.0.0.1", command, "8.8.8.8:80"));
         }
     }
 
@@ -80,10 +97,10 @@ mod tests {
     fn without_users_a_client_from_outside_is_denied() {
         let open = Policy { allow_inside: true };
         for client in ["8.8.8.8", "2001:4860::1", "100.64.0.1"] {
-            assert_eq!(judge(open, client, Command::CONNECT, "8.8.8.8:80"), Verdict::Deny);
+            assert!(!judge(open, client, Command::CONNECT, "8.8.8.8:80"));
         }
         for client in ["127.0.0.1", "::1", "10.1.2.3", "192.168.1.1", "fd00::1", "fe80::1"] {
-            assert_eq!(judge(open, client, Command::CONNECT, "8.8.8.8:80"), Verdict::Allow);
+            assert!(judge(open, client, Command::CONNECT, "8.8.8.8:80"));
         }
     }
 
@@ -91,7 +108,7 @@ mod tests {
     fn v4_12_nothing_lifts_the_guard_of_0_0_0_x() {
         let open = Policy { allow_inside: true };
         for dst in ["0.0.0.1:80", "0.0.0.255:80", "0.0.0.0:80", "[::]:80", "0.1.2.3:80"] {
-            assert_eq!(judge(open, "127.0.0.1", Command::CONNECT, dst), Verdict::Deny, "{dst}");
+            assert!(!judge(open, "127.0.0.1", Command::CONNECT, dst), "{dst}");
         }
     }
 
@@ -99,8 +116,8 @@ mod tests {
     fn real_09_a_bind_may_expect_any_peer() {
         let guarded = Policy { allow_inside: false };
         for dst in ["0.0.0.0:0", "[::]:0"] {
-            assert_eq!(judge(guarded, "127.0.0.1", Command::BIND, dst), Verdict::Allow);
+            assert!(judge(guarded, "127.0.0.1", Command::BIND, dst));
         }
-        assert_eq!(judge(guarded, "127.0.0.1", Command::BIND, "0.0.0.1:0"), Verdict::Deny);
+        assert!(!judge(guarded, "127.0.0.1", Command::BIND, "0.0.0.1:0"));
     }
 }

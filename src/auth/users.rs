@@ -24,7 +24,10 @@ use crate::wire::STRING_MAX;
 use crate::wire::userpass::Credentials;
 
 /// The prefixes of the hash methods taken: yescrypt, bcrypt, SHA-512, SHA-256.
-const METHODS: [&[u8]; 6] = [b"$y$", b"$2b$", b"$2a$", b"$2y$", b"$6$", b"$5$"];
+/// Behind the last `$` of a hash stand as many digits as are given here; fewer or more would lock
+/// the user out without a word.
+const METHODS: [(&[u8], usize); 6] =
+    [(b"$y$", 43), (b"$2b$", 53), (b"$2a$", 53), (b"$2y$", 53), (b"$6$", 86), (b"$5$", 43)];
 
 /// What a line has to be.
 const FORM: &str = "expected name:hash[:expiry[:group,group]]";
@@ -235,7 +238,7 @@ fn parse_line(line: &[u8]) -> Result<(&[u8], Account), String> {
     let wrong = |what: &str| format!("user {}: {what}", Escaped(name));
     let hash = parse_hash(hash).ok_or_else(|| {
         wrong(
-            "expected a hash that begins with $y$, $2b$, $6$ or $5$ (as socksd --hash prints), \
+            "expected a whole hash that begins with $y$, $2b$, $6$ or $5$ (as socksd --hash prints), \
              or '!' for a locked account",
         )
     })?;
@@ -259,8 +262,11 @@ fn parse_hash(hash: &[u8]) -> Option<Option<Vec<u8>>> {
     if hash.is_empty() || hash.starts_with(b"!") || hash.starts_with(b"*") {
         return Some(None);
     }
-    let known = METHODS.iter().any(|method| hash.starts_with(method));
-    (known && hash.iter().all(u8::is_ascii_graphic)).then(|| Some(hash.to_vec()))
+    let (_, digits) = METHODS.iter().find(|(method, _)| hash.starts_with(method))?;
+    let last = hash.rsplit(|&octet| octet == b'$').next()?;
+    let digit = |octet: &u8| octet.is_ascii_alphanumeric() || b"./".contains(octet);
+    let whole = last.len() == *digits && last.iter().all(digit);
+    (whole && hash.iter().all(u8::is_ascii_graphic)).then(|| Some(hash.to_vec()))
 }
 
 /// Splits and checks a list of groups, which may be empty; `None` is an error.
@@ -281,7 +287,7 @@ fn parse_groups(groups: &[u8]) -> Option<Arc<[String]>> {
 /// Hashes something with the setting of `hash` unless one of its method was tried before: a hash
 /// that this libcrypt cannot compute would lock its user out without a word.
 fn try_method(hash: &[u8], tried: &mut Vec<&'static [u8]>) -> Result<(), String> {
-    let Some(method) = METHODS.into_iter().find(|method| hash.starts_with(method)) else {
+    let Some((method, _)) = METHODS.into_iter().find(|(method, _)| hash.starts_with(method)) else {
         return Ok(());
     };
     if !tried.contains(&method) {
@@ -305,7 +311,7 @@ mod tests {
     use crate::wire::userpass::Secret;
     use std::time::Duration;
 
-    const SHA256: &str = "$5$saltsalt$anything";
+    const SHA256: &str = "$5$saltsalt$0123456789012345678901234567890123456789012";
 
     fn hash(password: &[u8], setting: &[u8]) -> String {
         String::from_utf8(sys::crypt(password, setting).unwrap()).unwrap()
@@ -380,6 +386,18 @@ mod tests {
         assert_eq!(lines, [3, 4, 5, 7, 8]);
         let long = [&[b'n'; 256][..], b":!"].concat();
         assert_eq!(errors(&long).len(), 1);
+    }
+
+    #[test]
+    fn a_hash_that_is_cut_short_or_too_long_is_an_error() {
+        for setting in ["$6$saltsalt$", "$5$saltsalt$", "$2b$04$abcdefghijklmnopqrstuu"] {
+            let whole = hash(b"secret", setting.as_bytes());
+            assert_eq!(errors(format!("a:{whole}").as_bytes()), []);
+            let cut = &whole[..whole.len() - 1];
+            for wrong in [cut, &format!("{whole}x"), &format!("{cut}="), setting] {
+                assert_eq!(errors(format!("a:{wrong}").as_bytes()).len(), 1, "{wrong}");
+            }
+        }
     }
 
     #[test]

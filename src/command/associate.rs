@@ -4,7 +4,7 @@ use std::io;
 use std::net::{SocketAddr, UdpSocket};
 
 use crate::command::{Failure, Means};
-use crate::policy::{Asker, Verdict};
+use crate::policy::Asker;
 use crate::relay::udp::Sockets;
 use crate::wire::{Destination, NO_ADDRESS, NO_ADDRESS6};
 
@@ -20,9 +20,7 @@ pub fn open(
     mut local: SocketAddr,
 ) -> Result<(Sockets, SocketAddr), Failure> {
     // No destination is known yet; a name stands for one that no address speaks against.
-    if means.policy.judge(asker, &Destination::Name(Vec::new(), 0)) == Verdict::Deny {
-        return Err(Failure::Denied);
-    }
+    means.policy.judge(asker, &Destination::Name(Vec::new(), 0)).ok().map_err(Failure::Denied)?;
     let client = means.bind_port(|port| {
         local.set_port(port);
         UdpSocket::bind(local)

@@ -34,8 +34,8 @@ pub fn open(
 ) -> Result<Bound, Failure> {
     let expected: Vec<SocketAddr> =
         if dst.is_unspecified() { Vec::new() } else { means.addresses(asker, dst)? };
-    if expected.is_empty() && means.policy.judge(asker, dst) == Verdict::Deny {
-        return Err(Failure::Denied);
+    if expected.is_empty() {
+        means.policy.judge(asker, dst).ok().map_err(Failure::Denied)?;
     }
     // A peer of the client's own family if there is one: then the address it reached us at serves.
     let peer = expected.iter().find(|peer| peer.is_ipv4() == local.is_ipv4()).or(expected.first());
@@ -110,7 +110,7 @@ impl Bound {
         };
         let expected = self.expected.is_empty() || self.expected.contains(&peer.ip());
         let verdict = means.policy.judge(asker, &Destination::Address(peer));
-        if !expected || verdict == Verdict::Deny {
+        if !expected || verdict != Verdict::Allow {
             return Err(Failure::WrongPeer(peer));
         }
         Ok(Opened { target, peer, bnd: peer })

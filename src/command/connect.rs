@@ -19,7 +19,7 @@ pub fn open(means: &Means, asker: &Asker, dst: &Destination) -> Result<Opened, F
     let mut addrs = means.addresses(asker, dst)?;
     addrs.retain(|&addr| !leads_back(means, addr));
     if addrs.is_empty() {
-        return Err(Failure::Denied);
+        return Err(Failure::Denied("leads back to this server"));
     }
     let target = dial::connect(&addrs, means.source, Instant::now() + means.connect_timeout)?;
     let peer = canonical(target.peer_addr()?);

@@ -256,7 +256,7 @@ impl Outward {
             Destination::Address(addr) => return this.send_to(*addr, data),
             Destination::Name(name, port) => (name, *port),
         };
-        if this.terms.policy.judge(&this.terms.asker, dst) == Verdict::Deny {
+        if this.terms.policy.judge(&this.terms.asker, dst) != Verdict::Allow {
             return this.drop_one();
         }
         let now = Instant::now();
