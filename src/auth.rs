@@ -1,6 +1,8 @@
 //! Who is this: the choice of a method and the proof of a user.
 //!
 //! Authentication yields a [`User`], which the request step needs: a refusal cannot fall through.
+//! The messages are in [`crate::wire`], the talking in [`crate::session`]; what a user may do is
+//! for [`crate::policy`] to say. No GSS-API and no IDENT yet.
 
 pub mod penalties;
 pub mod users;

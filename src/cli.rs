@@ -1,5 +1,5 @@
 //! The options: one table, from which parsing and usage are made, and which a test holds against
-//! the manual.
+//! the manual. Arguments are checked here for what they say; nothing is opened or looked up.
 
 use std::ffi::OsStr;
 use std::fmt;

@@ -1,4 +1,5 @@
-//! Typed settings, as the options give them, and the service built from them.
+//! Typed settings, as the options give them, and the service built from them. The texts of options,
+//! their defaults and ranges are in [`crate::cli`]; nothing below this floor sees a `Config`.
 
 use std::fmt;
 use std::io;
@@ -54,19 +55,19 @@ pub struct Config {
     pub caps: Caps,
     /// Most threads that resolve names.
     pub resolvers: usize,
-    /// Limit of the handshake.
+    /// How long a client may take from its connection to the end of its request.
     pub handshake_timeout: Duration,
-    /// Limit of a look-up.
+    /// How long the look-up of a name may take.
     pub resolve_timeout: Duration,
-    /// Limit of a connection attempt.
+    /// How long a connection to a target may take, all addresses of a name together.
     pub connect_timeout: Duration,
-    /// Limit of the wait of a BIND.
+    /// How long a BIND waits for its peer.
     pub bind_timeout: Duration,
-    /// Limit without traffic once one side has closed.
+    /// How long a session may pass nothing once one side has closed.
     pub linger_timeout: Duration,
-    /// Limit without traffic.
+    /// How long a session may pass nothing; `None` for ever.
     pub idle_timeout: Option<Duration>,
-    /// Limit without datagrams.
+    /// How long an association may pass no datagram; `None` for ever.
     pub udp_idle_timeout: Option<Duration>,
 }
 

@@ -1,4 +1,5 @@
-//! Addresses in turn under one deadline: RFC 8305 ("Happy Eyeballs") in small.
+//! Addresses in turn under one deadline: RFC 8305 ("Happy Eyeballs") in small, for CONNECT. Names
+//! are resolved and addresses judged before they come here.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpStream};

@@ -1,5 +1,7 @@
 //! May they: (client, user, command, version, destination) to a verdict, without any input or
-//! output. Names are judged as names; what they resolve to is judged again as an address.
+//! output. Names are judged as names; what they resolve to is judged again as an address. Commands
+//! and the datagram pump ask before they use an address. There is no rules file yet, only the
+//! policy that holds without one.
 
 pub mod nets;
 

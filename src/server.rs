@@ -1,4 +1,5 @@
-//! Listeners: one blocking accept loop each, which hands every client to a thread.
+//! Listeners: one blocking accept loop each, which hands every client to a thread. No loop ever
+//! reads from a client, resolves a name or waits for a lock that is held for long.
 
 pub mod sessions;
 pub mod signals;

@@ -1,4 +1,5 @@
-//! UDP ASSOCIATE: the sockets of an association (RFC 1928 sections 6 and 7).
+//! UDP ASSOCIATE: the sockets of an association (RFC 1928 sections 6 and 7). The datagrams
+//! themselves are moved, and each judged, by [`crate::relay::udp`].
 
 use std::io;
 use std::net::{SocketAddr, UdpSocket};

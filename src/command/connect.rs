@@ -1,4 +1,5 @@
-//! CONNECT: a connection to the destination (RFC 1928 section 6, draft -08 section 3).
+//! CONNECT: a connection to the destination (RFC 1928 section 6, draft -08 section 3). What
+//! it opens is relayed by [`crate::relay`], what it failed to open is told by the session.
 
 use std::net::{SocketAddr, UdpSocket};
 use std::time::Instant;
