@@ -119,8 +119,11 @@ fn real_07_a_reset_of_one_side_is_a_reset_of_the_other() {
         for busy in [false, true] {
             let (client, target) = through(&server);
             let (from, mut to) = if reset_client { (client, target) } else { (target, client) };
+            let sent: &[u8] = if busy { b"before" } else { b"" };
             if busy {
-                // The other direction is under way when the reset comes.
+                // What came before the reset, and the other direction is under way when it comes.
+                (&from).write_all(sent).unwrap();
+                assert_eq!(read(&mut to, sent.len()), sent);
                 to.write_all(&[1; 100_000]).unwrap();
             }
             socksd::sys::set_linger_zero(&from).unwrap();
@@ -128,10 +131,70 @@ fn real_07_a_reset_of_one_side_is_a_reset_of_the_other() {
             let mut octets = Vec::new();
             let error = to.read_to_end(&mut octets).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{reset_client} {busy}");
+            assert_eq!(octets, b"", "{reset_client} {busy}: octets that nobody sent");
         }
     }
     server.log_lines(&["event=close", "reason=client-reset"], 2);
     server.log_lines(&["event=close", "reason=target-reset"], 2);
+}
+
+#[test]
+fn real_07_a_reset_behind_a_half_close_reaches_a_quiet_other_side() {
+    // Far longer than this may take.
+    let server = Server::open(&["--linger-timeout", "60"]);
+    for by_client in [true, false] {
+        let (client, target) = through(&server);
+        let (from, mut to) = if by_client { (client, target) } else { (target, client) };
+        from.shutdown(Shutdown::Write).unwrap();
+        assert_eq!(read_to_end(&mut to), b"");
+        let begun = Instant::now();
+        socksd::sys::set_linger_zero(&from).unwrap();
+        drop(from);
+        // The end of input has been read, so only polling shows the reset without a write.
+        eventually("the reset is passed on", || to.take_error().unwrap().is_some());
+        assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+    }
+    server.log_line(&["event=close", "reason=client"]);
+    server.log_line(&["event=close", "reason=target"]);
+}
+
+#[test]
+fn a_reset_after_the_grant_puts_no_reply_into_the_tunnel() {
+    let server = Server::open(&[]);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = listener.local_addr().unwrap();
+    for data in [&b""[..], b"only this"] {
+        for (request, granted) in [
+            (request4(1, addr, b""), &[0, 90][..]),
+            (request4a(1, 1, b"localhost", addr.port(), b""), &[0, 90]),
+            ([HELLO, &request5(1, addr)].concat(), &[5, 0, 5, 0]),
+        ] {
+            let mut client = server.sent(&request);
+            let (mut target, _) = listener.accept().unwrap();
+            let reply = read(&mut client, if granted.len() == 2 { 8 } else { 12 });
+            assert!(reply.starts_with(granted), "{reply:02x?}");
+            target.write_all(data).unwrap();
+            assert_eq!(read(&mut client, data.len()), data);
+            socksd::sys::set_linger_zero(&target).unwrap();
+            drop(target);
+            let mut octets = Vec::new();
+            let error = client.read_to_end(&mut octets).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+            assert_eq!(octets, b"", "after the grant and {data:?}");
+        }
+    }
+
+    // Nor when it is the client's own octets that the target refuses.
+    let mut client = tunnel(&server, addr);
+    let (target, _) = listener.accept().unwrap();
+    client.write_all(b"unread").unwrap();
+    eventually("the octets are there", || target.peek(&mut [0; 8]).unwrap() == 6);
+    // Closed with octets unread, which the system makes a reset.
+    drop(target);
+    let mut octets = Vec::new();
+    let _ = client.read_to_end(&mut octets);
+    assert_eq!(octets, b"");
+    server.log_lines(&["event=close", "reason=target-reset"], 7);
 }
 
 #[test]
@@ -261,5 +324,28 @@ fn real_18_two_hundred_sessions_at_once_are_served() {
     }
     for (n, client) in clients.iter_mut().enumerate() {
         assert_eq!(read(client, 8), n.to_be_bytes());
+    }
+}
+
+#[test]
+fn small_pieces_leave_at_once_both_ways() {
+    const ROUNDS: u32 = 20;
+    let server = Server::open(&[]);
+    for by_client in [true, false] {
+        let (client, target) = through(&server);
+        target.set_nodelay(true).unwrap();
+        let (mut from, mut to) = if by_client { (client, target) } else { (target, client) };
+        let begun = Instant::now();
+        for _ in 0..ROUNDS {
+            // The second piece would wait for the first one's acknowledgement, which waits 40 ms.
+            from.write_all(b"a").unwrap();
+            thread::sleep(Duration::from_millis(2));
+            from.write_all(b"b").unwrap();
+            assert_eq!(read(&mut to, 2), b"ab");
+            to.write_all(b"c").unwrap();
+            assert_eq!(read(&mut from, 1), b"c");
+        }
+        let took = begun.elapsed();
+        assert!(took < ROUNDS * Duration::from_millis(20), "{took:?}");
     }
 }
