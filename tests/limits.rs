@@ -8,6 +8,7 @@ use std::fs::{self, File};
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::thread;
@@ -212,10 +213,17 @@ fn a_full_table_of_descriptors_ends_neither_the_server_nor_its_sessions() {
     };
     assert_eq!(rep, 0x01);
     let mut clients = Vec::new();
+    // The last association took more than is left now that it is gone.
     eventually("the table is full", || {
-        clients.push(server.connect());
-        server.log().iter().any(|line| line.contains("event=error") && line.contains("accept"))
+        let mut client = server.connect();
+        client.set_read_timeout(Some(Duration::from_millis(700))).unwrap();
+        let served = client.read(&mut [0]).is_err_and(|e| e.kind() == io::ErrorKind::WouldBlock);
+        if served {
+            clients.push(client);
+        }
+        !served
     });
+    server.log_line(&["event=error", "accept"]);
     assert!(server.holds().0 >= DESCRIPTORS - 1);
     // Those who come now are not left waiting.
     for _ in 0..3 {
@@ -236,6 +244,53 @@ fn a_full_table_of_descriptors_ends_neither_the_server_nor_its_sessions() {
     eventually("it serves again", || serves(server.connect()));
     echo_through(server.addr, target.addr);
     assert_eq!(server.log_lines(&["event=error"], 1).len(), 1, "trouble is told of once");
+}
+
+#[test]
+fn the_soft_limit_of_descriptors_is_raised_to_what_the_sessions_need() {
+    let server = Server::spawn(Command::new("prlimit").args([
+        "--nofile=256:4096",
+        SOCKSD,
+        "--listen",
+        "127.0.0.1:0",
+    ]));
+    let limits = server.log_line(&["event=limits"]);
+    let sessions: usize = field(&limits, "sessions").parse().unwrap();
+    assert!((257..2_048).contains(&sessions), "{limits}");
+    let limits = fs::read_to_string(format!("/proc/{}/limits", server.pid())).unwrap();
+    let line = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+    let words: Vec<_> = line.split_whitespace().collect();
+    assert_eq!(words[3..5], ["4096", "4096"]);
+}
+
+/// What ss(8) says of the timer of the connection `from`, `to`, without its parentheses.
+fn timer(from: SocketAddr, to: SocketAddr) -> Option<String> {
+    let filter =
+        ["-tnoH", "state", "established", "src", &from.to_string(), "dst", &to.to_string()];
+    let output = Command::new("ss").args(filter).output();
+    let output = output.unwrap_or_else(|error| panic!("cannot run ss (iproute2): {error}"));
+    let said = String::from_utf8(output.stdout).unwrap();
+    let (_, timer) = said.split_once("timer:(")?;
+    Some(timer.split_once(')')?.0.to_string())
+}
+
+#[test]
+fn a_dead_peer_is_probed_for_after_a_minute_on_both_sides_of_a_session() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let server = Server::open(&[]);
+    let client = tunnel(&server, listener.local_addr().unwrap());
+    let (target, outward) = listener.accept().unwrap();
+    for (from, to) in
+        [(server.addr, client.local_addr().unwrap()), (outward, target.local_addr().unwrap())]
+    {
+        eventually("probes are due", || {
+            // keepalive, what is left, how many have been sent.
+            timer(from, to).is_some_and(|timer| match *timer.split(',').collect::<Vec<_>>() {
+                ["keepalive", left, "0"] => left == "1min" || !left.contains("min"),
+                _ => false,
+            })
+        });
+    }
 }
 
 #[test]
@@ -313,6 +368,93 @@ fn sessions_are_served_with_standard_error_full() {
 #[test]
 fn sessions_are_served_with_the_log_file_full() {
     assert_serves_unheard(Command::new(SOCKSD).args(["--log", "/dev/full"]));
+}
+
+/// Becomes the server of its arguments, whose standard error is a terminal that nobody reads for as
+/// long as the server lives.
+const ON_A_STUCK_TERMINAL: &str = "
+import os, sys
+master, slave = os.openpty()
+gone, here = os.pipe()
+if os.fork() == 0:
+    os.close(slave)
+    os.close(here)
+    os.read(gone, 1)
+    os._exit(0)
+os.close(master)
+os.set_inheritable(here, True)
+os.dup2(slave, 2)
+os.execv(sys.argv[1], sys.argv[1:])
+";
+
+#[test]
+fn sessions_are_served_with_a_terminal_for_a_log_that_nobody_reads() {
+    let target = Target::echo();
+    let python = ["-c", ON_A_STUCK_TERMINAL, SOCKSD, "-v"];
+    let mut server = Unheard::spawn(Command::new("python3").args(python));
+    let mut open = echo_through(server.addr, target.addr);
+    for _ in 0..600 {
+        echo_through(server.addr, target.addr);
+    }
+    echo(&mut open);
+    assert!(server.child.try_wait().unwrap().is_none());
+}
+
+#[test]
+fn a_log_that_may_not_grow_ends_nothing() {
+    const SIZE: u64 = 4_096;
+    let file = TempFile::new("");
+    let limit = format!("--fsize={SIZE}");
+    assert_serves_unheard(Command::new("prlimit").args([
+        &limit,
+        SOCKSD,
+        "-v",
+        "--log",
+        file.path(),
+    ]));
+    assert_eq!(fs::metadata(&file.0).unwrap().len(), SIZE, "the limit was never reached");
+}
+
+#[test]
+fn a_log_goes_on_with_whole_lines_once_a_full_disk_has_room() {
+    isolated("a_log_goes_on_with_whole_lines_once_a_full_disk_has_room", || {
+        // Hidden in here only, and nothing that a test needs is there.
+        let disk = Path::new("/media");
+        let mount = ["-t", "tmpfs", "-o", "size=24k", "tmpfs", disk.to_str().unwrap()];
+        assert!(Command::new("mount").args(mount).status().unwrap().success());
+        let (filler, log) = (disk.join("filler"), disk.join("log"));
+        fs::write(&filler, [0; 16 * 1024]).unwrap();
+        let read_log = || fs::read_to_string(&log).unwrap();
+
+        let target = Target::echo();
+        let options = ["-v", "--log", log.to_str().unwrap()];
+        let server = Unheard::spawn(Command::new(SOCKSD).args(options));
+        let mut open = echo_through(server.addr, target.addr);
+        eventually("the disk is full", || {
+            echo_through(server.addr, target.addr);
+            fs::metadata(&log).unwrap().len() == 8 * 1024
+        });
+        let full = read_log();
+        assert!(!full.ends_with('\n'), "no line was torn");
+        for _ in 0..20 {
+            echo_through(server.addr, target.addr);
+        }
+        echo(&mut open);
+        assert_eq!(read_log(), full);
+
+        fs::remove_file(&filler).unwrap();
+        eventually("it is told what is missing", || {
+            echo_through(server.addr, target.addr);
+            read_log().contains("event=log-dropped lines=")
+        });
+        let log = read_log();
+        assert!(log.starts_with(&full), "what was there has changed");
+        for line in log.lines() {
+            // The torn one may have been torn before its first field was whole.
+            assert!(line.starts_with("time=") || "time=".starts_with(line), "{line}");
+            assert!(line.matches("time=").count() <= 1, "glued together: {line}");
+        }
+    });
 }
 
 #[test]

@@ -11,7 +11,6 @@ mod common;
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -282,49 +281,6 @@ fn a_half_closed_session_without_traffic_ends_at_the_linger_limit() {
     }
     // What ended first is told: the side that closed.
     server.log_lines(&["event=close", "seconds="], 2);
-}
-
-#[test]
-fn sec_19_a_receiver_that_stops_reading_stops_the_sender() {
-    let server = Server::open(&[]);
-    let (mut client, mut target) = through(&server);
-    client.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
-    let mut sent = 0;
-    while let Ok(len) = client.write(&[1; 65_536]) {
-        sent += len;
-        assert!(sent < 64 << 20, "the sender is not stopped");
-    }
-    // And goes on when it reads again.
-    let (tx, rx) = mpsc::channel();
-    thread::spawn(move || {
-        let mut rest = sent;
-        let mut buffer = vec![0; 65_536];
-        while rest > 0 {
-            rest -= target.read(&mut buffer).unwrap();
-        }
-        tx.send(()).unwrap();
-    });
-    rx.recv_timeout(2 * SOON).unwrap();
-}
-
-#[test]
-fn real_18_two_hundred_sessions_at_once_are_served() {
-    let (server, target) = (Server::open(&[]), Target::echo());
-    let mut clients: Vec<TcpStream> = (0..200)
-        .map(|n| match n % 3 {
-            0 => server.sent(&request4(1, target.addr, b"")),
-            1 => server.sent(&request4a(1, 1, b"localhost", target.addr.port(), b"")),
-            _ => server.sent(&[HELLO, &request5(1, target.addr)].concat()),
-        })
-        .collect();
-    for (n, client) in clients.iter_mut().enumerate() {
-        let reply = read(client, if n % 3 == 2 { 12 } else { 8 });
-        assert!(matches!(reply[..2], [0, 90] | [5, 0]), "{reply:02x?}");
-        client.write_all(&n.to_be_bytes()).unwrap();
-    }
-    for (n, client) in clients.iter_mut().enumerate() {
-        assert_eq!(read(client, 8), n.to_be_bytes());
-    }
 }
 
 #[test]
