@@ -8,15 +8,16 @@ use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io::{self, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::netns::{ip, isolated};
+use common::netns::{ip, isolated, link_up};
 use common::udp::{self, Association};
 use common::{
-    HELLO, Server, Target, connect_from, eventually, read, read_to_end, reply4, reply5, request4a,
-    request5, request5_name, tunnel,
+    HELLO, SOCKSD, Server, Target, connect, connect_from, eventually, read, read_to_end, reply4,
+    reply5, request4a, request5, request5_name, tunnel,
 };
 
 /// What must not wait for anything takes less than this.
@@ -577,6 +578,68 @@ fn a_silent_address_is_overtaken_by_the_next_one() {
             waited |= took > Duration::from_millis(200);
         }
         assert!(waited, "no silent address was ever tried first");
+    });
+}
+
+#[test]
+fn a_name_with_many_silent_addresses_holds_few_descriptors() {
+    isolated("a_name_with_many_silent_addresses_holds_few_descriptors", || {
+        const ATTEMPTS_MAX: usize = 8;
+        // Neighbours that nobody is: what is sent to them waits for their hardware addresses.
+        link_up();
+        ip("addr add 10.9.0.1/24 dev link0");
+        let silent: Vec<String> = (101..=132).map(|n| format!("10.9.0.{n}")).collect();
+        let silent: Vec<&str> = silent.iter().map(String::as_str).collect();
+        Dns::start(&[("silent.test", &silent)]);
+        // They are given up after three seconds, so that no attempt fails before all of them end.
+        let server = Server::open(&["--connect-timeout", "3"]);
+        drop(ask(server.connect(), 5, "localhost", 1));
+        server.log_line(&["event=refuse"]);
+        settle(&server);
+        let before = server.holds().0;
+
+        let client = server.connect();
+        let asking = thread::spawn(move || {
+            let (rep, _) = ask(client, 5, "silent.test", 80);
+            assert_eq!(rep, 0x04);
+        });
+        let mut most = 0;
+        while !asking.is_finished() {
+            // The client's connection is one more.
+            most = most.max(server.holds().0.saturating_sub(before + 1));
+            thread::sleep(Duration::from_millis(20));
+        }
+        asking.join().unwrap();
+        // The next attempt begins a moment before the oldest gives way.
+        assert!((ATTEMPTS_MAX..=ATTEMPTS_MAX + 1).contains(&most), "{most}");
+    });
+}
+
+#[test]
+fn every_address_of_this_host_that_leads_back_to_the_server_is_refused() {
+    isolated("every_address_of_this_host_that_leads_back_to_the_server_is_refused", || {
+        link_up();
+        // The second one of a subnet is a secondary address, which the system never sends from.
+        ip("addr add 10.9.0.1/24 dev link0");
+        ip("addr add 10.9.0.2/24 dev link0");
+        ip("addr add fd00:9::1/64 dev link0 nodad");
+        ip("addr add fd00:9::2/64 dev link0 nodad");
+        Dns::start(&[]);
+        let listen = ["--allow-inside", "--listen", "0.0.0.0:1080", "--listen", "[::]:1080"];
+        let server = Server::spawn(Command::new(SOCKSD).args(listen));
+        let proxy = SocketAddr::from(([127, 0, 0, 1], 1080));
+        let own =
+            ["127.0.0.1", "127.0.0.9", "10.9.0.1", "10.9.0.2", "::1", "fd00:9::1", "fd00:9::2"];
+        for own in own {
+            let (rep, mut client) = ask(connect(proxy), 5, own, 1080);
+            assert_eq!((rep, read_to_end(&mut client)), (0x02, Vec::new()), "{own}");
+        }
+        server.log_lines(&["event=refuse", "reason=denied"], own.len());
+        // Another port of the same address is somebody else's.
+        for own in ["10.9.0.2", "fd00:9::2"] {
+            let target = Target::echo_on(own);
+            assert_echo(connect(proxy), 5, own, target.addr.port());
+        }
     });
 }
 

@@ -3,6 +3,7 @@
 
 use std::env;
 use std::fs;
+use std::net::{SocketAddr, SocketAddrV6};
 use std::os::unix::fs::MetadataExt as _;
 use std::process::{Command, Stdio};
 
@@ -46,4 +47,25 @@ pub fn ip(args: &str) {
     let status = Command::new("ip").args(args.split(' ')).status();
     let status = status.unwrap_or_else(|error| panic!("cannot run ip (iproute2): {error}"));
     assert!(status.success(), "ip {args}");
+}
+
+/// Makes a link, called `link0`, to another one in the same network that has no address. All its
+/// addresses are to be added.
+pub fn link_up() {
+    ip("link add link0 type veth peer name link1");
+    for link in ["link0", "link1"] {
+        ip(&format!("link set {link} addrgenmode none"));
+        ip(&format!("link set {link} up"));
+    }
+}
+
+/// Makes a link with the link-local address `fe80::1`; returns what makes a port of it an address.
+pub fn link_local() -> impl Fn(u16) -> SocketAddr {
+    link_up();
+    ip("addr add fe80::1/64 dev link0 nodad");
+    // Address, index in hexadecimal, and four columns more.
+    let table = fs::read_to_string("/proc/self/net/if_inet6").unwrap();
+    let line = table.lines().find(|line| line.ends_with(" link0")).unwrap();
+    let scope = u32::from_str_radix(line.split(' ').nth(1).unwrap(), 16).unwrap();
+    move |port| SocketAddrV6::new("fe80::1".parse().unwrap(), port, 0, scope).into()
 }
