@@ -14,6 +14,7 @@ use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use common::netns::{isolated, link_local};
 use common::*;
 use socksd::wire::udp;
 
@@ -313,6 +314,9 @@ fn udp_16_without_reassembly_every_fragment_is_dropped() {
         association.send(&datagram(frag, target, b"x"));
     }
     assert_nothing_comes(&sink);
+    association.echoes(echo("127.0.0.1"));
+    drop(association);
+    server.log_line(&["event=close", "command=udp", "dropped=5 "]);
 }
 
 #[test]
@@ -390,6 +394,35 @@ fn real_29_an_ipv6_client_gets_an_ipv6_relay() {
         let socket = bound(&SocketAddr::new(ip, 0).to_string());
         Association { control, bnd, socket }.echoes(target);
     }
+}
+
+#[test]
+fn a_link_local_client_gets_a_relay_on_its_own_link() {
+    isolated("a_link_local_client_gets_a_relay_on_its_own_link", || {
+        let here = link_local();
+        let listen = ["--allow-inside", "--listen", "[::]:1080"];
+        let server = Server::spawn(std::process::Command::new(SOCKSD).args(listen));
+        let mut control = connect(here(1080));
+        control.write_all(&[HELLO, &request5(3, "[::]:0".parse().unwrap())].concat()).unwrap();
+        read(&mut control, 2);
+        let (rep, bnd) = reply5(&mut control);
+        assert_eq!((rep, bnd.ip()), (0, here(0).ip()), "{:?}", server.log());
+        let socket = bound(&here(0).to_string());
+        Association { control, bnd: here(bnd.port()), socket }.echoes(echo("127.0.0.1"));
+    });
+}
+
+#[test]
+fn datagrams_leave_from_the_source_given() {
+    let server = Server::open(&["--source", "127.0.0.5"]);
+    let (target, sink) = sink();
+    let association = associate(&server);
+    association.send(&datagram(0, target, b"ping"));
+    let mut buffer = [0; 64];
+    let (len, from) = sink.recv_from(&mut buffer).unwrap();
+    assert_eq!((&buffer[..len], from.ip().to_string()), (&b"ping"[..], "127.0.0.5".into()));
+    sink.send_to(b"pong", from).unwrap();
+    assert_eq!(association.receive(), (target, b"pong".to_vec()));
 }
 
 #[test]

@@ -13,6 +13,7 @@ use std::io::Write as _;
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
+use common::netns::{isolated, link_local};
 use common::*;
 
 const ANY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
@@ -202,6 +203,26 @@ fn real_29_an_ipv6_client_gets_an_ipv6_listener() {
     drop(connect(bnd));
     assert_eq!(reply5(&mut client).0, 0);
     assert!(!server.log().iter().any(|line| line.contains("ffff")));
+}
+
+#[test]
+fn a_link_local_client_gets_a_listener_on_its_own_link() {
+    isolated("a_link_local_client_gets_a_listener_on_its_own_link", || {
+        let here = link_local();
+        let listen = ["--allow-inside", "--listen", "[::]:1080"];
+        let server = Server::spawn(std::process::Command::new(SOCKSD).args(listen));
+        let mut client = connect(here(1080));
+        client.write_all(&[HELLO, &request5(2, "[::]:0".parse().unwrap())].concat()).unwrap();
+        read(&mut client, 2);
+        let (rep, bnd) = reply5(&mut client);
+        assert_eq!((rep, bnd.ip()), (0, here(0).ip()), "{:?}", server.log());
+        let mut peer = connect(here(bnd.port()));
+        let (rep, from) = reply5(&mut client);
+        let peer_addr = peer.local_addr().unwrap();
+        assert_eq!((rep, from.ip(), from.port()), (0, peer_addr.ip(), peer_addr.port()));
+        peer.write_all(b"ping").unwrap();
+        assert_eq!(read(&mut client, 4), b"ping");
+    });
 }
 
 #[test]
