@@ -339,6 +339,45 @@ mod tests {
     }
 
     #[test]
+    fn sec_10_one_client_has_a_bounded_number_of_names_waiting() {
+        let resolver = Resolver::new(4);
+        let other = IpAddr::from([192, 0, 2, 1]);
+        {
+            // As if the client's share were taken for good, so that nothing of it is looked up.
+            let mut state = lock(&resolver.inner.state);
+            for _ in 0..resolver.inner.max_per_client {
+                state.running.add(CLIENT);
+            }
+        }
+        let (tx, answers) = mpsc::channel();
+        for n in 0..=WAITING_MAX {
+            let tx = tx.clone();
+            let name = format!("waits-{n}");
+            resolver.request(CLIENT, name.as_bytes(), soon(), move |resolved| {
+                let _ = tx.send((n, resolved));
+            });
+        }
+        assert_eq!(
+            answers.recv_timeout(Duration::from_secs(5)).unwrap(),
+            (WAITING_MAX, Err(ResolveError::TooMany))
+        );
+        assert!(resolver.resolve(other, b"localhost", soon()).is_ok());
+        let state = lock(&resolver.inner.state);
+        assert_eq!((state.waiting.of(CLIENT), state.waiting.of(other)), (WAITING_MAX, 0));
+        assert_eq!(state.lookups.len(), WAITING_MAX);
+    }
+
+    #[test]
+    fn a_name_that_is_given_up_makes_room_for_another() {
+        let mut state = State::default();
+        state.lookups.insert(b"late".to_vec(), vec![waiter(CLIENT, Instant::now())]);
+        state.queue.push_back(b"late".to_vec());
+        state.waiting.add(CLIENT);
+        assert!(state.take(1).is_none());
+        assert_eq!(state.waiting.of(CLIENT), 0);
+    }
+
+    #[test]
     fn threads_are_bounded_and_every_name_gets_its_turn() {
         let resolver = Arc::new(Resolver::new(2));
         let askers: Vec<_> = (0..50)

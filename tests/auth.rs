@@ -97,6 +97,24 @@ fn an_account_that_expires_later_or_never_is_served() {
 }
 
 #[test]
+fn auth_08_passwords_are_octets_and_not_text() {
+    // printf '\xff' | openssl passwd -6 -salt saltsalt -stdin
+    let users = TempFile::new(
+        "octets:$6$saltsalt$7ftz5L1enAVnWPUv4BIvBcL3tmmvjeZZbwJzNWfNz2/39.vGRo6yU9tNmma76Y4u2Lxat\
+         Ln9oypdcoKvxoxfy1\n",
+    );
+    let server = Server::open(&["--users", users.path()]);
+    // Taken for text, UTF-8 or Latin-1, each of the wrong ones could be the right one, which is
+    // remembered once it has come.
+    let right: (&[u8], u8) = (b"\xff", 0);
+    let wrong: [(&[u8], u8); 3] = [(b"\xfe", 1), (b"\xef\xbf\xbd", 1), (b"\xc3\xbf", 1)];
+    for (password, status) in wrong.into_iter().chain([right, right]).chain(wrong) {
+        let mut client = server.sent(&[OFFER, &login(b"octets", password)].concat());
+        assert_eq!(read(&mut client, 4), [5, 2, 1, status], "{password:02x?}");
+    }
+}
+
+#[test]
 fn auth_06_another_sub_negotiation_version_is_a_failure() {
     let users = TempFile::alice();
     let server = Server::open(&["--users", users.path()]);
