@@ -15,7 +15,8 @@ const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 /// hundreds.
 const ATTEMPTS_MAX: usize = 32;
 
-/// Most attempts under way at once: the oldest, which has had two seconds, gives way to the next.
+/// Most attempts under way at once: the oldest, which as a rule has had two seconds, gives way to
+/// the next.
 /// Otherwise a name with many silent addresses would hold many descriptors until the deadline.
 const PENDING_MAX: usize = 8;
 
@@ -89,16 +90,18 @@ fn race(
         if more && (now >= next_at || pending.is_empty()) {
             match addrs.next() {
                 None => more = false,
-                Some(addr) => match start(addr, source) {
-                    Ok(fd) => {
-                        if pending.len() == PENDING_MAX {
-                            pending.remove(0);
-                        }
-                        pending.push(fd);
-                        next_at = now + ATTEMPT_DELAY;
+                Some(addr) => {
+                    if pending.len() == PENDING_MAX {
+                        pending.remove(0);
                     }
-                    Err(error) => failure = error,
-                },
+                    match start(addr, source) {
+                        Ok(fd) => {
+                            pending.push(fd);
+                            next_at = now + ATTEMPT_DELAY;
+                        }
+                        Err(error) => failure = error,
+                    }
+                }
             }
             continue;
         }

@@ -49,14 +49,17 @@ impl Log {
     #[must_use]
     pub fn to_stderr(level: Level) -> Self {
         let stderr = io::stderr();
+        let shared = || stderr.as_fd().try_clone_to_owned().map(File::from);
         let file = if stderr.is_terminal() {
             // A terminal says it is ready when it has room for part of a line; the rest of the
             // write would wait for its reader. Opened anew it can be told not to wait, which does
-            // not touch the open file that a shell shares.
+            // not touch the open file that a shell shares. Another user's terminal, or one in a
+            // chroot, cannot be opened: a log that may wait is better than none.
             let flags = sys::O_NONBLOCK | sys::O_NOCTTY;
-            OpenOptions::new().append(true).custom_flags(flags).open("/proc/self/fd/2")
+            let own = OpenOptions::new().append(true).custom_flags(flags).open("/proc/self/fd/2");
+            own.or_else(|_| shared())
         } else {
-            stderr.as_fd().try_clone_to_owned().map(File::from)
+            shared()
         };
         Self::new(level, file.ok())
     }

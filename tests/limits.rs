@@ -18,8 +18,8 @@ use common::netns::isolated;
 use common::udp::{self, Association};
 use common::{
     HELLO, SOCKSD, SOON, Server, Target, TempFile, assert_ends_silently, connect, connect_from,
-    eventually, field, read, read_to_end, refusing_port, reply4, reply5, request4, request4a,
-    request5, request5_name, tunnel,
+    eventually, field, is_root, read, read_to_end, refusing_port, reply4, reply5, request4,
+    request4a, request5, request5_name, tunnel,
 };
 
 const OTHER_CLIENT: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
@@ -398,6 +398,19 @@ fn sessions_are_served_with_a_terminal_for_a_log_that_nobody_reads() {
     }
     echo(&mut open);
     assert!(server.child.try_wait().unwrap().is_none());
+}
+
+#[test]
+fn a_terminal_that_cannot_be_opened_anew_is_logged_to_all_the_same() {
+    let script = format!(
+        "mount --make-rprivate / && mount -t tmpfs none /proc && \
+         exec script -qec '{SOCKSD} --allow-inside -l 127.0.0.1:0' /dev/null 1>&2"
+    );
+    let namespaces: &[&str] = if is_root() { &["-m"] } else { &["-r", "-m"] };
+    let server =
+        Server::spawn(Command::new("unshare").args(namespaces).args(["sh", "-c", &script]));
+    drop(tunnel(&server, Target::echo().addr));
+    server.log_line(&["event=close", "reason=client"]);
 }
 
 #[test]

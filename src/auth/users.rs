@@ -180,9 +180,13 @@ impl Users {
         if shut_out() {
             return Err(AuthError::ShutOut);
         }
-        let result = sys::crypt(claim.passwd.expose(), setting);
-        match (account, hash, result) {
-            (Some(account), Some(hash), Ok(result)) if same(hash, &result) => {
+        let Ok(result) = sys::crypt(claim.passwd.expose(), setting) else {
+            // A password with a NUL, which no hash is of, costs the same as any other wrong one.
+            let _ = sys::crypt(b"", &self.stand_in);
+            return Err(AuthError::Wrong);
+        };
+        match (account, hash) {
+            (Some(account), Some(hash)) if same(hash, &result) => {
                 if expired {
                     return Err(AuthError::Expired);
                 }
@@ -230,6 +234,10 @@ fn parse_line(line: &[u8]) -> Result<(&[u8], Account), String> {
     }
     if name.is_empty() {
         return Err("the name before ':' is empty".into());
+    }
+    if name.starts_with(b"$") {
+        // A hash without a name, which is not to be shown.
+        return Err(FORM.into());
     }
     if name.len() > STRING_MAX {
         return Err(format!("a name of {} octets: at most {STRING_MAX}", name.len()));
@@ -284,15 +292,17 @@ fn parse_groups(groups: &[u8]) -> Option<Arc<[String]>> {
         .collect()
 }
 
-/// Hashes something with the setting of `hash` unless one of its method was tried before: a hash
-/// that this libcrypt cannot compute would lock its user out without a word.
-fn try_method(hash: &[u8], tried: &mut Vec<&'static [u8]>) -> Result<(), String> {
-    let Some((method, _)) = METHODS.into_iter().find(|(method, _)| hash.starts_with(method)) else {
-        return Ok(());
-    };
+/// Hashes something with the setting of `hash`, unless one of its method and cost was tried before:
+/// a hash that this libcrypt cannot compute would lock its user out without a word.
+fn try_method(hash: &[u8], tried: &mut Vec<Vec<u8>>) -> Result<(), String> {
+    // Behind method and cost stand salt and digest, in one field for bcrypt and else in two.
+    let last = if hash.starts_with(b"$2") { 1 } else { 2 };
+    let mut fields: Vec<&[u8]> = hash.split(|&octet| octet == b'$').collect();
+    fields.truncate(fields.len().saturating_sub(last));
+    let method = fields.join(&b'$');
     if !tried.contains(&method) {
         sys::crypt(b"", hash).map_err(|_| {
-            format!("this system's crypt(3) cannot compute this {} hash", Escaped(method))
+            format!("this system's crypt(3) cannot compute this {}$ hash", Escaped(&method))
         })?;
         tried.push(method);
     }
@@ -402,6 +412,8 @@ mod tests {
 
     #[test]
     fn an_error_never_shows_the_hash() {
+        assert_eq!(errors(b"$6$abc$SECRET:alice\n"), [(1, FORM.to_owned())]);
+        assert_eq!(errors(b"$6$abc$SECRET:\n"), [(1, FORM.to_owned())]);
         for fields in ["SECRET", "!:SECRET", "!::SECRET/", "!:::SECRET", ":SECRET:", "a:b:c:SECRET"]
         {
             let (_, error) = errors(format!("bob:{fields}\n").as_bytes()).remove(0);
