@@ -341,7 +341,7 @@ fn everything_wrong_with_a_users_file_is_told_at_once_with_its_line() {
         format!("socksd: {path}:4: the name before ':' is empty"),
         format!("socksd: {path}:5: user bob: expected a whole hash"),
         format!("socksd: {path}:7: user carol stands here twice"),
-        format!("socksd: {path}:8: this system's crypt(3) cannot compute this $2b$ hash"),
+        format!("socksd: {path}:8: this system's crypt(3) cannot compute this $2b$99$ hash"),
         format!("socksd: {path}:9: user erin: expected an expiry date"),
         format!("socksd: {path}:10: user frank: expected groups"),
         format!("socksd: {path}:11: expected name:hash"),
