@@ -77,6 +77,7 @@ fn receive(socket: &UdpSocket, bnd: SocketAddr) -> (SocketAddr, Vec<u8>) {
     let mut buffer = vec![0; 65_536];
     let (len, from) = socket.recv_from(&mut buffer).unwrap();
     assert_eq!(from, bnd, "REAL-26");
+    assert_eq!(buffer[..2], [0, 0], "UDP-21");
     let answer = udp::decode(&buffer[..len]).unwrap();
     assert_eq!(answer.frag, udp::Frag::STANDALONE);
     let socksd::wire::Destination::Address(remote) = answer.dst else { panic!("a name") };

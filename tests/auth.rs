@@ -127,7 +127,7 @@ fn auth_06_another_sub_negotiation_version_is_a_failure() {
 }
 
 #[test]
-fn auth_07_v5_39_v5_41_with_users_only_method_02_is_chosen() {
+fn auth_07_v5_39_v5_41_sec_16_with_users_only_method_02_is_chosen() {
     let users = TempFile::alice();
     let server = Server::open(&["--users", users.path()]);
     for (greeting, chosen) in [

@@ -44,7 +44,7 @@ fn loopback(port: u16) -> SocketAddr {
 }
 
 #[test]
-fn v4_24_v4_27_v4_29_version_4_accepts_the_expected_peer() {
+fn v4_24_v4_26_v4_27_v4_29_version_4_accepts_the_expected_peer() {
     let server = Server::open(&[]);
     for dst in [loopback(0), loopback(9999), ANY] {
         let (mut client, bnd) = bind4(&server, dst);
@@ -62,7 +62,7 @@ fn v4_24_v4_27_v4_29_version_4_accepts_the_expected_peer() {
 }
 
 #[test]
-fn v5_31_to_v5_34_version_5_accepts_the_expected_peer() {
+fn v5_19_v5_31_to_v5_34_version_5_accepts_the_expected_peer() {
     let server = Server::open(&[]);
     for dst in [loopback(0), loopback(9999), ANY, "[::]:0".parse().unwrap()] {
         let (mut client, bnd) = bind5(&server, dst);

@@ -568,6 +568,18 @@ fn the_manual_has_the_events_of_the_source() {
 }
 
 #[test]
+fn auth_10_sec_13_sec_14_the_manual_warns_of_what_socks_does_not_protect() {
+    let text = section("Passwords and privacy").replace('\n', " ");
+    for warning in [
+        "SOCKS encrypts nothing. User names, passwords",
+        "put TLS, IPsec or .Xr ssh 1 between client and server",
+        "The USERID of SOCKS 4 and 4A proves nothing",
+    ] {
+        assert!(text.contains(warning), "{warning}");
+    }
+}
+
+#[test]
 fn the_manual_has_the_reasons_of_the_source() {
     let mut refused = literals(&["src/session.rs"], "Stop::refused(\"");
     refused.extend(literals(&["src/session.rs"], "reason: \""));

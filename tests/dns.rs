@@ -329,8 +329,8 @@ fn settle(server: &Server) {
 }
 
 #[test]
-fn a_name_that_many_ask_for_at_once_is_looked_up_once() {
-    isolated("a_name_that_many_ask_for_at_once_is_looked_up_once", || {
+fn sec_20_a_name_that_many_ask_for_at_once_is_looked_up_once() {
+    isolated("sec_20_a_name_that_many_ask_for_at_once_is_looked_up_once", || {
         const ASKERS: u8 = 30;
         let dns = Dns::start(&[("good.test", &["127.0.0.1"])]);
         let target = Target::echo();

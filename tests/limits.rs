@@ -652,7 +652,7 @@ impl Open {
 }
 
 #[test]
-fn real_18_200_sessions_at_once_of_mixed_versions_are_served() {
+fn real_18_sec_12_200_sessions_at_once_of_mixed_versions_are_served() {
     const SESSIONS: u8 = 200;
     let (target, udp_echo) = (Target::echo(), udp::echo_on("127.0.0.1"));
     let server = Server::open(&[]);

@@ -15,7 +15,7 @@ use std::time::Duration;
 use common::*;
 
 #[test]
-fn sec_01_to_sec_08_v5_18_v5_24_the_guard_is_on_by_default() {
+fn v4_03_v5_18_v5_24_sec_01_to_sec_08_the_guard_is_on_by_default() {
     let server = Server::start(&[]);
     let (v4, v6) = (Target::echo_on("0.0.0.0"), Target::echo_on("::"));
     let mut requests: Vec<Vec<u8>> = Vec::new();
@@ -85,7 +85,7 @@ fn sec_08_udp_26_the_guard_holds_for_datagrams() {
 }
 
 #[test]
-fn sec_08_the_guard_holds_for_bind() {
+fn v4_23_sec_08_the_guard_holds_for_bind() {
     let server = Server::start(&[]);
     // The expected peer is inside.
     let mut client = server.sent(&[HELLO, &request5(2, "127.0.0.1:0".parse().unwrap())].concat());

@@ -29,7 +29,7 @@ fn assert_rejected(server: &Server, request: &[u8]) {
 }
 
 #[test]
-fn v4_01_v4_05_v4_10_connect_relays_however_the_request_is_cut() {
+fn v4_01_v4_05_v4_10_v4_40_connect_relays_however_the_request_is_cut() {
     let (server, target) = (Server::open(&[]), Target::echo());
     for delivery in DELIVERIES {
         let request = request4(1, target.addr, b"alice");
@@ -66,7 +66,7 @@ fn v4_08_v4a_18_userids_from_none_to_255_octets_of_any_value_are_granted() {
 }
 
 #[test]
-fn v4_14_v4_39_octets_behind_the_first_nul_are_payload() {
+fn v4_14_v4_39_v4a_09_octets_behind_the_first_nul_are_payload() {
     let (server, target) = (Server::open(&[]), Target::echo());
     let mut client = server.sent(&[&request4(1, target.addr, b"")[..], b"name\0"].concat());
     assert_eq!(reply4(&mut client).0, GRANTED);
@@ -85,7 +85,7 @@ fn v4_07_an_unknown_command_is_rejected() {
 }
 
 #[test]
-fn v4_06_an_unknown_version_ends_the_connection() {
+fn v4_06_v4a_07_an_unknown_version_ends_the_connection() {
     let server = Server::open(&[]);
     for version in [0x00, 0x01, 0x03, 0x06, 0x16, 0x47, 0xff] {
         let mut client = server.sent(&[version, 1, 0, 80, 127, 0, 0, 1, 0]);
@@ -95,7 +95,7 @@ fn v4_06_an_unknown_version_ends_the_connection() {
 }
 
 #[test]
-fn v4_11_a_refused_connection_is_rejected() {
+fn v4_11_v4_17_v4a_22_a_refused_connection_is_rejected() {
     let server = Server::open(&[]);
     let (refusing, _bound) = refusing_port();
     assert_rejected(&server, &request4(1, refusing, b""));
@@ -104,7 +104,7 @@ fn v4_11_a_refused_connection_is_rejected() {
 }
 
 #[test]
-fn v4_12_0_0_0_x_is_never_connected_to() {
+fn v4_12_v4_13_v4a_24_0_0_0_x_is_never_connected_to() {
     let server = Server::open(&["--no-4a"]);
     let target = Target::echo_on("0.0.0.0");
     for x in [1, 2, 127, 255] {

@@ -26,7 +26,7 @@ fn assert_refused(server: &Server, request: &[u8], rep: u8) {
 }
 
 #[test]
-fn v5_11_v5_14_v5_15_v5_16_connect_relays_however_the_exchange_is_cut() {
+fn v5_11_v5_14_v5_15_v5_16_v5_36_connect_relays_however_the_exchange_is_cut() {
     let server = Server::open(&[]);
     let (v4, v6) = (Target::echo(), Target::echo_on("::1"));
     for (request, len) in [
@@ -129,7 +129,7 @@ fn v5_17_an_unknown_address_type_is_told_so() {
 }
 
 #[test]
-fn v5_25_to_v5_27_failures_have_their_codes() {
+fn v5_22_v5_23_v5_25_to_v5_27_failures_have_their_codes() {
     let server = Server::open(&["--resolve-timeout", "2"]);
     let (refusing, _bound) = refusing_port();
     assert_refused(&server, &request5(1, refusing), 5);
