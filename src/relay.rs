@@ -192,10 +192,19 @@ impl Shared {
     /// Ends both directions now. With a reset the peers learn of it by a reset.
     fn abort(&self, end: End) {
         let mut state = lock(&self.state);
-        state.end.get_or_insert(end);
         if state.aborted {
             return;
         }
+        state.end = Some(match (state.end, end) {
+            // A side that closes while the other still sends answers that with a reset.
+            (Some(closed @ End::Closed(side)), End::Reset(same) | End::Lost(same))
+                if side == same =>
+            {
+                closed
+            }
+            // What ends the session behind the close of one side counts for more than the close.
+            _ => end,
+        });
         state.aborted = true;
         self.changed.notify_all();
         let legs = [&self.client, &self.target];

@@ -279,8 +279,7 @@ fn a_half_closed_session_without_traffic_ends_at_the_linger_limit() {
         assert_eq!(read_to_end(&mut from), b"");
         assert!(begun.elapsed() > Duration::from_millis(2_100));
     }
-    // What ended first is told: the side that closed.
-    server.log_lines(&["event=close", "seconds="], 2);
+    server.log_lines(&["event=close", "reason=linger"], 2);
 }
 
 #[test]
