@@ -62,6 +62,7 @@ fn run(config: Config) -> Result<(), StartError> {
     let limits = Line::new("limits")
         .field("sessions", caps.sessions)
         .field("per-client", caps.per_client)
+        .field("half-open", caps.half_open)
         .field("users", users.map_or_else(|| "-".into(), |count| count.to_string()));
     service.log.write(Level::Normal, limits);
     if caps.sessions < asked.sessions {
