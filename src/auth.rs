@@ -2,8 +2,10 @@
 //!
 //! Authentication yields a [`User`], which the request step needs: a refusal cannot fall through.
 //! The messages are in [`crate::wire`], the talking in [`crate::session`]; what a user may do is
-//! for [`crate::policy`] to say. No GSS-API and no IDENT yet.
+//! for [`crate::policy`] to say. [`ident`] asks the client's host, and nobody uses that
+//! yet. No GSS-API yet.
 
+pub mod ident;
 pub mod penalties;
 pub mod users;
 

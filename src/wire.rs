@@ -3,6 +3,7 @@
 //! Nothing here or below touches a socket. A decoder sees the octets that have arrived so far;
 //! "not enough yet" is a value it returns, so no message depends on how TCP cut the stream.
 
+pub mod ident;
 pub mod socks4;
 pub mod socks5;
 pub mod udp;
