@@ -152,7 +152,11 @@ impl Config {
             log,
             allow_4a: self.allow_4a,
             handshake_timeout: self.handshake_timeout,
-            limits: Limits { idle: self.idle_timeout, linger: self.linger_timeout },
+            limits: Limits {
+                idle: self.idle_timeout,
+                linger: self.linger_timeout,
+                rates: Vec::new(),
+            },
             fragments: self.fragments,
             udp_idle: self.udp_idle_timeout,
         };

@@ -2,8 +2,9 @@
 //!
 //! Each direction ends by itself: the end of input of one side becomes a shutdown of the other's,
 //! and the opposite direction goes on. A reset becomes a reset. The relay takes the client by
-//! value, so that nothing else can write into the tunnel.
+//! value, so that nothing else can write into the tunnel. A [`Stopper`] ends it from outside.
 
+pub mod rate;
 pub mod udp;
 
 use std::fmt;
@@ -14,6 +15,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::relay::rate::Rate;
 use crate::sys;
 use crate::threads::{Reserved, lock};
 
@@ -31,12 +33,15 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 const KEEPALIVE: (i32, i32, i32) = (60, 20, 6);
 
 /// Limits of a relay.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Limits {
-    /// How long neither side may send anything; `None` for ever.
+    /// How long neither side may send anything; `None` for ever. Time spent waiting for a rate
+    /// does not count.
     pub idle: Option<Duration>,
     /// The same once one side has closed.
     pub linger: Duration,
+    /// Each of these rates is kept to. Without any, octets pass as fast as they can.
+    pub rates: Vec<Arc<Rate>>,
 }
 
 /// How many octets a session has relayed.
@@ -119,7 +124,7 @@ pub fn run(
         state: Mutex::default(),
         changed: Condvar::new(),
     });
-    if let Some(idle) = limits.idle {
+    if let Some(idle) = shared.limits.idle {
         for leg in [&shared.client, &shared.target] {
             // A leg that is gone will tell when it is used.
             let _ = leg.set_read_timeout(Some(idle));
@@ -146,7 +151,8 @@ struct Shared {
     limits: Limits,
     traffic: Arc<Traffic>,
     begun: Instant,
-    /// Milliseconds from `begun` to the last octet that passed.
+    /// Milliseconds from `begun` to the last octet that passed, or that is going to pass as soon as
+    /// the rates let it.
     active: AtomicU64,
     state: Mutex<State>,
     changed: Condvar,
@@ -173,9 +179,12 @@ impl Shared {
         }
     }
 
-    fn touch(&self) {
-        let millis = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.active.store(millis, Ordering::Relaxed);
+    /// The session is not quiet before `wait` is over.
+    fn touch(&self, wait: Duration) {
+        let active = self.begun.elapsed().saturating_add(wait);
+        let millis = u64::try_from(active.as_millis()).unwrap_or(u64::MAX);
+        // The other direction may wait for longer.
+        self.active.fetch_max(millis, Ordering::Relaxed);
     }
 
     /// How much of `limit` is left before the session has been quiet for that long.
@@ -281,7 +290,7 @@ impl Direction<'_> {
             Stop::EndOfInput if lock(&shared.state).aborted => {}
             Stop::EndOfInput => {
                 shared.note(End::Closed(self.from));
-                shared.touch();
+                shared.touch(Duration::ZERO);
                 lock(&shared.state).shut.push(self.to());
                 // Fails where the other side is gone already, which its own direction will tell.
                 let _ = shared.leg(self.to()).shutdown(Shutdown::Write);
@@ -317,11 +326,15 @@ impl Direction<'_> {
     }
 
     fn copy(&self, leftover: &[u8]) -> Stop {
-        if let Err(stop) = self.write(leftover) {
-            return stop;
+        let rates = self.shared.limits.rates.iter();
+        let portion = rates.map(|rate| rate.portion()).fold(BUFFER, usize::min);
+        for octets in leftover.chunks(portion) {
+            if let Err(stop) = self.pass(octets) {
+                return stop;
+            }
         }
         let mut from = self.shared.leg(self.from);
-        let mut buffer = vec![0; BUFFER];
+        let mut buffer = vec![0; portion];
         loop {
             match from.read(&mut buffer) {
                 Ok(0) if self.is_reset(&lock(&self.shared.state)) => {
@@ -329,7 +342,7 @@ impl Direction<'_> {
                 }
                 Ok(0) => return Stop::EndOfInput,
                 Ok(len) => {
-                    if let Err(stop) = self.write(buffer.get(..len).unwrap_or_default()) {
+                    if let Err(stop) = self.pass(buffer.get(..len).unwrap_or_default()) {
                         return stop;
                     }
                 }
@@ -340,6 +353,25 @@ impl Direction<'_> {
                 }
             }
         }
+    }
+
+    /// Writes `octets` as soon as the rates let them pass.
+    fn pass(&self, octets: &[u8]) -> Result<(), Stop> {
+        let shared = self.shared;
+        let charge = |rate: &Arc<Rate>| rate.charge(self.from, octets.len(), Instant::now());
+        let wait = shared.limits.rates.iter().map(charge).max().unwrap_or_default();
+        if !wait.is_zero() {
+            shared.touch(wait);
+            let state = lock(&shared.state);
+            let (state, _) = shared
+                .changed
+                .wait_timeout_while(state, wait, |state| !state.aborted)
+                .unwrap_or_else(PoisonError::into_inner);
+            if state.aborted {
+                return Err(Stop::EndOfInput);
+            }
+        }
+        self.write(octets)
     }
 
     fn write(&self, mut octets: &[u8]) -> Result<(), Stop> {
@@ -353,7 +385,7 @@ impl Direction<'_> {
                 Ok(len) => {
                     octets = octets.get(len..).unwrap_or_default();
                     counter.fetch_add(u64::try_from(len).unwrap_or(0), Ordering::Relaxed);
-                    self.shared.touch();
+                    self.shared.touch(Duration::ZERO);
                 }
                 Err(error) => {
                     if let Some(stop) = self.failed(self.to(), error) {
@@ -391,5 +423,133 @@ impl Direction<'_> {
         !state.aborted
             && !state.shut.contains(&self.from)
             && sys::is_tcp_closed(self.shared.leg(self.from)).unwrap_or(false)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::threads::Threads;
+    use std::net::TcpListener;
+    use std::num::NonZeroU64;
+    use std::thread::JoinHandle;
+
+    /// Far longer than anything here may take.
+    const LONG: Duration = Duration::from_secs(60);
+
+    fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (far, _) = listener.accept().unwrap();
+        near.set_read_timeout(Some(LONG)).unwrap();
+        (near, far)
+    }
+
+    /// A relay under way.
+    struct Tunnel {
+        client: TcpStream,
+        target: TcpStream,
+        traffic: Arc<Traffic>,
+        end: JoinHandle<End>,
+    }
+
+    fn tunnel(leftover: &'static [u8], limits: Limits) -> Tunnel {
+        let ((client, near), (target, far)) = (pair(), pair());
+        let traffic = Arc::<Traffic>::default();
+        let helper = Threads::default().reserve().unwrap();
+        let end = thread::spawn({
+            let traffic = Arc::clone(&traffic);
+            move || run(near, leftover, far, helper, limits, &traffic)
+        });
+        Tunnel { client, target, traffic, end }
+    }
+
+    fn rate(octets_per_second: u64) -> Arc<Rate> {
+        Arc::new(Rate::new(NonZeroU64::new(octets_per_second).unwrap()))
+    }
+
+    fn limits(rates: &[&Arc<Rate>]) -> Limits {
+        let rates = rates.iter().map(|&rate| Arc::clone(rate)).collect();
+        Limits { idle: None, linger: LONG, rates }
+    }
+
+    /// Sends `octets` over each of these connections, all at once, and waits for them to arrive.
+    fn send_all(ways: &[(&TcpStream, &TcpStream)], octets: &[u8]) {
+        thread::scope(|scope| {
+            for &(mut from, mut to) in ways {
+                scope.spawn(move || from.write_all(octets).unwrap());
+                scope.spawn(move || {
+                    let mut received = vec![0; octets.len()];
+                    to.read_exact(&mut received).unwrap();
+                    assert!(received == octets);
+                });
+            }
+        });
+    }
+
+    /// Checks that `octets` at `rate`, but for a burst, took the time they have to.
+    fn check(begun: Instant, octets: u32, rate: u32) {
+        let (took, due) = (begun.elapsed(), Duration::from_secs(1) * (octets - rate / 10) / rate);
+        assert!(took >= due && took < 3 * due, "{took:?} in place of {due:?}");
+    }
+
+    #[test]
+    fn each_way_keeps_to_the_rate() {
+        let session = tunnel(b"", limits(&[&rate(500_000)]));
+        let (octets, begun) = (vec![7; 1 << 20], Instant::now());
+        let (client, target) = (&session.client, &session.target);
+        send_all(&[(client, target), (target, client)], &octets);
+        check(begun, 1 << 20, 500_000);
+    }
+
+    #[test]
+    fn sessions_of_one_rate_get_it_together() {
+        let shared = rate(500_000);
+        let sessions = [&rate(400_000), &rate(u64::MAX)].map(|own| {
+            let limits = limits(&[own, &shared]);
+            tunnel(b"", limits)
+        });
+        let begun = Instant::now();
+        let [one, two] = &sessions;
+        send_all(&[(&one.client, &one.target), (&two.client, &two.target)], &[7; 300_000]);
+        check(begun, 600_000, 500_000);
+    }
+
+    #[test]
+    fn what_came_with_the_request_keeps_to_the_rate_too() {
+        let begun = Instant::now();
+        let mut session = tunnel(&[7; 150], limits(&[&rate(100)]));
+        let mut octets = [0; 150];
+        session.target.read_exact(&mut octets[..10]).unwrap();
+        session.target.read_exact(&mut octets[10..]).unwrap();
+        assert_eq!(octets, [7; 150]);
+        check(begun, 150, 100);
+    }
+
+    #[test]
+    fn nothing_is_read_ahead_of_the_rate() {
+        let session = tunnel(b"", limits(&[&rate(1)]));
+        session.client.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
+        while (&session.client).write(&[7; 65_536]).is_ok() {}
+        assert!(session.traffic.up.load(Ordering::Relaxed) < 60);
+    }
+
+    #[test]
+    fn waiting_for_the_rate_is_neither_idle_nor_lingering() {
+        for half_closed in [false, true] {
+            let limit = Duration::from_millis(300);
+            let mut limits = limits(&[&rate(1)]);
+            (limits.idle, limits.linger) = (Some(limit), limit);
+            let mut session = tunnel(b"", limits);
+            if half_closed {
+                session.target.shutdown(Shutdown::Write).unwrap();
+            }
+            session.client.write_all(b"xy").unwrap();
+            let mut octets = Vec::new();
+            session.target.read_to_end(&mut octets).unwrap();
+            assert_eq!(octets, b"xy");
+            let end = if half_closed { End::Linger } else { End::Idle };
+            assert_eq!(session.end.join().unwrap(), end);
+        }
     }
 }

@@ -408,7 +408,7 @@ impl Session<'_> {
         let traffic = &self.record.traffic;
         match granted {
             Granted::Tunnel(target, helper) => {
-                relay::run(client, &leftover, target, helper, *limits, traffic)
+                relay::run(client, &leftover, target, helper, limits.clone(), traffic)
             }
             Granted::Association(sockets, asker) => {
                 let terms = Terms {
@@ -418,6 +418,7 @@ impl Session<'_> {
                     resolve_timeout: means.resolve_timeout,
                     fragments: *fragments,
                     idle: *udp_idle,
+                    rates: limits.rates.clone(),
                 };
                 relay::udp::run(client, sockets, terms, traffic, &self.record.dropped)
             }

@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use crate::policy::{Asker, Policy, Verdict};
+use crate::relay::rate::Rate;
 use crate::relay::{End, Side, Traffic};
 use crate::resolve::{Resolved, Resolver};
 use crate::sys::{self, PollFd};
@@ -64,6 +65,9 @@ pub struct Terms {
     pub fragments: bool,
     /// How long no datagram may pass either way; `None` for ever.
     pub idle: Option<Duration>,
+    /// Datagrams beyond any of these rates are dropped. The session's own rate comes first: what
+    /// that refuses is not charged to the rate of a user's other sessions.
+    pub rates: Vec<Arc<Rate>>,
 }
 
 /// Relays datagrams until `control`, the client's connection, ends, or the idle limit. Octets that
@@ -209,6 +213,10 @@ impl Pump<'_> {
                 self.outward.drop_one();
                 continue;
             };
+            if !self.outward.allows(Side::Target, len) {
+                self.outward.drop_one();
+                continue;
+            }
             let mut header = Vec::with_capacity(HEADER_MAX);
             udp::encode_header(remote, &mut header);
             let begin = HEADER_MAX - header.len();
@@ -250,6 +258,11 @@ impl Outward {
         self.terms.policy.judge(&self.terms.asker, &Destination::Address(addr))
     }
 
+    /// Whether the rates let a datagram of `octets` from this side pass.
+    fn allows(&self, from: Side, octets: usize) -> bool {
+        self.terms.rates.iter().all(|rate| rate.allows(from, octets, Instant::now()))
+    }
+
     /// Sends `data` to `dst`, now or when its name is resolved.
     fn send(this: &Arc<Self>, dst: &Destination, data: &[u8]) {
         let (name, port) = match dst {
@@ -286,7 +299,11 @@ impl Outward {
     fn send_to(&self, addr: SocketAddr, data: &[u8]) {
         let socket = if addr.is_ipv4() { &self.v4 } else { &self.v6 };
         let sent = match socket {
-            Some(socket) if self.judge(addr) == Verdict::Allow && addr.port() != 0 => {
+            Some(socket)
+                if self.judge(addr) == Verdict::Allow
+                    && addr.port() != 0
+                    && self.allows(Side::Client, data.len()) =>
+            {
                 // Counted first: an answer may end the association before this thread goes on.
                 let len = u64::try_from(data.len()).unwrap_or(0);
                 self.traffic.up.fetch_add(len, Ordering::Relaxed);
