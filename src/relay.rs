@@ -75,6 +75,8 @@ pub enum End {
     Idle,
     /// Nothing passed for the linger limit after one side had closed.
     Linger,
+    /// The rules or the users no longer allow it.
+    Revoked,
     /// A fault in this server.
     Internal,
 }
@@ -90,8 +92,51 @@ impl fmt::Display for End {
             Self::Lost(Side::Target) => "target-lost",
             Self::Idle => "idle",
             Self::Linger => "linger",
+            Self::Revoked => "revoked",
             Self::Internal => "internal",
         })
+    }
+}
+
+/// Ends a relay of octets or datagrams from another thread. All clones are one, for one relay.
+#[derive(Clone, Default)]
+pub struct Stopper(Arc<Mutex<Stopping>>);
+
+#[derive(Default)]
+struct Stopping {
+    /// What the relay is to end with.
+    end: Option<End>,
+    /// Ends the relay, once there is one.
+    abort: Option<Box<dyn Fn(End) + Send>>,
+}
+
+impl Stopper {
+    /// Ends the relay with `end` now, or as soon as it begins; one that is over stays as it is. The
+    /// first call counts. Does not wait for the relay, but for an instant where the end is a reset.
+    pub fn stop(&self, end: End) {
+        let mut stopping = lock(&self.0);
+        stopping.end.get_or_insert(end);
+        stopping.act();
+    }
+
+    /// Gives the relay that is about to begin. `abort` must not keep its sockets open.
+    fn attach(&self, abort: impl Fn(End) + Send + 'static) {
+        let mut stopping = lock(&self.0);
+        stopping.abort = Some(Box::new(abort));
+        stopping.act();
+    }
+
+    /// What the relay has been told to end with.
+    fn end(&self) -> Option<End> {
+        lock(&self.0).end
+    }
+}
+
+impl Stopping {
+    fn act(&self) {
+        if let (Some(end), Some(abort)) = (self.end, &self.abort) {
+            abort(end);
+        }
     }
 }
 
@@ -105,7 +150,7 @@ pub fn prepare(leg: &TcpStream) {
 
 /// Relays between `client` and `target` until both directions have ended, beginning with
 /// `leftover`, what the client sent behind its request. Both sockets are closed on return.
-/// `helper` copies the direction from the target.
+/// `helper` copies the direction from the target. `stopper` can end it earlier.
 pub fn run(
     client: TcpStream,
     leftover: &[u8],
@@ -113,6 +158,7 @@ pub fn run(
     helper: Reserved,
     limits: Limits,
     traffic: &Arc<Traffic>,
+    stopper: &Stopper,
 ) -> End {
     let shared = Arc::new(Shared {
         client,
@@ -131,6 +177,12 @@ pub fn run(
             let _ = leg.set_write_timeout(Some(idle));
         }
     }
+    let stopped = Arc::downgrade(&shared);
+    stopper.attach(move |end| {
+        if let Some(shared) = stopped.upgrade() {
+            shared.abort(end);
+        }
+    });
     let (finished, finish) = mpsc::channel::<()>();
     let helpers = Arc::clone(&shared);
     helper.run(move || {
@@ -437,6 +489,9 @@ mod tests {
     /// Far longer than anything here may take.
     const LONG: Duration = Duration::from_secs(60);
 
+    /// At once, on a machine that has other things to do.
+    const SOON: Duration = Duration::from_millis(500);
+
     fn pair() -> (TcpStream, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
@@ -450,18 +505,36 @@ mod tests {
         client: TcpStream,
         target: TcpStream,
         traffic: Arc<Traffic>,
+        stopper: Stopper,
         end: JoinHandle<End>,
     }
 
+    impl Tunnel {
+        /// Stops the relay and checks that both sides see an ordinary end soon.
+        fn stop(mut self) {
+            let begun = Instant::now();
+            self.stopper.stop(End::Revoked);
+            assert_eq!(self.end.join().unwrap(), End::Revoked);
+            for side in [&mut self.client, &mut self.target] {
+                side.read_to_end(&mut Vec::new()).unwrap();
+            }
+            assert!(begun.elapsed() < SOON, "{:?}", begun.elapsed());
+        }
+    }
+
     fn tunnel(leftover: &'static [u8], limits: Limits) -> Tunnel {
+        tunnel_with(leftover, limits, Stopper::default())
+    }
+
+    fn tunnel_with(leftover: &'static [u8], limits: Limits, stopper: Stopper) -> Tunnel {
         let ((client, near), (target, far)) = (pair(), pair());
         let traffic = Arc::<Traffic>::default();
         let helper = Threads::default().reserve().unwrap();
         let end = thread::spawn({
-            let traffic = Arc::clone(&traffic);
-            move || run(near, leftover, far, helper, limits, &traffic)
+            let (traffic, stopper) = (Arc::clone(&traffic), stopper.clone());
+            move || run(near, leftover, far, helper, limits, &traffic, &stopper)
         });
-        Tunnel { client, target, traffic, end }
+        Tunnel { client, target, traffic, stopper, end }
     }
 
     fn rate(octets_per_second: u64) -> Arc<Rate> {
@@ -551,5 +624,77 @@ mod tests {
             let end = if half_closed { End::Linger } else { End::Idle };
             assert_eq!(session.end.join().unwrap(), end);
         }
+    }
+
+    /// Waits until the relay has passed some octets up.
+    fn passed(session: &Tunnel, octets: u64) {
+        while session.traffic.up.load(Ordering::Relaxed) < octets {
+            thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn a_stop_wakes_directions_that_read() {
+        let mut session = tunnel(b"", limits(&[]));
+        session.client.write_all(b"x").unwrap();
+        passed(&session, 1);
+        session.stop();
+    }
+
+    #[test]
+    fn a_stop_wakes_a_direction_that_writes() {
+        let mut session = tunnel(b"", limits(&[]));
+        session.client.set_write_timeout(Some(SOON)).unwrap();
+        while session.client.write(&[7; 65_536]).is_ok() {}
+        let begun = Instant::now();
+        session.stopper.stop(End::Revoked);
+        assert_eq!(session.end.join().unwrap(), End::Revoked);
+        assert!(begun.elapsed() < SOON);
+    }
+
+    #[test]
+    fn a_stop_wakes_a_direction_that_waits_for_its_rate() {
+        let session = tunnel(&[7; 1_000], limits(&[&rate(1)]));
+        passed(&session, 1);
+        session.stop();
+    }
+
+    #[test]
+    fn a_stop_wakes_a_direction_that_lingers() {
+        let mut session = tunnel(b"", limits(&[]));
+        session.client.shutdown(Shutdown::Write).unwrap();
+        session.target.read_to_end(&mut Vec::new()).unwrap();
+        session.stop();
+    }
+
+    #[test]
+    fn a_relay_stopped_before_it_begins_passes_nothing_and_ends_at_once() {
+        let stopper = Stopper::default();
+        stopper.stop(End::Revoked);
+        stopper.stop(End::Internal);
+        for rates in [&[][..], &[&rate(1)]] {
+            let session = tunnel_with(b"leftover", limits(rates), stopper.clone());
+            let traffic = Arc::clone(&session.traffic);
+            session.stop();
+            assert_eq!(traffic.up.load(Ordering::Relaxed), 0);
+        }
+    }
+
+    #[test]
+    fn a_stop_at_any_moment_ends_the_relay() {
+        for delay in 0..100 {
+            let session = tunnel(b"leftover", limits(&[]));
+            thread::sleep(Duration::from_micros(5 * delay));
+            session.stop();
+        }
+    }
+
+    #[test]
+    fn a_stop_after_the_end_does_nothing() {
+        let session = tunnel(b"", limits(&[]));
+        drop((session.client, session.target));
+        let end = session.end.join().unwrap();
+        assert!(matches!(end, End::Closed(_)), "{end}");
+        session.stopper.stop(End::Revoked);
     }
 }

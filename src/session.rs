@@ -15,7 +15,7 @@ use crate::log::{Level, Line, Log};
 use crate::policy::Asker;
 use crate::policy::nets::client_block;
 use crate::relay::udp::{Sockets, Terms};
-use crate::relay::{self, End, Limits, Traffic};
+use crate::relay::{self, End, Limits, Stopper, Traffic};
 use crate::sys::{self, PollFd};
 use crate::threads::{Reserved, Threads};
 use crate::wire::socks4::{self, Cd};
@@ -406,9 +406,10 @@ impl Session<'_> {
         let Service { means, limits, fragments, udp_idle, .. } = self.service;
         let (client, leftover) = intake.into_tunnel();
         let traffic = &self.record.traffic;
+        let stopper = Stopper::default();
         match granted {
             Granted::Tunnel(target, helper) => {
-                relay::run(client, &leftover, target, helper, limits.clone(), traffic)
+                relay::run(client, &leftover, target, helper, limits.clone(), traffic, &stopper)
             }
             Granted::Association(sockets, asker) => {
                 let terms = Terms {
@@ -420,7 +421,7 @@ impl Session<'_> {
                     idle: *udp_idle,
                     rates: limits.rates.clone(),
                 };
-                relay::udp::run(client, sockets, terms, traffic, &self.record.dropped)
+                relay::udp::run(client, sockets, terms, traffic, &self.record.dropped, &stopper)
             }
         }
     }

@@ -6,14 +6,14 @@
 
 use std::collections::HashMap;
 use std::io::{self, Read as _};
-use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use crate::policy::{Asker, Policy, Verdict};
 use crate::relay::rate::Rate;
-use crate::relay::{End, Side, Traffic};
+use crate::relay::{End, Side, Stopper, Traffic};
 use crate::resolve::{Resolved, Resolver};
 use crate::sys::{self, PollFd};
 use crate::threads::lock;
@@ -70,15 +70,16 @@ pub struct Terms {
     pub rates: Vec<Arc<Rate>>,
 }
 
-/// Relays datagrams until `control`, the client's connection, ends, or the idle limit. Octets that
-/// come over `control` mean nothing and are read away. Returns with all sockets closed, and adds
-/// the datagrams dropped to `dropped`.
+/// Relays datagrams until `control`, the client's connection, ends, or the idle limit, or until
+/// `stopper` is told. Octets that come over `control` mean nothing and are read away. Returns with
+/// all sockets closed, and adds the datagrams dropped to `dropped`.
 pub fn run(
-    mut control: TcpStream,
+    control: TcpStream,
     sockets: Sockets,
     terms: Terms,
     traffic: &Arc<Traffic>,
     dropped: &Arc<AtomicU64>,
+    stopper: &Stopper,
 ) -> End {
     let Sockets { client, v4, v6 } = sockets;
     let idle = terms.idle;
@@ -94,6 +95,14 @@ pub fn run(
     if control.set_nonblocking(true).is_err() {
         return End::Internal;
     }
+    let control = Arc::new(control);
+    let stopped = Arc::downgrade(&control);
+    stopper.attach(move |_| {
+        // The pump wakes, and asks why. A connection that is gone wakes it as well.
+        if let Some(control) = stopped.upgrade() {
+            let _ = control.shutdown(Shutdown::Both);
+        }
+    });
     let mut pump = Pump {
         client,
         outward: &outward,
@@ -120,7 +129,7 @@ pub fn run(
             Ok(_) => {}
         }
         let [on_control, on_client, on_v4, on_v6] = fds.map(|fd| fd.has(!0));
-        if on_control && let Some(end) = ended(&mut control) {
+        if on_control && let Some(end) = stopper.end().or_else(|| ended(&control)) {
             return end;
         }
         if on_client && pump.up() {
@@ -138,7 +147,7 @@ pub fn run(
 }
 
 /// Reads away what came over the control connection; tells whether and how that has ended.
-fn ended(control: &mut TcpStream) -> Option<End> {
+fn ended(mut control: &TcpStream) -> Option<End> {
     let mut octets = [0; 512];
     match control.read(&mut octets) {
         Ok(0) => Some(End::Closed(Side::Client)),
@@ -427,6 +436,133 @@ impl Fragments {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::auth::Auth;
+    use crate::relay::rate::Rate;
+    use crate::wire::{Command, Version};
+    use std::io::Write as _;
+    use std::net::TcpListener;
+    use std::num::NonZeroU64;
+    use std::thread::{self, JoinHandle};
+
+    fn terms(rates: Vec<Arc<Rate>>) -> Terms {
+        let user = Auth::new(None, Duration::ZERO).anonymous().unwrap();
+        let (version, command) = (Version::V5, Command::UDP_ASSOCIATE);
+        Terms {
+            asker: Asker { client: [127, 0, 0, 1].into(), user, version, command },
+            policy: Policy { allow_inside: true },
+            resolver: Arc::new(Resolver::new(1)),
+            resolve_timeout: Duration::from_secs(5),
+            fragments: false,
+            idle: None,
+            rates,
+        }
+    }
+
+    /// An association under way.
+    struct Association {
+        control: TcpStream,
+        /// The client's socket, connected to the relay.
+        client: UdpSocket,
+        traffic: Arc<Traffic>,
+        dropped: Arc<AtomicU64>,
+        end: JoinHandle<End>,
+    }
+
+    fn udp() -> UdpSocket {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        socket
+    }
+
+    fn associate(terms: Terms, stopper: &Stopper) -> Association {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let control = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (near, _) = listener.accept().unwrap();
+        let (client, relay, v4) = (udp(), udp(), udp());
+        client.connect(relay.local_addr().unwrap()).unwrap();
+        for socket in [&relay, &v4] {
+            socket.set_nonblocking(true).unwrap();
+        }
+        let (traffic, dropped) = (Arc::<Traffic>::default(), Arc::<AtomicU64>::default());
+        let end = thread::spawn({
+            let (traffic, dropped) = (Arc::clone(&traffic), Arc::clone(&dropped));
+            let (stopper, sockets) =
+                (stopper.clone(), Sockets { client: relay, v4: Some(v4), v6: None });
+            move || run(near, sockets, terms, &traffic, &dropped, &stopper)
+        });
+        Association { control, client, traffic, dropped, end }
+    }
+
+    fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+        let until = Instant::now() + Duration::from_secs(5);
+        while !holds() {
+            assert!(Instant::now() < until, "{what}");
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    #[test]
+    fn datagrams_beyond_a_rate_are_dropped_and_counted_both_ways() {
+        let rates = [1_000_000, 10].map(|rate| Arc::new(Rate::new(NonZeroU64::new(rate).unwrap())));
+        let stopper = Stopper::default();
+        let session = associate(terms(rates.into()), &stopper);
+        let target = udp();
+        let mut datagram = Vec::new();
+        udp::encode_header(target.local_addr().unwrap(), &mut datagram);
+        datagram.resize(datagram.len() + 30_000, 7);
+        let (dropped, mut buffer) = (|| session.dropped.load(Ordering::Relaxed), [0; BUFFER]);
+
+        let mut relay = None;
+        for _ in 0..2 {
+            session.client.send(&datagram).unwrap();
+            let (len, from) = target.recv_from(&mut buffer).unwrap();
+            assert_eq!(len, 30_000);
+            relay = Some(from);
+        }
+        session.client.send(&datagram).unwrap();
+        eventually("the third is dropped", || dropped() == 1);
+
+        for _ in 0..2 {
+            target.send_to(&[7; 30_000], relay.unwrap()).unwrap();
+            assert_eq!(session.client.recv(&mut buffer).unwrap(), datagram.len());
+        }
+        target.send_to(&[7; 30_000], relay.unwrap()).unwrap();
+        eventually("the third is dropped", || dropped() == 2);
+
+        stopper.stop(End::Revoked);
+        assert_eq!(session.end.join().unwrap(), End::Revoked);
+        let traffic = &session.traffic;
+        assert_eq!(traffic.up.load(Ordering::Relaxed), 60_000);
+        assert_eq!(traffic.down.load(Ordering::Relaxed), 60_000);
+    }
+
+    #[test]
+    fn a_stop_ends_an_association_before_and_while_it_runs() {
+        for delay in [None, Some(0), Some(50)] {
+            let stopper = Stopper::default();
+            if delay.is_none() {
+                stopper.stop(End::Revoked);
+            }
+            let mut session = associate(terms(Vec::new()), &stopper);
+            thread::sleep(Duration::from_millis(delay.unwrap_or(0)));
+            let begun = Instant::now();
+            stopper.stop(End::Revoked);
+            assert_eq!(session.end.join().unwrap(), End::Revoked);
+            assert_eq!(session.control.read(&mut [0]).unwrap(), 0);
+            assert!(begun.elapsed() < Duration::from_millis(500));
+        }
+    }
+
+    #[test]
+    fn a_stop_ends_an_association_whose_client_floods_the_control_connection() {
+        let stopper = Stopper::default();
+        let mut session = associate(terms(Vec::new()), &stopper);
+        let flood = thread::spawn(move || while session.control.write(&[7; 65_536]).is_ok() {});
+        thread::sleep(Duration::from_millis(50));
+        stopper.stop(End::Revoked);
+        assert_eq!(session.end.join().unwrap(), End::Revoked);
+        flood.join().unwrap();
+    }
 
     /// Adds fragments, each (FRAG, seconds since the start, data), and returns what became whole.
     fn reassemble(fragments: &[(u8, u64, &str)]) -> (Vec<String>, u64) {
