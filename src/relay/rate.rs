@@ -182,6 +182,7 @@ mod tests {
         let (rate, begun) = (rate(1_000), Instant::now());
         rate.charge(Side::Client, 1_100, begun + SECOND);
         assert_eq!(rate.charge(Side::Client, 0, begun), SECOND);
+        assert_eq!(rate.charge(Side::Client, 0, begun + SECOND), SECOND);
         assert_eq!(rate.charge(Side::Client, 0, begun + 2 * SECOND), Duration::ZERO);
     }
 
@@ -197,6 +198,11 @@ mod tests {
                 }
             }
         }
+        // Pays off 2 to the 128 units: as many as an u128 does not hold.
+        let (rate_63, pause) = (rate(1 << 63), Duration::new(36_893_488_147, 419_103_232));
+        let begun = Instant::now();
+        rate_63.charge(Side::Client, usize::MAX, begun);
+        assert_eq!(rate_63.charge(Side::Client, 0, begun + pause), Duration::ZERO);
         let wait = rate(1).charge(Side::Client, usize::MAX, begun);
         assert!(wait > Duration::from_secs(1 << 33), "{wait:?}");
         assert_eq!(rate(u64::MAX).charge(Side::Client, 1 << 30, begun), Duration::ZERO);
