@@ -3,6 +3,7 @@
 //! and the datagram pump ask before they use an address. There is no rules file yet, only the
 //! policy that holds without one.
 
+pub mod list;
 pub mod nets;
 
 use std::net::IpAddr;
