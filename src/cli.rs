@@ -12,9 +12,10 @@ use std::time::Duration;
 use getopts::{Fail, Matches, Options};
 
 use crate::command::PortRange;
-use crate::config::Config;
+use crate::config::{Config, PolicySource};
 use crate::dial::PerFamily;
 use crate::log::{Escaped, Level};
+use crate::policy::explain::Request;
 use crate::server::Listen;
 use crate::server::sessions::Caps;
 
@@ -50,16 +51,17 @@ const fn values(
 }
 
 /// All options that are not numbers, in the order of the manual.
-pub const OPTIONS: [Opt; 17] = [
+pub const OPTIONS: [Opt; 21] = [
     flag("4", "ipv4-only", "reach IPv4 targets only"),
     flag("6", "ipv6-only", "reach IPv6 targets only"),
     values("", "advertise", "ADDR", "address told to clients for BIND and UDP, one per family"),
-    flag("", "allow-inside", "let clients reach loopback, private and other inside addresses"),
+    flag("", "check", "check options and files, tell all that is wrong, and exit"),
     value(
         "early-drop",
         "LOW-HIGH",
         "refuse some new clients from LOW, all at HIGH per cent of max-sessions [75-100]",
     ),
+    value("explain", "REQUEST", "tell what the rules make of a request, and exit"),
     flag("h", "help", "print this help and exit"),
     flag("", "hash", "read a password, print its hash for the users file and exit"),
     values(
@@ -73,8 +75,11 @@ pub const OPTIONS: [Opt; 17] = [
     flag("", "no-fragments", "drop fragments of datagrams"),
     value("port-range", "LO-HI", "ports for BIND and UDP"),
     flag("q", "quiet", "log only trouble and failed authentication"),
+    values("", "rule", "TEXT", "a rule, before those of --rules"),
+    value("rules", "FILE", "who may do what [clients from inside or with a password, to outside]"),
     values("", "source", "ADDR", "address to leave from, one per family"),
-    value("users", "FILE", "demand a password; users and hashes are in FILE"),
+    flag("", "strict-reload", "end sessions that new rules or users would not grant"),
+    value("users", "FILE", "users and hashes are in FILE; without rules, demand a password"),
     flag("V", "version", "print the version and exit"),
     flag("v", "verbose", "log requests and connections as they are made"),
 ];
@@ -123,6 +128,20 @@ const HANDSHAKE_TIMEOUT: Number = Number {
     range: 1..=3_600,
     help: "how long a client may take to make its request",
 };
+const IDENT_PORT: Number = Number {
+    long: "ident-port",
+    unit: "port",
+    default: 113,
+    range: 1..=65_535,
+    help: "where clients' hosts answer IDENT queries",
+};
+const IDENT_TIMEOUT: Number = Number {
+    long: "ident-timeout",
+    unit: "seconds",
+    default: 30,
+    range: 1..=3_600,
+    help: "how long such an answer may take",
+};
 const IDLE_TIMEOUT: Number = Number {
     long: "idle-timeout",
     unit: "seconds",
@@ -151,6 +170,13 @@ const MAX_PER_CLIENT: Number = Number {
     default: 256,
     range: 1..=1_000_000,
     help: "most sessions of one IPv4 address or IPv6 /64",
+};
+const MAX_PER_USER: Number = Number {
+    long: "max-per-user",
+    unit: "sessions",
+    default: 1_024,
+    range: 1..=1_000_000,
+    help: "most sessions of one user",
 };
 const MAX_SESSIONS: Number = Number {
     long: "max-sessions",
@@ -183,15 +209,18 @@ const UDP_IDLE_TIMEOUT: Number = Number {
 };
 
 /// All options that are numbers, in the order of the manual.
-pub const NUMBERS: [&Number; 12] = [
+pub const NUMBERS: [&Number; 15] = [
     &AUTH_PENALTY,
     &BIND_TIMEOUT,
     &CONNECT_TIMEOUT,
     &HANDSHAKE_TIMEOUT,
+    &IDENT_PORT,
+    &IDENT_TIMEOUT,
     &IDLE_TIMEOUT,
     &LINGER_TIMEOUT,
     &MAX_HALF_OPEN,
     &MAX_PER_CLIENT,
+    &MAX_PER_USER,
     &MAX_SESSIONS,
     &RESOLVE_TIMEOUT,
     &RESOLVERS,
@@ -203,6 +232,10 @@ pub const NUMBERS: [&Number; 12] = [
 pub enum Action {
     /// Run the server.
     Run(Box<Config>),
+    /// Check what the rules and users say and exit.
+    Check(PolicySource),
+    /// Tell what the rules make of a request and exit.
+    Explain(PolicySource, Request),
     /// Read a password, print its hash and exit.
     Hash,
     /// Print this text and exit with status 0.
@@ -273,7 +306,16 @@ pub fn parse(args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Result<Action
     if let Some(operand) = matches.free.first() {
         return Err(UsageError(format!("unexpected operand '{}'", operand.escape_debug())));
     }
-    config(&matches).map(|config| Action::Run(Box::new(config)))
+    let config = config(&matches)?;
+    if let Some(text) = matches.opt_str("explain") {
+        let request = Request::parse(&text);
+        let request = request.map_err(|wrong| UsageError(format!("--explain {wrong}")))?;
+        return Ok(Action::Explain(config.policy, request));
+    }
+    if matches.opt_present("check") {
+        return Ok(Action::Check(config.policy));
+    }
+    Ok(Action::Run(Box::new(config)))
 }
 
 fn dashed(name: &str) -> String {
@@ -296,7 +338,14 @@ fn config(matches: &Matches) -> Result<Config, UsageError> {
     let some_seconds = |option: &Number| Ok(Some(seconds(option)?).filter(|time| !time.is_zero()));
     Ok(Config {
         listen: listen(matches)?,
-        users: matches.opt_str("users").map(PathBuf::from),
+        policy: PolicySource {
+            texts: matches.opt_strs("rule"),
+            rules: matches.opt_str("rules").map(PathBuf::from),
+            users: matches.opt_str("users").map(PathBuf::from),
+        },
+        strict_reload: matches.opt_present("strict-reload"),
+        ident_port: u16::try_from(number(matches, &IDENT_PORT)?).unwrap_or(u16::MAX),
+        ident_timeout: seconds(&IDENT_TIMEOUT)?,
         auth_penalty: seconds(&AUTH_PENALTY)?,
         log: matches.opt_str("log").map(PathBuf::from),
         level,
@@ -307,13 +356,13 @@ fn config(matches: &Matches) -> Result<Config, UsageError> {
         ipv6: !only_v4,
         allow_4a: !matches.opt_present("no-4a"),
         fragments: !matches.opt_present("no-fragments"),
-        allow_inside: matches.opt_present("allow-inside"),
         caps: Caps {
             sessions: number(matches, &MAX_SESSIONS)?,
             per_client: number(matches, &MAX_PER_CLIENT)?,
             half_open: number(matches, &MAX_HALF_OPEN)?,
             early_drop: early_drop(matches)?,
         },
+        per_user: number(matches, &MAX_PER_USER)?,
         resolvers: count(matches, &RESOLVERS)?,
         handshake_timeout: seconds(&HANDSHAKE_TIMEOUT)?,
         resolve_timeout: seconds(&RESOLVE_TIMEOUT)?,

@@ -3,6 +3,7 @@
 
 pub mod associate;
 pub mod bind;
+pub mod caps;
 pub mod connect;
 
 use std::fmt;
@@ -13,8 +14,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::command::caps::{Caps, Slot};
 use crate::dial::PerFamily;
-use crate::policy::{Asker, Policy, Verdict};
+use crate::policy::rules::Rule;
+use crate::policy::{Asker, Denial, Policy};
 use crate::resolve::{ResolveError, Resolver};
 use crate::wire::socks4::Cd;
 use crate::wire::socks5::Rep;
@@ -22,8 +25,8 @@ use crate::wire::{Destination, Version};
 
 /// What commands work with, the same for all sessions.
 pub struct Means {
-    /// Judges every address before it is used.
-    pub policy: Policy,
+    /// Counts the sessions of each user and of rules.
+    pub caps: Caps,
     /// Turns names into addresses.
     pub resolver: Arc<Resolver>,
     /// How long a name may take.
@@ -47,6 +50,24 @@ pub struct Means {
     pub listening: Vec<SocketAddr>,
 }
 
+/// The rule that admits a session, and the session's place in the rule's caps.
+#[derive(Debug)]
+pub struct Admission {
+    /// The rule, whose settings apply.
+    pub rule: Arc<Rule>,
+    /// Given back when it is dropped.
+    pub slot: Slot,
+}
+
+/// An address that may be used.
+#[derive(Debug)]
+pub struct Candidate {
+    /// The address.
+    pub addr: SocketAddr,
+    /// The rule that allows it.
+    pub rule: Arc<Rule>,
+}
+
 /// An opened target.
 #[derive(Debug)]
 pub struct Opened {
@@ -57,13 +78,17 @@ pub struct Opened {
     /// BND of the reply: for CONNECT the local address of the connection, for the second reply of a
     /// BIND the peer's.
     pub bnd: SocketAddr,
+    /// The rule that admitted the session.
+    pub admission: Admission,
 }
 
 /// Why a request was not carried out.
 #[derive(Debug)]
 pub enum Failure {
     /// It is forbidden, for this reason.
-    Denied(&'static str),
+    Denied(Denial),
+    /// There are as many sessions as may be, of the user or by a rule.
+    Full(&'static str),
     /// The name has no usable address.
     Unresolved(ResolveError),
     /// The destination is of a family that this server does not reach.
@@ -92,7 +117,7 @@ impl Failure {
     pub fn rep(&self) -> Rep {
         use io::ErrorKind as Kind;
         match self {
-            Self::Denied(_) | Self::WrongPeer(_) => Rep::NOT_ALLOWED,
+            Self::Denied(_) | Self::WrongPeer(..) => Rep::NOT_ALLOWED,
             // The RFC has no better code for a name or a peer that cannot be found.
             Self::Unresolved(ResolveError::NoThread | ResolveError::TooMany) => {
                 Rep::GENERAL_FAILURE
@@ -100,9 +125,11 @@ impl Failure {
             Self::Unresolved(_) | Self::NoPeer => Rep::HOST_UNREACHABLE,
             Self::Family => Rep::ADDRESS_TYPE_NOT_SUPPORTED,
             Self::Command => Rep::COMMAND_NOT_SUPPORTED,
-            Self::PortZero | Self::ClientGone | Self::NoPort | Self::NoThread(_) => {
-                Rep::GENERAL_FAILURE
-            }
+            Self::PortZero
+            | Self::ClientGone
+            | Self::NoPort
+            | Self::NoThread(_)
+            | Self::Full(_) => Rep::GENERAL_FAILURE,
             Self::Io(error) => match error.kind() {
                 Kind::ConnectionRefused => Rep::CONNECTION_REFUSED,
                 Kind::NetworkUnreachable => Rep::NETWORK_UNREACHABLE,
@@ -117,18 +144,24 @@ impl Failure {
     /// CD, draft -08 section 3.3: the same table for version 4.
     #[must_use]
     pub fn cd(&self) -> Cd {
-        Cd::REJECTED
+        match self {
+            Self::Denied(Denial::Unproved) => Cd::NO_IDENTD,
+            Self::Denied(Denial::Different) => Cd::OTHER_USER,
+            _ => Cd::REJECTED,
+        }
     }
 
     /// The word of the log.
     #[must_use]
     pub fn reason(&self) -> &'static str {
         match self {
+            Self::Denied(Denial::Unproved | Denial::Different) => "ident",
             Self::Denied(_) => "denied",
             Self::Unresolved(ResolveError::TimedOut) | Self::NoPeer => "timeout",
             Self::Unresolved(ResolveError::NoThread | ResolveError::TooMany)
             | Self::NoPort
-            | Self::NoThread(_) => "limit",
+            | Self::NoThread(_)
+            | Self::Full(_) => "limit",
             Self::Unresolved(ResolveError::Invalid | ResolveError::NotFound) => "name",
             Self::Family | Self::PortZero => "address",
             Self::Command => "command",
@@ -143,7 +176,8 @@ impl Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Denied(why) => f.write_str(why),
+            Self::Denied(denial) => denial.fmt(f),
+            Self::Full(what) => write!(f, "{what} reached"),
             Self::Unresolved(ResolveError::Invalid) => f.write_str("not the name of a host"),
             Self::Unresolved(ResolveError::NotFound) => f.write_str("name has no address"),
             Self::Unresolved(ResolveError::TimedOut) => f.write_str("name not resolved in time"),
@@ -175,38 +209,54 @@ impl Means {
         if ip.is_ipv4() { self.ipv4 } else { self.ipv6 }
     }
 
-    /// The addresses that `dst` stands for and that `asker` may use, at least one. What is denied
-    /// by name is not resolved.
+    /// The addresses that `dst` stands for and that `policy` lets `asker` use, at least one, each
+    /// with the rule that does. What is denied by name is not resolved.
     ///
     /// # Errors
     /// `Denied`, `Unresolved`, `Family`.
-    pub fn addresses(&self, asker: &Asker, dst: &Destination) -> Result<Vec<SocketAddr>, Failure> {
-        self.policy.judge(asker, dst).ok().map_err(Failure::Denied)?;
+    pub fn candidates(
+        &self,
+        policy: &Policy,
+        asker: &Asker,
+        dst: &Destination,
+    ) -> Result<Vec<Candidate>, Failure> {
+        let judge = |addr: SocketAddr| {
+            let rule = policy.judge(asker, dst, addr.ip())?;
+            Ok(Candidate { addr, rule: Arc::clone(rule) })
+        };
         // SOCKS 4A resolves to IPv4 only: its draft, "Resolution".
         let speaks = |ip: IpAddr| asker.version == Version::V5 || ip.is_ipv4();
         let (name, port) = match dst {
-            Destination::Address(addr) if !speaks(addr.ip()) || !self.reaches(addr.ip()) => {
-                return Err(Failure::Family);
+            Destination::Address(addr) => {
+                let candidate = judge(*addr).map_err(Failure::Denied)?;
+                let usable = speaks(addr.ip()) && self.reaches(addr.ip());
+                return if usable { Ok(vec![candidate]) } else { Err(Failure::Family) };
             }
-            Destination::Address(addr) => return Ok(vec![*addr]),
             Destination::Name(name, port) => (name, *port),
         };
+        policy.admit(asker, Some(dst)).map_err(Failure::Denied)?;
         let deadline = Instant::now() + self.resolve_timeout;
         let ips =
             self.resolver.resolve(asker.client, name, deadline).map_err(Failure::Unresolved)?;
         let (mut usable, mut denied) = (Vec::new(), None);
         for &ip in ips.iter().filter(|&&ip| speaks(ip) && self.reaches(ip)) {
-            let addr = SocketAddr::new(ip, port);
-            match self.policy.judge(asker, &Destination::Address(addr)) {
-                Verdict::Allow => usable.push(addr),
-                Verdict::Deny(why) => denied = Some(why),
+            match judge(SocketAddr::new(ip, port)) {
+                Ok(candidate) => usable.push(candidate),
+                Err(denial) => denied = Some(denial),
             }
         }
         match (usable.is_empty(), denied) {
             (false, _) => Ok(usable),
-            (true, Some(why)) => Err(Failure::Denied(why)),
+            (true, Some(denial)) => Err(Failure::Denied(denial)),
             (true, None) => Err(Failure::Unresolved(ResolveError::NotFound)),
         }
+    }
+
+    /// The address to leave from to one of the family of `ip`, by `rule` or else for all.
+    fn source(&self, rule: &Rule, ip: IpAddr) -> Option<IpAddr> {
+        let same_family = |source: &IpAddr| source.is_ipv4() == ip.is_ipv4();
+        let own = rule.settings.source.iter().copied().find(same_family);
+        own.or_else(|| self.source.of_family(ip))
     }
 
     /// Calls `bind` with ports of the range, or with 0 without one, until one is free.
@@ -277,7 +327,10 @@ mod tests {
             assert_eq!(failure.rep(), Rep(rep), "{failure}");
             assert_eq!(failure.cd(), Cd::REJECTED);
         }
-        assert_eq!(Failure::Denied("").rep(), Rep::NOT_ALLOWED);
+        assert_eq!(Failure::Denied(Denial::NoRule).rep(), Rep::NOT_ALLOWED);
+        assert_eq!(Failure::Denied(Denial::NoRule).cd(), Cd::REJECTED);
+        assert_eq!(Failure::Denied(Denial::Unproved).cd(), Cd::NO_IDENTD);
+        assert_eq!(Failure::Denied(Denial::Different).cd(), Cd::OTHER_USER);
         assert_eq!(Failure::Command.rep(), Rep::COMMAND_NOT_SUPPORTED);
         assert_eq!(Failure::Family.rep(), Rep::ADDRESS_TYPE_NOT_SUPPORTED);
         assert_eq!(Failure::Unresolved(ResolveError::NotFound).rep(), Rep::HOST_UNREACHABLE);

@@ -8,17 +8,18 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::auth::Auth;
-use crate::auth::users::Users;
+use crate::auth::penalties::Penalties;
+use crate::command::caps::Caps as SharedCaps;
 use crate::command::{Means, PortRange};
 use crate::dial::PerFamily;
 use crate::log::{Level, Log};
-use crate::policy::Policy;
-use crate::relay::Limits;
+use crate::policy::explain::Request;
+use crate::policy::{Current, Policy};
 use crate::resolve::Resolver;
 use crate::server::sessions::Caps;
 use crate::server::{self, Listen};
 use crate::session::Service;
+use crate::session::live::Live;
 use crate::threads::Threads;
 use crate::wire::canonical;
 
@@ -27,8 +28,14 @@ use crate::wire::canonical;
 pub struct Config {
     /// Where to listen.
     pub listen: Vec<Listen>,
-    /// The users file; with one, every client must give a password.
-    pub users: Option<PathBuf>,
+    /// Where the rules and the users are.
+    pub policy: PolicySource,
+    /// Whether a reload ends the sessions that the new rules and users would not grant.
+    pub strict_reload: bool,
+    /// The port at which clients' hosts answer IDENT queries.
+    pub ident_port: u16,
+    /// How long such an answer may take.
+    pub ident_timeout: Duration,
     /// How long a client is shut out that fails to authenticate; zero for never.
     pub auth_penalty: Duration,
     /// The log file, in place of standard error.
@@ -49,10 +56,10 @@ pub struct Config {
     pub allow_4a: bool,
     /// Whether fragments of datagrams are put together.
     pub fragments: bool,
-    /// Whether inside destinations may be reached.
-    pub allow_inside: bool,
     /// Most sessions.
     pub caps: Caps,
+    /// Most sessions of one user.
+    pub per_user: u64,
     /// Most threads that resolve names.
     pub resolvers: usize,
     /// How long a client may take from its connection to the end of its request.
@@ -69,6 +76,36 @@ pub struct Config {
     pub idle_timeout: Option<Duration>,
     /// How long an association may pass no datagram; `None` for ever.
     pub udp_idle_timeout: Option<Duration>,
+}
+
+/// Where the rules and the users are.
+#[derive(Clone, Debug, Default)]
+pub struct PolicySource {
+    /// Rules given as they are, before those of the file.
+    pub texts: Vec<String>,
+    /// The file of rules.
+    pub rules: Option<PathBuf>,
+    /// The users file.
+    pub users: Option<PathBuf>,
+}
+
+impl PolicySource {
+    /// Reads and checks all of it.
+    ///
+    /// # Errors
+    /// `Config` with everything that is wrong.
+    pub fn load(&self) -> Result<Policy, StartError> {
+        Policy::load(&self.texts, self.rules.as_deref(), self.users.as_deref())
+            .map_err(StartError::Config)
+    }
+
+    /// What the rules make of `request`, and whether they allow it.
+    ///
+    /// # Errors
+    /// As [`PolicySource::load`].
+    pub fn explain(&self, request: &Request) -> Result<(String, bool), StartError> {
+        Ok(request.explain(&self.load()?))
+    }
 }
 
 /// What kept the server from starting; Display gives the message for standard error.
@@ -108,8 +145,8 @@ pub struct Started {
     pub service: Arc<Service>,
     /// The caps that can be kept, which may be lower than those asked for.
     pub caps: Caps,
-    /// How many users there are, with a users file.
-    pub users: Option<usize>,
+    /// What reads the policy anew.
+    pub source: PolicySource,
 }
 
 impl Config {
@@ -118,8 +155,7 @@ impl Config {
     /// # Errors
     /// What is wrong with the first of them that cannot be used.
     pub fn start(self) -> Result<Started, StartError> {
-        let users = self.users.as_deref().map(Users::load).transpose();
-        let users = users.map_err(StartError::Config)?;
+        let policy = self.policy.load()?;
         let log = match &self.log {
             None => Log::to_stderr(self.level),
             Some(path) => Log::to_file(self.level, path)
@@ -132,11 +168,13 @@ impl Config {
             listeners.iter().map(TcpListener::local_addr).collect();
         let listening = listening
             .map_err(|error| StartError::system("read the address of a listener", &error))?;
-        let user_count = users.as_ref().map(Users::len);
         let service = Service {
-            auth: Auth::new(users, self.auth_penalty),
+            policy: Arc::new(Current::new(policy)),
+            penalties: Penalties::new(self.auth_penalty),
+            live: Live::default(),
+            strict_reload: self.strict_reload,
             means: Means {
-                policy: Policy { allow_inside: self.allow_inside },
+                caps: SharedCaps::new(self.per_user),
                 resolver: Arc::new(Resolver::new(self.resolvers)),
                 resolve_timeout: self.resolve_timeout,
                 connect_timeout: self.connect_timeout,
@@ -152,14 +190,14 @@ impl Config {
             log,
             allow_4a: self.allow_4a,
             handshake_timeout: self.handshake_timeout,
-            limits: Limits {
-                idle: self.idle_timeout,
-                linger: self.linger_timeout,
-                rates: Vec::new(),
-            },
+            ident_port: self.ident_port,
+            ident_timeout: self.ident_timeout,
+            idle: self.idle_timeout,
+            linger: self.linger_timeout,
             fragments: self.fragments,
             udp_idle: self.udp_idle_timeout,
         };
-        Ok(Started { listeners, listening, service: Arc::new(service), caps, users: user_count })
+        let source = self.policy;
+        Ok(Started { listeners, listening, service: Arc::new(service), caps, source })
     }
 }

@@ -37,33 +37,42 @@ impl PerFamily {
     }
 }
 
-/// Connects to the first of `addrs` that answers. Families take turns, beginning with that of the
-/// first; an address has 250 ms before the next is tried beside it. Where `source` has an address
-/// of the family, connections leave from it.
+/// Where to connect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// To this address.
+    pub addr: SocketAddr,
+    /// From this address of the same family, or from one of the system's choice.
+    pub source: Option<IpAddr>,
+}
+
+/// Connects to the first of `targets` that answers; returns the connection and the target's index.
+/// Families take turns, beginning with that of the first; an address has 250 ms before the next is
+/// tried beside it.
 ///
 /// # Errors
 /// The error of the last attempt that failed; `TimedOut` at `deadline`.
-pub fn connect(
-    addrs: &[SocketAddr],
-    source: PerFamily,
-    deadline: Instant,
-) -> io::Result<TcpStream> {
-    match *addrs {
-        [addr] if source.of_family(addr.ip()).is_none() => {
+pub fn connect(targets: &[Target], deadline: Instant) -> io::Result<(TcpStream, usize)> {
+    match *targets {
+        [Target { addr, source: None }] => {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Err(io::ErrorKind::TimedOut.into());
             }
-            TcpStream::connect_timeout(&addr, left)
+            TcpStream::connect_timeout(&addr, left).map(|stream| (stream, 0))
         }
-        _ => race(interleave(addrs), source, deadline),
+        _ => race(interleave(targets), deadline),
     }
 }
 
-/// Puts addresses in the order to try them: families in turn, the first one's first.
-fn interleave(addrs: &[SocketAddr]) -> impl Iterator<Item = SocketAddr> {
-    let v4_first = addrs.first().is_some_and(SocketAddr::is_ipv4);
-    let family = |v4: bool| addrs.iter().copied().filter(move |addr| addr.is_ipv4() == v4);
+/// Puts targets, with their indices, in the order to try them: families in turn, the first one's
+/// first.
+fn interleave(targets: &[Target]) -> impl Iterator<Item = (usize, Target)> {
+    let v4_first = targets.first().is_some_and(|target| target.addr.is_ipv4());
+    let family = |v4: bool| {
+        let all = targets.iter().copied().enumerate();
+        all.filter(move |(_, target)| target.addr.is_ipv4() == v4)
+    };
     let (mut a, mut b) = (family(v4_first), family(!v4_first));
     let mut turn = false;
     std::iter::from_fn(move || {
@@ -74,11 +83,10 @@ fn interleave(addrs: &[SocketAddr]) -> impl Iterator<Item = SocketAddr> {
 }
 
 fn race(
-    mut addrs: impl Iterator<Item = SocketAddr>,
-    source: PerFamily,
+    mut targets: impl Iterator<Item = (usize, Target)>,
     deadline: Instant,
-) -> io::Result<TcpStream> {
-    let mut pending: Vec<OwnedFd> = Vec::new();
+) -> io::Result<(TcpStream, usize)> {
+    let mut pending: Vec<(OwnedFd, usize)> = Vec::new();
     let mut failure = io::Error::from(io::ErrorKind::AddrNotAvailable);
     let mut next_at = Instant::now();
     let mut more = true;
@@ -88,15 +96,15 @@ fn race(
             return Err(io::ErrorKind::TimedOut.into());
         }
         if more && (now >= next_at || pending.is_empty()) {
-            match addrs.next() {
+            match targets.next() {
                 None => more = false,
-                Some(addr) => {
+                Some((index, target)) => {
                     if pending.len() == PENDING_MAX {
                         pending.remove(0);
                     }
-                    match start(addr, source) {
+                    match start(target) {
                         Ok(fd) => {
-                            pending.push(fd);
+                            pending.push((fd, index));
                             next_at = now + ATTEMPT_DELAY;
                         }
                         Err(error) => failure = error,
@@ -109,7 +117,8 @@ fn race(
             return Err(failure);
         }
         let until = if more { next_at.min(deadline) } else { deadline };
-        let mut fds: Vec<_> = pending.iter().map(|fd| sys::PollFd::new(fd, sys::POLLOUT)).collect();
+        let mut fds: Vec<_> =
+            pending.iter().map(|(fd, _)| sys::PollFd::new(fd, sys::POLLOUT)).collect();
         match sys::poll(&mut fds, Some(until.saturating_duration_since(now))) {
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
@@ -117,16 +126,16 @@ fn race(
         }
         let ready: Vec<bool> = fds.iter().map(|fd| fd.has(!0)).collect();
         let mut waiting = Vec::new();
-        for (fd, ready) in std::mem::take(&mut pending).into_iter().zip(ready) {
+        for ((fd, index), ready) in std::mem::take(&mut pending).into_iter().zip(ready) {
             if !ready {
-                waiting.push(fd);
+                waiting.push((fd, index));
                 continue;
             }
             let stream = TcpStream::from(fd);
             match stream.take_error()? {
                 None => {
                     stream.set_nonblocking(false)?;
-                    return Ok(stream);
+                    return Ok((stream, index));
                 }
                 Some(error) => {
                     failure = error;
@@ -140,9 +149,9 @@ fn race(
 }
 
 /// Starts one connection; it is made once the descriptor can be written to without an error.
-fn start(addr: SocketAddr, source: PerFamily) -> io::Result<OwnedFd> {
+fn start(Target { addr, source }: Target) -> io::Result<OwnedFd> {
     let fd = sys::tcp_socket(addr)?;
-    if let Some(ip) = source.of_family(addr.ip()) {
+    if let Some(ip) = source {
         sys::set_bind_address_no_port(&fd)?;
         sys::bind_socket(&fd, SocketAddr::new(ip, 0))?;
     }
@@ -161,6 +170,10 @@ mod tests {
         Instant::now() + Duration::from_secs(5)
     }
 
+    fn targets<const N: usize>(addrs: [SocketAddr; N]) -> [Target; N] {
+        addrs.map(|addr| Target { addr, source: None })
+    }
+
     fn refusing() -> SocketAddr {
         // Bound, so that nobody else listens there, but not listening itself.
         let fd = sys::tcp_socket("127.0.0.9:0".parse().unwrap()).unwrap();
@@ -176,7 +189,8 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let target = listener.local_addr().unwrap();
         let begun = Instant::now();
-        let stream = connect(&[refusing(), target], PerFamily::default(), soon()).unwrap();
+        let (stream, index) = connect(&targets([refusing(), target]), soon()).unwrap();
+        assert_eq!(index, 1);
         assert_eq!(stream.peer_addr().unwrap(), target);
         assert!(begun.elapsed() < ATTEMPT_DELAY);
     }
@@ -187,43 +201,45 @@ mod tests {
         let full = TcpListener::bind("127.0.0.1:0").unwrap();
         sys::listen(&full, 0).unwrap();
         let silent = full.local_addr().unwrap();
-        let _fill: Vec<_> = (0..3).map(|_| start(silent, PerFamily::default())).collect();
+        let _fill: Vec<_> = (0..3).map(|_| start(targets([silent])[0])).collect();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let target = listener.local_addr().unwrap();
-        let stream = connect(&[silent, target], PerFamily::default(), soon()).unwrap();
+        let (stream, index) = connect(&targets([silent, target]), soon()).unwrap();
+        assert_eq!(index, 1);
         assert_eq!(stream.peer_addr().unwrap(), target);
 
         let deadline = Instant::now() + Duration::from_millis(100);
-        let error = connect(&[silent, silent], PerFamily::default(), deadline).unwrap_err();
+        let error = connect(&targets([silent, silent]), deadline).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut, "V4-32");
         let deadline = Instant::now() + Duration::from_millis(100);
-        let error = connect(&[silent], PerFamily::default(), deadline).unwrap_err();
+        let error = connect(&targets([silent]), deadline).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut, "V4-32");
     }
 
     #[test]
     fn the_error_of_the_last_attempt_is_told() {
-        let error = connect(&[refusing(), refusing()], PerFamily::default(), soon()).unwrap_err();
+        let error = connect(&targets([refusing(), refusing()]), soon()).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
-        assert!(connect(&[], PerFamily::default(), soon()).is_err());
+        assert!(connect(&targets([]), soon()).is_err());
     }
 
     #[test]
     fn a_connection_leaves_from_the_source_given() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let source = PerFamily { v4: Some(IpAddr::from([127, 0, 0, 5])), v6: None };
-        let stream = connect(&[listener.local_addr().unwrap()], source, soon()).unwrap();
+        let source = Some(IpAddr::from([127, 0, 0, 5]));
+        let target = Target { addr: listener.local_addr().unwrap(), source };
+        let (stream, _) = connect(&[target], soon()).unwrap();
         assert_eq!(stream.local_addr().unwrap().ip(), IpAddr::from([127, 0, 0, 5]));
         assert_eq!(listener.accept().unwrap().1, stream.local_addr().unwrap());
     }
 
     #[test]
     fn families_take_turns() {
-        let addrs: Vec<SocketAddr> = ["[::1]:1", "[::2]:1", "[::3]:1", "1.1.1.1:1", "2.2.2.2:1"]
-            .map(|text| text.parse().unwrap())
-            .into();
-        let order: Vec<String> = interleave(&addrs).map(|addr| addr.ip().to_string()).collect();
-        assert_eq!(order, ["::1", "1.1.1.1", "::2", "2.2.2.2", "::3"]);
-        assert_eq!(interleave(&vec![addrs[0]; 100]).count(), ATTEMPTS_MAX);
+        let addrs = ["[::1]:1", "[::2]:1", "[::3]:1", "1.1.1.1:1", "2.2.2.2:1"];
+        let targets = targets(addrs.map(|text| text.parse().unwrap()));
+        let order: Vec<usize> = interleave(&targets).map(|(index, _)| index).collect();
+        assert_eq!(order, [0, 3, 1, 4, 2]);
+        assert!(interleave(&targets).all(|(index, target)| targets[index] == target));
+        assert_eq!(interleave(&vec![targets[0]; 100]).count(), ATTEMPTS_MAX);
     }
 }

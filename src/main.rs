@@ -5,11 +5,14 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use socksd::cli::{self, Action};
-use socksd::config::{Config, StartError, Started};
+use socksd::config::{Config, PolicySource, StartError, Started};
 use socksd::hash;
 use socksd::log::{Level, Line};
 use socksd::server::{self, Ending, signals};
+use socksd::session::Service;
 
+/// The request that `--explain` asks about is denied.
+const EXIT_DENIED: u8 = 1;
 /// Wrong usage or configuration: starting again will not help.
 const EXIT_USAGE: u8 = 100;
 /// A system call failed: starting again may help.
@@ -19,6 +22,14 @@ fn main() -> ExitCode {
     // Nobody may be reading standard output or error; neither is a reason to fail.
     match cli::parse(std::env::args_os().skip(1)) {
         Ok(Action::Run(config)) => status(run(*config)),
+        Ok(Action::Check(source)) => status(source.load().map(drop)),
+        Ok(Action::Explain(source, request)) => match source.explain(&request) {
+            Ok((text, allowed)) => {
+                let _ = write!(io::stdout(), "{text}");
+                if allowed { ExitCode::SUCCESS } else { ExitCode::from(EXIT_DENIED) }
+            }
+            Err(error) => status(Err(error)),
+        },
         Ok(Action::Hash) => status(print_hash()),
         Ok(Action::Print(text)) => {
             let _ = write!(io::stdout(), "{text}");
@@ -51,7 +62,7 @@ fn print_hash() -> Result<(), StartError> {
 fn run(config: Config) -> Result<(), StartError> {
     signals::block().map_err(|error| StartError::system("block signals", &error))?;
     let asked = config.caps;
-    let Started { listeners, listening, service, caps, users } = config.start()?;
+    let Started { listeners, listening, service, caps, source } = config.start()?;
     let logging = Arc::clone(&service);
     std::panic::set_hook(Box::new(move |info| {
         logging.log.write(Level::Quiet, Line::new("panic").text("error", info));
@@ -62,9 +73,9 @@ fn run(config: Config) -> Result<(), StartError> {
     let limits = Line::new("limits")
         .field("sessions", caps.sessions)
         .field("per-client", caps.per_client)
-        .field("half-open", caps.half_open)
-        .field("users", users.map_or_else(|| "-".into(), |count| count.to_string()));
+        .field("half-open", caps.half_open);
     service.log.write(Level::Normal, limits);
+    service.log.write(Level::Normal, policy_line("policy", &service));
     if caps.sessions < asked.sessions {
         let line = Line::new("warning").text(
             "error",
@@ -72,7 +83,8 @@ fn run(config: Config) -> Result<(), StartError> {
         );
         service.log.write(Level::Quiet, line);
     }
-    let ending = server::run(listeners, &service, caps)
+    let reloading = Arc::clone(&service);
+    let ending = server::run(listeners, &service, caps, move || reload(&source, &reloading))
         .map_err(|error| StartError::system("start a thread", &error))?;
     match ending {
         Ending::Signal(signal) => {
@@ -80,5 +92,30 @@ fn run(config: Config) -> Result<(), StartError> {
             Ok(())
         }
         Ending::Broken(error) => Err(StartError::system("accept clients", &error)),
+    }
+}
+
+/// A line that tells how much there is to go by.
+fn policy_line(event: &str, service: &Service) -> Line {
+    let policy = service.policy.get();
+    let users = policy.users.as_ref().map_or_else(|| "-".into(), |users| users.len().to_string());
+    Line::new(event).field("rules", policy.len()).field("users", users)
+}
+
+/// Reads rules and users anew. Where anything is wrong with them, what is in force stays.
+fn reload(source: &PolicySource, service: &Service) {
+    match source.load() {
+        Ok(policy) => {
+            service.change_policy(policy);
+            service.log.write(Level::Normal, policy_line("reload", service));
+        }
+        Err(StartError::Config(errors)) => {
+            for error in errors {
+                service.log.write(Level::Quiet, Line::new("reload-failed").text("error", error));
+            }
+        }
+        Err(StartError::System(error)) => {
+            service.log.write(Level::Quiet, Line::new("reload-failed").text("error", error));
+        }
     }
 }

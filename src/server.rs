@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use crate::log::{Level, Line};
 use crate::server::sessions::{Caps, Refusal, Sessions};
+use crate::server::signals::Signal;
 use crate::session::{self, Service};
 use crate::sys;
 use crate::wire::canonical;
@@ -98,11 +99,17 @@ pub enum Ending {
 }
 
 /// Serves clients of all `listeners`, each on a thread of its own, until a signal comes or a
-/// listener breaks. Sessions under way end with the process. The signals must have been blocked.
+/// listener breaks; SIGHUP calls `reload`. Sessions under way end with the process. The signals must
+/// have been blocked.
 ///
 /// # Errors
 /// Where a thread cannot be started.
-pub fn run(listeners: Vec<TcpListener>, service: &Arc<Service>, caps: Caps) -> io::Result<Ending> {
+pub fn run(
+    listeners: Vec<TcpListener>,
+    service: &Arc<Service>,
+    caps: Caps,
+    reload: impl Fn() + Send + 'static,
+) -> io::Result<Ending> {
     let sessions = Arc::new(Sessions::new(caps));
     let (tx, ending) = mpsc::channel();
     for listener in listeners {
@@ -120,7 +127,14 @@ pub fn run(listeners: Vec<TcpListener>, service: &Arc<Service>, caps: Caps) -> i
         })?;
     }
     thread::Builder::new().name("signals".into()).spawn(move || {
-        let _ = tx.send(signals::wait().map_or_else(Ending::Broken, Ending::Signal));
+        let ending = loop {
+            match signals::wait() {
+                Ok(Signal::Reload) => reload(),
+                Ok(Signal::End(name)) => break Ending::Signal(name),
+                Err(error) => break Ending::Broken(error),
+            }
+        };
+        let _ = tx.send(ending);
     })?;
     ending.recv().map_err(io::Error::other)
 }

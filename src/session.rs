@@ -1,6 +1,8 @@
 //! One client, from its first octet to its last: the only place that writes to a client before the
 //! relay, and that decides nothing itself.
 
+pub mod live;
+
 use std::fmt::Display;
 use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
@@ -9,13 +11,20 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::auth::{Auth, AuthError, User};
-use crate::command::{Failure, Means, Opened, associate, bind, connect};
+use crate::auth::ident::{self, IdentError};
+use crate::auth::penalties::Penalties;
+use crate::auth::users::Users;
+use crate::auth::{AuthError, User};
+use crate::command::caps::Slot;
+use crate::command::{Admission, Failure, Means, Opened, associate, bind, connect};
+use crate::dial::{self, Target};
 use crate::log::{Level, Line, Log};
-use crate::policy::Asker;
-use crate::policy::nets::client_block;
+use crate::policy::nets::{Set, client_block};
+use crate::policy::rules::{Ident, Logging, Place, Rule};
+use crate::policy::{Asker, Current, Denial, Policy};
 use crate::relay::udp::{Sockets, Terms};
 use crate::relay::{self, End, Limits, Stopper, Traffic};
+use crate::session::live::{Grant, Live};
 use crate::sys::{self, PollFd};
 use crate::threads::{Reserved, Threads};
 use crate::wire::socks4::{self, Cd};
@@ -36,8 +45,14 @@ const DRAIN_TIME: Duration = Duration::from_secs(2);
 
 /// What all sessions share.
 pub struct Service {
-    /// How clients prove who they are.
-    pub auth: Auth,
+    /// Who may do what.
+    pub policy: Arc<Current>,
+    /// Who has failed to authenticate of late.
+    pub penalties: Penalties,
+    /// The sessions under way.
+    pub live: Live,
+    /// Whether sessions that a new policy would not grant end with the old one.
+    pub strict_reload: bool,
     /// What commands work with.
     pub means: Means,
     /// Threads for sessions and their second direction.
@@ -48,8 +63,14 @@ pub struct Service {
     pub allow_4a: bool,
     /// How long a client may take from its connection to the end of its request.
     pub handshake_timeout: Duration,
-    /// Limits of TCP relays.
-    pub limits: Limits,
+    /// The port at which a client's host answers IDENT queries.
+    pub ident_port: u16,
+    /// How long it may take to do so.
+    pub ident_timeout: Duration,
+    /// How long neither side of a tunnel may send anything; `None` for ever.
+    pub idle: Option<Duration>,
+    /// The same once one side has closed.
+    pub linger: Duration,
     /// Whether fragments of datagrams are put together rather than dropped.
     pub fragments: bool,
     /// How long an association may pass no datagram; `None` for ever.
@@ -60,7 +81,15 @@ impl Service {
     /// Whether a client is refused for a while because it has failed to authenticate too often.
     #[must_use]
     pub fn shuts_out(&self, client: IpAddr) -> bool {
-        self.auth.penalties.shut_out(client_block(client), Instant::now())
+        self.penalties.shut_out(client_block(client), Instant::now())
+    }
+
+    /// Puts another policy in force.
+    pub fn change_policy(&self, policy: Policy) {
+        self.policy.set(policy);
+        if self.strict_reload {
+            self.live.revoke(&self.policy.get());
+        }
     }
 }
 
@@ -74,7 +103,8 @@ pub fn run(
     half_open: impl Sized,
 ) {
     let mut record = Record::new(number, client);
-    let mut session = Session { service, client, record: &mut record };
+    let policy = service.policy.get();
+    let mut session = Session { service, policy, client, record: &mut record };
     match session.serve(stream, half_open) {
         Ok(end) => record.write(&service.log, "close", Level::Normal, end, None),
         Err(Stop::Gone) => record.write(&service.log, "close", Level::Normal, "client", None),
@@ -96,6 +126,9 @@ struct Record {
     peer: Option<SocketAddr>,
     local: Option<SocketAddr>,
     reply: Option<u8>,
+    /// The rule that decided, and what it has logged.
+    rule: Option<Place>,
+    logging: Option<Logging>,
     traffic: Arc<Traffic>,
     dropped: Arc<AtomicU64>,
 }
@@ -113,6 +146,8 @@ impl Record {
             peer: None,
             local: None,
             reply: None,
+            rule: None,
+            logging: None,
             traffic: Arc::default(),
             dropped: Arc::default(),
         }
@@ -135,6 +170,25 @@ impl Record {
         }
         .address("addr", self.peer)
         .address("local", self.local)
+        .field("rule", or_dash(self.rule.as_ref().map(Place::to_string)))
+    }
+
+    /// Notes the rule that decided.
+    fn note(&mut self, rule: &Rule) {
+        self.rule = Some(rule.place.clone());
+        self.logging = rule.settings.log;
+    }
+
+    /// Writes a line of what happens within the session.
+    fn tell(&self, log: &Log, event: &str) {
+        let level = match self.logging {
+            Some(Logging::No) => return,
+            Some(Logging::Verbose) => Level::Normal,
+            None => Level::Verbose,
+        };
+        if log.wants(level) {
+            log.write(level, self.line(event));
+        }
     }
 
     fn write(
@@ -145,7 +199,7 @@ impl Record {
         reason: impl Display,
         error: Option<&str>,
     ) {
-        if !log.wants(level) {
+        if !log.wants(level) || self.logging == Some(Logging::No) {
             return;
         }
         let line = self
@@ -181,11 +235,22 @@ impl Stop {
 }
 
 /// What is left to do once a request is granted.
-enum Granted {
+enum Work {
     /// Relay octets with the target; the thread copies the direction from it.
     Tunnel(TcpStream, Reserved),
     /// Relay datagrams.
-    Association(Sockets, Asker),
+    Association(Sockets),
+}
+
+/// A request granted.
+struct Granted {
+    asker: Asker,
+    /// What for and the address it led to, unless it is an association.
+    target: Option<(Destination, IpAddr)>,
+    work: Work,
+    admission: Admission,
+    /// The session's place among those of its user.
+    _of_user: Slot,
 }
 
 /// What the handshake comes to.
@@ -196,6 +261,8 @@ struct Agreed {
 
 struct Session<'a> {
     service: &'a Service,
+    /// What was in force when the client came, and is for all its session.
+    policy: Arc<Policy>,
     client: SocketAddr,
     record: &'a mut Record,
 }
@@ -237,29 +304,24 @@ impl Session<'_> {
         };
         self.record.user.clone_from(&request.userid);
         self.note(&request);
-        match self.service.auth.anonymous() {
-            Some(user) => Ok(Agreed { request, user }),
-            None => {
-                self.reply4(intake, Cd::REJECTED, NO_ADDRESS)?;
-                Err(Stop::refused("method", "SOCKS 4 cannot give a password"))
-            }
-        }
+        Ok(Agreed { request, user: User::anonymous() })
     }
 
     /// SOCKS 5: greeting, perhaps a password, request (RFC 1928 sections 3 and 4).
     fn handshake5(&mut self, intake: &mut Intake) -> Result<Agreed, Stop> {
         self.record.version = Some(Version::V5);
-        let auth = &self.service.auth;
         let offered = intake.decode(socks5::decode_greeting)?;
-        let method = auth.select(&offered).unwrap_or(Method::NO_ACCEPTABLE);
-        self.send(intake, &socks5::encode_selection(method))?;
-        let user = match method {
-            Method::NONE => auth.anonymous(),
-            Method::USERPASS => Some(self.password(intake)?),
-            _ => None,
-        };
-        let Some(user) = user else {
-            return Err(Stop::refused("method", "no acceptable method offered"));
+        let methods = self.policy.methods(self.client.ip());
+        let method = methods.select(&offered);
+        let answer = method.unwrap_or(Method::NO_ACCEPTABLE);
+        self.send(intake, &socks5::encode_selection(answer))?;
+        let user = match (method, &Arc::clone(&self.policy).users) {
+            (Some(Method::NONE), _) => User::anonymous(),
+            (Some(Method::USERPASS), Some(users)) => self.password(users, intake)?,
+            _ if !methods.none && !methods.userpass => {
+                return Err(Stop::refused("denied", "no rule allows this client anything"));
+            }
+            _ => return Err(Stop::refused("method", "no acceptable method offered")),
         };
         match intake.decode(socks5::decode_request) {
             Ok(request) => {
@@ -279,7 +341,7 @@ impl Session<'_> {
     }
 
     /// The sub-negotiation of RFC 1929.
-    fn password(&mut self, intake: &mut Intake) -> Result<User, Stop> {
+    fn password(&mut self, users: &Users, intake: &mut Intake) -> Result<User, Stop> {
         let claim = match intake.decode(userpass::decode_request) {
             Ok(claim) => claim,
             Err(stop) => {
@@ -291,7 +353,9 @@ impl Session<'_> {
         };
         self.record.user.clone_from(&claim.uname);
         let client = client_block(self.client.ip());
-        let checked = self.service.auth.check(&claim, client, intake.deadline);
+        let penalties = &self.service.penalties;
+        let shut_out = || penalties.shut_out(client, Instant::now());
+        let checked = users.check(&claim, intake.deadline, shut_out);
         if let Err(AuthError::Wrong | AuthError::Expired) = checked {
             self.penalize(intake.deadline);
         }
@@ -314,7 +378,7 @@ impl Session<'_> {
 
     /// Counts a wrong password and waits before its answer.
     fn penalize(&self, deadline: Instant) {
-        let (penalties, now) = (&self.service.auth.penalties, Instant::now());
+        let (penalties, now) = (&self.service.penalties, Instant::now());
         let penalty = penalties.fail(client_block(self.client.ip()), now);
         if penalty.shuts_out {
             let line = Line::new("penalty")
@@ -329,97 +393,155 @@ impl Session<'_> {
         self.record.version = Some(request.version);
         self.record.command = Some(request.command);
         self.record.dst = Some(request.dst.clone());
-        if self.service.log.wants(Level::Verbose) {
-            self.service.log.write(Level::Verbose, self.record.line("request"));
-        }
     }
 
     /// Carries out the request and replies.
     fn carry_out(&mut self, agreed: Agreed, intake: &mut Intake) -> Result<Granted, Stop> {
         let Agreed { request, user } = agreed;
-        let Request { version, command, dst, .. } = request;
-        let asker = Asker { client: self.client.ip(), user, version, command };
-        let result = match command {
-            Command::CONNECT => self.connect(&asker, &dst, intake),
-            Command::BIND => self.bind(&asker, &dst, intake),
-            Command::UDP_ASSOCIATE if version == Version::V5 => self.associate(asker, intake),
-            _ => Err(Failure::Command),
-        };
-        result.map_err(|failure| self.refuse(version, &failure, intake))
+        let Request { version, command, dst, userid } = request;
+        let ident = Ident::NotAsked;
+        let mut asker = Asker { client: self.client.ip(), user, ident, version, command };
+        self.grant(&mut asker, dst, &userid, intake)
+            .map_err(|failure| self.refuse(version, &failure, intake))
     }
 
-    fn connect(
+    fn grant(
         &mut self,
-        asker: &Asker,
-        dst: &Destination,
+        asker: &mut Asker,
+        dst: Destination,
+        userid: &[u8],
         intake: &mut Intake,
     ) -> Result<Granted, Failure> {
+        // Where an association's datagrams go is not known yet.
+        let asked = match asker.command {
+            Command::CONNECT | Command::BIND => Some(&dst),
+            Command::UDP_ASSOCIATE if asker.version == Version::V5 => None,
+            _ => return Err(Failure::Command),
+        };
+        let policy = Arc::clone(&self.policy);
+        if policy.wants_ident(asker, asked) {
+            asker.ident = self.identify(&policy, asker, userid, intake);
+        }
+        if let Err(Denial::Rule(rule)) | Ok(rule) = policy.admit(asker, asked).cloned() {
+            self.record.note(&rule);
+        }
+        self.record.tell(&self.service.log, "request");
+        let means = &self.service.means;
+        if asked.is_none() {
+            let local = intake.local()?;
+            let (sockets, bnd, admission) = associate::open(means, &policy, asker, local)?;
+            let of_user = means.caps.of_user(asker)?;
+            self.record.local = Some(bnd);
+            self.granted(asker.version, bnd, intake)?;
+            let work = Work::Association(sockets);
+            return Ok(Granted {
+                asker: asker.clone(),
+                target: None,
+                work,
+                admission,
+                _of_user: of_user,
+            });
+        }
         // Before the reply: a relay that cannot be run must not be granted.
         let helper = self.service.threads.reserve().map_err(Failure::NoThread)?;
-        let opened = connect::open(&self.service.means, asker, dst)?;
-        self.record.local = Some(opened.bnd);
-        self.tunnel(asker.version, opened, helper, intake)
-    }
-
-    fn bind(
-        &mut self,
-        asker: &Asker,
-        dst: &Destination,
-        intake: &mut Intake,
-    ) -> Result<Granted, Failure> {
-        let means = &self.service.means;
-        let helper = self.service.threads.reserve().map_err(Failure::NoThread)?;
-        let bound = bind::open(means, asker, dst, intake.local()?)?;
-        self.record.local = Some(bound.bnd);
-        self.granted(asker.version, bound.bnd, intake)?;
-        let opened = bound.wait(means, asker, &intake.stream)?;
-        self.tunnel(asker.version, opened, helper, intake)
-    }
-
-    /// Tells the client that its target stands open.
-    fn tunnel(
-        &mut self,
-        version: Version,
-        opened: Opened,
-        helper: Reserved,
-        intake: &mut Intake,
-    ) -> Result<Granted, Failure> {
-        self.record.peer = Some(opened.peer);
-        relay::prepare(&opened.target);
-        self.granted(version, opened.bnd, intake)?;
-        let log = &self.service.log;
-        if log.wants(Level::Verbose) {
-            log.write(Level::Verbose, self.record.line("connect"));
-        }
-        Ok(Granted::Tunnel(opened.target, helper))
-    }
-
-    fn associate(&mut self, asker: Asker, intake: &mut Intake) -> Result<Granted, Failure> {
-        let (sockets, bnd) = associate::open(&self.service.means, &asker, intake.local()?)?;
-        self.record.local = Some(bnd);
+        let of_user = means.caps.of_user(asker)?;
+        let opened = if asker.command == Command::CONNECT {
+            let opened = connect::open(means, &policy, asker, &dst)?;
+            self.record.local = Some(opened.bnd);
+            opened
+        } else {
+            let bound = bind::open(means, &policy, asker, &dst, intake.local()?)?;
+            self.record.local = Some(bound.bnd);
+            self.granted(asker.version, bound.bnd, intake)?;
+            bound.wait(means, &policy, asker, &intake.stream)?
+        };
+        let Opened { target, peer, bnd, admission } = opened;
+        self.record.peer = Some(peer);
+        self.record.note(&admission.rule);
+        relay::prepare(&target);
         self.granted(asker.version, bnd, intake)?;
-        Ok(Granted::Association(sockets, asker))
+        self.record.tell(&self.service.log, "connect");
+        let work = Work::Tunnel(target, helper);
+        let target = Some((dst, peer.ip()));
+        Ok(Granted { asker: asker.clone(), target, work, admission, _of_user: of_user })
+    }
+
+    /// Asks the client's host who the client is (RFC 1413), from the address the client reached.
+    fn identify(
+        &mut self,
+        policy: &Policy,
+        asker: &Asker,
+        userid: &[u8],
+        intake: &Intake,
+    ) -> Ident {
+        let deadline = Instant::now() + self.service.ident_timeout;
+        let ask = || {
+            let local = intake.local()?;
+            let mut addr = self.client;
+            addr.set_port(self.service.ident_port);
+            // A link-local address is no source without its scope; the system then finds it.
+            let source = Some(local.ip()).filter(|&ip| ip.is_ipv4() || !Set::Linklocal.holds(ip));
+            let (stream, _) = dial::connect(&[Target { addr, source }], deadline)?;
+            Ok::<_, IdentError>(ident::ask(stream, self.client.port(), local.port(), deadline)?)
+        };
+        match ask() {
+            Ok(answer) => {
+                let ident = Ident::of_answer(policy.users.as_ref(), asker.version, userid, &answer);
+                if self.record.user.is_empty()
+                    && let Ident::Proved(user) = &ident
+                {
+                    self.record.user = user.name().unwrap_or_default().to_vec();
+                }
+                ident
+            }
+            Err(error) => {
+                let log = &self.service.log;
+                if log.wants(Level::Verbose) {
+                    log.write(Level::Verbose, self.record.line("ident").text("error", error));
+                }
+                Ident::Unproved
+            }
+        }
     }
 
     /// Relays until the session ends.
     fn relay(&self, granted: Granted, intake: Intake) -> End {
-        let Service { means, limits, fragments, udp_idle, .. } = self.service;
+        let Service { means, live, policy, linger, .. } = self.service;
+        let Granted { asker, target, work, admission, _of_user } = granted;
+        let rule = &admission.rule;
+        let idle = |default: Option<Duration>| match rule.settings.idle {
+            Some(idle) => Some(idle).filter(|idle| !idle.is_zero()),
+            None => default,
+        };
+        let rates = means.caps.rates(&asker, rule);
+        let stopper = Stopper::default();
+        let grant = Grant {
+            asker: asker.clone(),
+            target,
+            policy: Arc::clone(&self.policy),
+            stopper: stopper.clone(),
+        };
+        let entered = live.enter(self.record.number, grant);
+        if self.service.strict_reload {
+            // Another policy may have come into force since this session was judged.
+            entered.check(&policy.get());
+        }
         let (client, leftover) = intake.into_tunnel();
         let traffic = &self.record.traffic;
-        let stopper = Stopper::default();
-        match granted {
-            Granted::Tunnel(target, helper) => {
-                relay::run(client, &leftover, target, helper, limits.clone(), traffic, &stopper)
+        match work {
+            Work::Tunnel(target, helper) => {
+                let limits = Limits { idle: idle(self.service.idle), linger: *linger, rates };
+                relay::run(client, &leftover, target, helper, limits, traffic, &stopper)
             }
-            Granted::Association(sockets, asker) => {
+            Work::Association(sockets) => {
                 let terms = Terms {
                     asker,
-                    policy: means.policy,
+                    policy: Arc::clone(policy),
                     resolver: Arc::clone(&means.resolver),
                     resolve_timeout: means.resolve_timeout,
-                    fragments: *fragments,
-                    idle: *udp_idle,
-                    rates: limits.rates.clone(),
+                    fragments: self.service.fragments,
+                    idle: idle(self.service.udp_idle),
+                    rates,
                 };
                 relay::udp::run(client, sockets, terms, traffic, &self.record.dropped, &stopper)
             }
@@ -445,6 +567,10 @@ impl Session<'_> {
             Failure::WrongPeer(peer) => {
                 self.record.peer = Some(*peer);
                 *peer
+            }
+            Failure::Denied(Denial::Rule(rule)) => {
+                self.record.note(rule);
+                NO_ADDRESS
             }
             _ => NO_ADDRESS,
         };

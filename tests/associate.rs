@@ -380,7 +380,7 @@ fn an_advertised_address_and_a_port_of_the_range_are_told() {
 #[test]
 fn real_29_an_ipv6_client_gets_an_ipv6_relay() {
     let server = Server::spawn(std::process::Command::new(SOCKSD).args([
-        "--allow-inside",
+        "--rule=allow to all",
         "--listen",
         "[::]:0",
     ]));
@@ -401,7 +401,7 @@ fn real_29_an_ipv6_client_gets_an_ipv6_relay() {
 fn a_link_local_client_gets_a_relay_on_its_own_link() {
     isolated("a_link_local_client_gets_a_relay_on_its_own_link", || {
         let here = link_local();
-        let listen = ["--allow-inside", "--listen", "[::]:1080"];
+        let listen = ["--rule=allow to all", "--listen", "[::]:1080"];
         let server = Server::spawn(std::process::Command::new(SOCKSD).args(listen));
         let mut control = connect(here(1080));
         control.write_all(&[HELLO, &request5(3, "[::]:0".parse().unwrap())].concat()).unwrap();

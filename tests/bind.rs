@@ -174,7 +174,7 @@ fn v4_41_a_client_that_leaves_takes_its_listener_along() {
 #[test]
 fn real_29_an_ipv6_client_gets_an_ipv6_listener() {
     let server = Server::spawn(std::process::Command::new(SOCKSD).args([
-        "--allow-inside",
+        "--rule=allow to all",
         "--listen",
         "[::]:0",
     ]));
@@ -209,7 +209,7 @@ fn real_29_an_ipv6_client_gets_an_ipv6_listener() {
 fn a_link_local_client_gets_a_listener_on_its_own_link() {
     isolated("a_link_local_client_gets_a_listener_on_its_own_link", || {
         let here = link_local();
-        let listen = ["--allow-inside", "--listen", "[::]:1080"];
+        let listen = ["--rule=allow to all", "--listen", "[::]:1080"];
         let server = Server::spawn(std::process::Command::new(SOCKSD).args(listen));
         let mut client = connect(here(1080));
         client.write_all(&[HELLO, &request5(2, "[::]:0".parse().unwrap())].concat()).unwrap();

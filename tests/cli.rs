@@ -482,7 +482,7 @@ fn a_failure_has_its_status_where_nobody_can_be_told() {
 #[test]
 fn a_server_without_standard_descriptors_serves_and_logs_to_its_file() {
     let log = TempFile::new("");
-    let args = ["--listen", "127.0.0.1:0", "--allow-inside", "--log", log.path()];
+    let args = ["--listen", "127.0.0.1:0", "--rule=allow to all", "--log", log.path()];
     let mut server = redirected("<&- >&- 2>&-", &args).spawn().unwrap();
     let lines = || fs::read_to_string(log.path()).unwrap();
     eventually("it listens", || lines().contains("event=limits "));

@@ -625,7 +625,7 @@ fn every_address_of_this_host_that_leads_back_to_the_server_is_refused() {
         ip("addr add fd00:9::1/64 dev link0 nodad");
         ip("addr add fd00:9::2/64 dev link0 nodad");
         Dns::start(&[]);
-        let listen = ["--allow-inside", "--listen", "0.0.0.0:1080", "--listen", "[::]:1080"];
+        let listen = ["--rule=allow to all", "--listen", "0.0.0.0:1080", "--listen", "[::]:1080"];
         let server = Server::spawn(Command::new(SOCKSD).args(listen));
         let proxy = SocketAddr::from(([127, 0, 0, 1], 1080));
         let own =

@@ -146,7 +146,7 @@ impl Bare {
         let mut command = in_new_network("exec chroot \"$@\"");
         // The example of the manual.
         command.args(is_root().then_some("--userspec=65534:65534"));
-        command.arg(&directory.0).args(["/socksd", "--allow-inside"]);
+        command.arg(&directory.0).args(["/socksd", "--rule=allow to all"]);
         Self { server: Server::spawn(&mut command), directory }
     }
 

@@ -194,7 +194,7 @@ fn secluded() -> Server {
         demand(program);
     }
     let script = "ip link set lo up && exec \"$@\"";
-    let server = [SOCKSD, "--allow-inside", "--listen", "127.0.0.1:1080"];
+    let server = [SOCKSD, "--rule=allow to all", "--listen", "127.0.0.1:1080"];
     Server::spawn(Command::new("unshare").args(["-r", "-n", "sh", "-c", script, "sh"]).args(server))
 }
 
@@ -777,7 +777,7 @@ fn wireshark_understands_every_reply() {
     demand("tshark");
     let (dir, users) = (TempDir::new(), TempFile::alice());
     let server = secluded();
-    let demanding = [SOCKSD, "--allow-inside", "--listen", "127.0.0.1:1081", "--users"];
+    let demanding = [SOCKSD, "--rule=allow user any to all", "--listen", "127.0.0.1:1081", "--users"];
     let demanding = Server::spawn(
         Command::new("nsenter").args(joining(&server)).args(demanding).arg(users.path()),
     );

@@ -192,7 +192,7 @@ fn a_full_table_of_descriptors_ends_neither_the_server_nor_its_sessions() {
     let server = Server::spawn(Command::new("prlimit").args([
         &format!("--nofile={DESCRIPTORS}"),
         SOCKSD,
-        "--allow-inside",
+        "--rule=allow to all",
         "--listen",
         "127.0.0.1:0",
     ]));
@@ -298,7 +298,7 @@ fn with_hardly_any_descriptors_the_server_keeps_one_session() {
     let target = Target::echo();
     let server = Server::spawn(
         Command::new("sh").args(["-c", "ulimit -n 64 && exec \"$0\" \"$@\"", SOCKSD]).args([
-            "--allow-inside",
+            "--rule=allow to all",
             "--listen",
             "127.0.0.1:0",
         ]),
@@ -323,7 +323,7 @@ impl Unheard {
         let listener = TcpListener::bind((Ipv4Addr::new(127, 99, hi, lo), 0)).unwrap();
         let addr = listener.local_addr().unwrap();
         drop(listener);
-        let listen = ["--allow-inside", "--listen", &addr.to_string()];
+        let listen = ["--rule=allow to all", "--listen", &addr.to_string()];
         let child = command.args(listen).stdin(Stdio::null()).spawn().unwrap();
         let server = Self { child, addr };
         eventually("the server listens", || TcpStream::connect(addr).is_ok());
@@ -404,7 +404,7 @@ fn sessions_are_served_with_a_terminal_for_a_log_that_nobody_reads() {
 fn a_terminal_that_cannot_be_opened_anew_is_logged_to_all_the_same() {
     let script = format!(
         "mount --make-rprivate / && mount -t tmpfs none /proc && \
-         exec script -qec '{SOCKSD} --allow-inside -l 127.0.0.1:0' /dev/null 1>&2"
+         exec script -qec '{SOCKSD} --rule=\"allow to all\" -l 127.0.0.1:0' /dev/null 1>&2"
     );
     let namespaces: &[&str] = if is_root() { &["-m"] } else { &["-r", "-m"] };
     let server =
@@ -760,7 +760,7 @@ fn listening(server: &Server) -> Vec<String> {
 fn a_port_alone_listens_on_both_loopbacks() {
     isolated("a_port_alone_listens_on_both_loopbacks", || {
         let target = Target::echo();
-        let server = Server::spawn(Command::new(SOCKSD).args(["--allow-inside", "-l", "1081"]));
+        let server = Server::spawn(Command::new(SOCKSD).args(["--rule=allow to all", "-l", "1081"]));
         assert_eq!(listening(&server), ["127.0.0.1:1081", "[::1]:1081"]);
         echo_through("127.0.0.1:1081".parse().unwrap(), target.addr);
         echo_through("[::1]:1081".parse().unwrap(), target.addr);
@@ -783,7 +783,7 @@ fn a_port_alone_does_without_ipv6_where_there_is_none() {
     isolated("a_port_alone_does_without_ipv6_where_there_is_none", || {
         fs::write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1").unwrap();
         let target = Target::echo();
-        let server = Server::spawn(Command::new(SOCKSD).args(["--allow-inside", "-l", "1081"]));
+        let server = Server::spawn(Command::new(SOCKSD).args(["--rule=allow to all", "-l", "1081"]));
         assert_eq!(listening(&server), ["127.0.0.1:1081"]);
         echo_through(server.addr, target.addr);
         let association = Association::open(&server);
@@ -802,7 +802,7 @@ fn real_29_a_listener_for_both_families_treats_an_ipv4_client_as_one() {
     isolated("real_29_a_listener_for_both_families_treats_an_ipv4_client_as_one", || {
         let target = TcpListener::bind("127.0.0.1:0").unwrap();
         let udp_target = udp::echo_on("127.0.0.1");
-        let command = ["--allow-inside", "-v", "--listen", "[::]:1080"];
+        let command = ["--rule=allow to all", "-v", "--listen", "[::]:1080"];
         let server = Server::spawn(Command::new(SOCKSD).args(command));
         let (v4, v6): (SocketAddr, SocketAddr) =
             ("127.0.0.1:1080".parse().unwrap(), "[::1]:1080".parse().unwrap());
@@ -859,7 +859,7 @@ fn both_families_can_have_a_listener_of_their_own_on_one_port() {
         let target = Target::echo();
         let (v4, v6) = ("0.0.0.0:1080", "[::]:1080");
         for (first, second) in [(v4, v6), (v6, v4)] {
-            let listen = ["--allow-inside", "--listen", first, "--listen", second];
+            let listen = ["--rule=allow to all", "--listen", first, "--listen", second];
             let server = Server::spawn(Command::new(SOCKSD).args(listen));
             assert_eq!(listening(&server), [first, second]);
             echo_through("127.0.0.1:1080".parse().unwrap(), target.addr);

@@ -203,7 +203,7 @@ fn a_session_that_would_come_back_to_this_server_is_refused() {
     let server = Server::open(&[]);
     assert_refused(&server, &request5(1, server.addr), 2);
     let server = Server::spawn(std::process::Command::new(SOCKSD).args([
-        "--allow-inside",
+        "--rule=allow to all",
         "-l",
         "0.0.0.0:0",
     ]));

@@ -32,6 +32,12 @@ pub enum IdentError {
     Invalid(&'static str),
 }
 
+impl From<io::Error> for IdentError {
+    fn from(error: io::Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
 impl fmt::Display for IdentError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

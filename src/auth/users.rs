@@ -15,7 +15,7 @@ use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Instant, SystemTime};
 
-use crate::auth::AuthError;
+use crate::auth::{AuthError, User};
 use crate::date::Date;
 use crate::log::Escaped;
 use crate::sys;
@@ -43,6 +43,16 @@ struct Account {
     /// The last day on which the password is right.
     expiry: Option<Date>,
     groups: Arc<[String]>,
+}
+
+impl Account {
+    fn has_expired(&self, today: Date) -> bool {
+        self.expiry.is_some_and(|last| last < today)
+    }
+}
+
+fn today() -> Date {
+    Date::of(SystemTime::now())
 }
 
 /// All users of one file.
@@ -137,7 +147,30 @@ impl Users {
         self.accounts.is_empty()
     }
 
-    /// Checks a password, waiting for a turn until `deadline`; returns the groups of the user.
+    /// The user of this name where something else than a password has proved it: in the groups of
+    /// the account, unless that has expired.
+    #[must_use]
+    pub fn proved(&self, name: &[u8]) -> User {
+        let account = self.accounts.get(name).filter(|account| !account.has_expired(today()));
+        User::proved(name, account.map(|account| Arc::clone(&account.groups)).unwrap_or_default())
+    }
+
+    /// The user of this name if there is a password for it now, whatever that is.
+    #[must_use]
+    pub fn with_password(&self, name: &[u8]) -> Option<User> {
+        let open = |account: &&Account| account.hash.is_some() && !account.has_expired(today());
+        let account = self.accounts.get(name).filter(open)?;
+        Some(User::proved(name, Arc::clone(&account.groups)))
+    }
+
+    /// The same, if the password is what it was in `before`.
+    #[must_use]
+    pub fn with_same_password(&self, name: &[u8], before: &Self) -> Option<User> {
+        let hash = |users: &Self| users.accounts.get(name).and_then(|account| account.hash.clone());
+        self.with_password(name).filter(|_| hash(self) == hash(before))
+    }
+
+    /// Checks a password, waiting for a turn until `deadline`; returns the user.
     ///
     /// # Errors
     /// `Wrong` for an unknown or locked user or another password, `Expired` for the right password
@@ -149,8 +182,8 @@ impl Users {
         claim: &Credentials,
         deadline: Instant,
         shut_out: impl Fn() -> bool,
-    ) -> Result<Arc<[String]>, AuthError> {
-        self.check_on(Date::of(SystemTime::now()), claim, deadline, shut_out)
+    ) -> Result<User, AuthError> {
+        self.check_on(today(), claim, deadline, shut_out)
     }
 
     fn check_on(
@@ -159,12 +192,12 @@ impl Users {
         claim: &Credentials,
         deadline: Instant,
         shut_out: impl Fn() -> bool,
-    ) -> Result<Arc<[String]>, AuthError> {
+    ) -> Result<User, AuthError> {
         if shut_out() {
             return Err(AuthError::ShutOut);
         }
         let account = self.accounts.get(&claim.uname);
-        let expired = account.and_then(|account| account.expiry).is_some_and(|last| last < today);
+        let expired = account.is_some_and(|account| account.has_expired(today));
         let digest = self.keys.each_ref().map(|key| key.hash_one(claim.passwd.expose()));
         // A password that was accepted before its account expired is not known again: refusing it
         // takes the same work as refusing a wrong one.
@@ -172,7 +205,7 @@ impl Users {
             && !expired
             && lock(&self.accepted).get(&claim.uname) == Some(&digest)
         {
-            return Ok(Arc::clone(&account.groups));
+            return Ok(User::proved(&claim.uname, Arc::clone(&account.groups)));
         }
         let hash = account.and_then(|account| account.hash.as_ref());
         let setting = hash.unwrap_or(&self.stand_in);
@@ -191,7 +224,7 @@ impl Users {
                     return Err(AuthError::Expired);
                 }
                 lock(&self.accepted).insert(claim.uname.clone(), digest);
-                Ok(Arc::clone(&account.groups))
+                Ok(User::proved(&claim.uname, Arc::clone(&account.groups)))
             }
             _ => Err(AuthError::Wrong),
         }
@@ -510,8 +543,9 @@ mod tests {
         let hash = hash(b"secret", b"$6$saltsalt$");
         let users = users(&format!("alice:{hash}::staff,ops\n"));
         for _ in 0..2 {
-            let groups = users.check(&claim("alice", b"secret"), soon(), || false).unwrap();
-            assert_eq!(groups[..], ["staff", "ops"]);
+            let user = users.check(&claim("alice", b"secret"), soon(), || false).unwrap();
+            assert_eq!(user.name(), Some(&b"alice"[..]));
+            assert!(user.is_in("staff") && user.is_in("ops") && !user.is_in("other"));
         }
     }
 

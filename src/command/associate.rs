@@ -3,31 +3,36 @@
 
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
+use std::sync::Arc;
 
-use crate::command::{Failure, Means};
-use crate::policy::Asker;
+use crate::command::{Admission, Failure, Means};
+use crate::policy::{Asker, Policy};
 use crate::relay::udp::Sockets;
-use crate::wire::{Destination, NO_ADDRESS, NO_ADDRESS6};
+use crate::wire::{NO_ADDRESS, NO_ADDRESS6};
 
 /// Opens one socket towards the client, at the address `local` where it reached this server, and
-/// one for each family outward; returns them with BND of the reply. What the request says of the
+/// one for each family outward; returns them with BND of the reply and the
+/// rule that admits the association: the first that may allow some datagram. What the request says of the
 /// client's own address is advice, and not needed: the address of its connection is known.
 ///
 /// # Errors
 /// `Denied`, or whatever kept the sockets from being opened.
 pub fn open(
     means: &Means,
+    policy: &Policy,
     asker: &Asker,
     mut local: SocketAddr,
-) -> Result<(Sockets, SocketAddr), Failure> {
-    // No destination is known yet; a name stands for one that no address speaks against.
-    means.policy.judge(asker, &Destination::Name(Vec::new(), 0)).ok().map_err(Failure::Denied)?;
+) -> Result<(Sockets, SocketAddr, Admission), Failure> {
+    // No destination is known yet.
+    let rule = policy.admit(asker, None).map_err(Failure::Denied)?;
+    let slot = means.caps.of_rule(asker, rule)?;
+    let admission = Admission { rule: Arc::clone(rule), slot };
     let client = means.bind_port(|port| {
         local.set_port(port);
         UdpSocket::bind(local)
     })?;
     let outward = |any: SocketAddr, wanted: bool| {
-        let ip = means.source.of_family(any.ip()).unwrap_or(any.ip());
+        let ip = means.source(rule, any.ip()).unwrap_or(any.ip());
         if wanted { UdpSocket::bind(SocketAddr::new(ip, 0)).map(Some) } else { Ok(None) }
     };
     let v4 = outward(NO_ADDRESS, means.ipv4);
@@ -44,5 +49,5 @@ pub fn open(
     }
     let port = client.local_addr()?.port();
     let bnd = SocketAddr::new(means.advertise.of_family(local.ip()).unwrap_or(local.ip()), port);
-    Ok((Sockets { client, v4, v6 }, bnd))
+    Ok((Sockets { client, v4, v6 }, bnd, admission))
 }

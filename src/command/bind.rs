@@ -5,10 +5,11 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::sync::Arc;
 use std::time::Instant;
 
-use crate::command::{Failure, Means, Opened};
-use crate::policy::{Asker, Verdict};
+use crate::command::{Admission, Failure, Means, Opened};
+use crate::policy::{Asker, Policy};
 use crate::sys::{self, PollFd};
 use crate::wire::{Destination, canonical, unspecified};
 
@@ -19,6 +20,9 @@ pub struct Bound {
     pub bnd: SocketAddr,
     /// The addresses the peer may have; none of them given means any.
     expected: Vec<IpAddr>,
+    /// What the request was for.
+    dst: Destination,
+    admission: Admission,
 }
 
 /// Listens for a connection from `dst`, for a client that reached this server at `local`, an
@@ -28,15 +32,20 @@ pub struct Bound {
 /// Whatever kept it from doing so.
 pub fn open(
     means: &Means,
+    policy: &Policy,
     asker: &Asker,
     dst: &Destination,
     local: SocketAddr,
 ) -> Result<Bound, Failure> {
-    let expected: Vec<SocketAddr> =
-        if dst.is_unspecified() { Vec::new() } else { means.addresses(asker, dst)? };
-    if expected.is_empty() {
-        means.policy.judge(asker, dst).ok().map_err(Failure::Denied)?;
-    }
+    let candidates =
+        if dst.is_unspecified() { Vec::new() } else { means.candidates(policy, asker, dst)? };
+    let rule = match candidates.first() {
+        Some(candidate) => &candidate.rule,
+        None => policy.admit(asker, Some(dst)).map_err(Failure::Denied)?,
+    };
+    let slot = means.caps.of_rule(asker, rule)?;
+    let admission = Admission { rule: Arc::clone(rule), slot };
+    let expected: Vec<SocketAddr> = candidates.iter().map(|candidate| candidate.addr).collect();
     // A peer of the client's own family if there is one: then the address it reached us at serves.
     let peer = expected.iter().find(|peer| peer.is_ipv4() == local.is_ipv4()).or(expected.first());
     let reached = match peer {
@@ -56,7 +65,8 @@ pub fn open(
     listener.set_nonblocking(true)?;
     let port = listener.local_addr()?.port();
     let bnd = SocketAddr::new(advertised.unwrap_or(reached.ip()), port);
-    Ok(Bound { listener, bnd, expected: expected.iter().map(SocketAddr::ip).collect() })
+    let expected = expected.iter().map(SocketAddr::ip).collect();
+    Ok(Bound { listener, bnd, expected, dst: dst.clone(), admission })
 }
 
 /// The address of this host that `peer` can reach: the one the client used, or where that is of
@@ -78,7 +88,13 @@ impl Bound {
     ///
     /// # Errors
     /// `WrongPeer`, `NoPeer`, `ClientGone`, or what a system call said.
-    pub fn wait(self, means: &Means, asker: &Asker, client: &TcpStream) -> Result<Opened, Failure> {
+    pub fn wait(
+        self,
+        means: &Means,
+        policy: &Policy,
+        asker: &Asker,
+        client: &TcpStream,
+    ) -> Result<Opened, Failure> {
         let deadline = Instant::now() + means.bind_timeout;
         let (target, peer) = loop {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -109,10 +125,10 @@ impl Bound {
             }
         };
         let expected = self.expected.is_empty() || self.expected.contains(&peer.ip());
-        let verdict = means.policy.judge(asker, &Destination::Address(peer));
-        if !expected || verdict != Verdict::Allow {
+        let verdict = policy.judge(asker, &self.dst, peer.ip());
+        if !expected || verdict.is_err() {
             return Err(Failure::WrongPeer(peer));
         }
-        Ok(Opened { target, peer, bnd: peer })
+        Ok(Opened { target, peer, bnd: peer, admission: self.admission })
     }
 }

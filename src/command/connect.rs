@@ -2,30 +2,60 @@
 //! it opens is relayed by [`crate::relay`], what it failed to open is told by the session.
 
 use std::net::{SocketAddr, UdpSocket};
+use std::sync::Arc;
 use std::time::Instant;
 
-use crate::command::{Failure, Means, Opened};
-use crate::dial;
-use crate::policy::Asker;
+use crate::command::{Admission, Candidate, Failure, Means, Opened};
+use crate::dial::{self, Target};
+use crate::policy::{Asker, Denial, Policy};
 use crate::wire::{Destination, canonical};
 
 /// Connects to `dst`, to the first of a name's addresses that answers.
 ///
 /// # Errors
 /// Whatever kept it from doing so.
-pub fn open(means: &Means, asker: &Asker, dst: &Destination) -> Result<Opened, Failure> {
+pub fn open(
+    means: &Means,
+    policy: &Policy,
+    asker: &Asker,
+    dst: &Destination,
+) -> Result<Opened, Failure> {
     if dst.port() == 0 {
         return Err(Failure::PortZero);
     }
-    let mut addrs = means.addresses(asker, dst)?;
-    addrs.retain(|&addr| !leads_back(means, addr));
-    if addrs.is_empty() {
-        return Err(Failure::Denied("leads back to this server"));
+    let mut candidates = means.candidates(policy, asker, dst)?;
+    candidates.retain(|candidate| !leads_back(means, candidate.addr));
+    if candidates.is_empty() {
+        return Err(Failure::Denied(Denial::LeadsBack));
     }
-    let target = dial::connect(&addrs, means.source, Instant::now() + means.connect_timeout)?;
+    // Every rule that may come to admit the session needs room for it before it is connected.
+    let mut admissions: Vec<Admission> = Vec::new();
+    let mut full = None;
+    let mut targets = Vec::new();
+    for Candidate { addr, rule } in candidates {
+        if !admissions.iter().any(|admission| Arc::ptr_eq(&admission.rule, &rule)) {
+            match means.caps.of_rule(asker, &rule) {
+                Ok(slot) => admissions.push(Admission { rule: Arc::clone(&rule), slot }),
+                Err(failure) => {
+                    full = Some(failure);
+                    continue;
+                }
+            }
+        }
+        targets.push((Target { addr, source: means.source(&rule, addr.ip()) }, rule));
+    }
+    if let (true, Some(full)) = (targets.is_empty(), full) {
+        return Err(full);
+    }
+    let (targets, rules): (Vec<Target>, Vec<_>) = targets.into_iter().unzip();
+    let (target, index) = dial::connect(&targets, Instant::now() + means.connect_timeout)?;
     let peer = canonical(target.peer_addr()?);
     let bnd = canonical(target.local_addr()?);
-    Ok(Opened { target, peer, bnd })
+    let admits = |admission: &Admission| {
+        rules.get(index).is_some_and(|rule| Arc::ptr_eq(rule, &admission.rule))
+    };
+    let admission = admissions.into_iter().find(admits).ok_or(Failure::Denied(Denial::NoRule))?;
+    Ok(Opened { target, peer, bnd, admission })
 }
 
 /// Whether a connection to `addr` would come back to this very server: a client could make it talk

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
-use crate::policy::{Asker, Policy, Verdict};
+use crate::policy::{Asker, Current};
 use crate::relay::rate::Rate;
 use crate::relay::{End, Side, Stopper, Traffic};
 use crate::resolve::{Resolved, Resolver};
@@ -55,8 +55,8 @@ pub struct Sockets {
 pub struct Terms {
     /// Who it belongs to; datagrams from any other address than this client's are dropped.
     pub asker: Asker,
-    /// Judges each datagram's destination, and the source of each answer.
-    pub policy: Policy,
+    /// Judges each datagram's destination, and the source of each answer, by the rules in force.
+    pub policy: Arc<Current>,
     /// Turns names into addresses.
     pub resolver: Arc<Resolver>,
     /// How long a name may take.
@@ -218,7 +218,7 @@ impl Pump<'_> {
                 Err(_) => continue,
             };
             let remote = canonical(remote);
-            let (Some(sender), Verdict::Allow) = (self.sender, self.outward.judge(remote)) else {
+            let (Some(sender), true) = (self.sender, self.outward.may_answer(remote)) else {
                 self.outward.drop_one();
                 continue;
             };
@@ -254,8 +254,8 @@ struct Outward {
     dropped: Arc<AtomicU64>,
     /// Octets that wait for names.
     waiting: AtomicUsize,
-    /// Names resolved lately.
-    names: Mutex<HashMap<Vec<u8>, (IpAddr, Instant)>>,
+    /// The addresses of names asked for lately, each with a port, and how long they are good.
+    names: Mutex<HashMap<Destination, (IpAddr, Instant)>>,
 }
 
 impl Outward {
@@ -263,8 +263,22 @@ impl Outward {
         self.dropped.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn judge(&self, addr: SocketAddr) -> Verdict {
-        self.terms.policy.judge(&self.terms.asker, &Destination::Address(addr))
+    /// Whether a datagram may go to `ip`, which `dst` has led to.
+    fn may_send(&self, dst: &Destination, ip: IpAddr) -> bool {
+        self.terms.policy.get().judge(&self.terms.asker, dst, ip).is_ok()
+    }
+
+    /// Whether a datagram from `remote` may go to the client: if one might go there, by its address
+    /// or by the name that led to it.
+    fn may_answer(&self, remote: SocketAddr) -> bool {
+        let leads_there = |(dst, (ip, _)): &(&Destination, &(IpAddr, Instant))| {
+            *ip == remote.ip() && dst.port() == remote.port()
+        };
+        self.may_send(&Destination::Address(remote), remote.ip())
+            || lock(&self.names)
+                .iter()
+                .filter(leads_there)
+                .any(|(dst, _)| self.may_send(dst, remote.ip()))
     }
 
     /// Whether the rates let a datagram of `octets` from this side pass.
@@ -274,17 +288,17 @@ impl Outward {
 
     /// Sends `data` to `dst`, now or when its name is resolved.
     fn send(this: &Arc<Self>, dst: &Destination, data: &[u8]) {
-        let (name, port) = match dst {
-            Destination::Address(addr) => return this.send_to(*addr, data),
-            Destination::Name(name, port) => (name, *port),
+        let name = match dst {
+            Destination::Address(addr) => return this.send_to(dst, addr.ip(), data),
+            Destination::Name(name, _) => name,
         };
-        if this.terms.policy.judge(&this.terms.asker, dst) != Verdict::Allow {
-            return this.drop_one();
-        }
         let now = Instant::now();
-        let known = lock(&this.names).get(name).filter(|(_, until)| now < *until).copied();
+        let known = lock(&this.names).get(dst).filter(|(_, until)| now < *until).copied();
         if let Some((ip, _)) = known {
-            return this.send_to(SocketAddr::new(ip, port), data);
+            return this.send_to(dst, ip, data);
+        }
+        if this.terms.policy.get().admit(&this.terms.asker, Some(dst)).is_err() {
+            return this.drop_one();
         }
         let octets = data.len() + WAITING_EACH;
         if this.waiting.load(Ordering::Relaxed) + octets > WAITING_OCTETS {
@@ -296,7 +310,7 @@ impl Outward {
         let mut waiting = Waiting {
             outward: Arc::downgrade(this),
             octets,
-            datagram: Some((name.clone(), port, data.to_vec())),
+            datagram: Some((dst.clone(), data.to_vec())),
         };
         let terms = &this.terms;
         let deadline = now + terms.resolve_timeout;
@@ -305,11 +319,13 @@ impl Outward {
         });
     }
 
-    fn send_to(&self, addr: SocketAddr, data: &[u8]) {
+    /// Sends `data` to `ip`, which `dst` has led to.
+    fn send_to(&self, dst: &Destination, ip: IpAddr, data: &[u8]) {
+        let addr = SocketAddr::new(ip, dst.port());
         let socket = if addr.is_ipv4() { &self.v4 } else { &self.v6 };
         let sent = match socket {
             Some(socket)
-                if self.judge(addr) == Verdict::Allow
+                if self.may_send(dst, ip)
                     && addr.port() != 0
                     && self.allows(Side::Client, data.len()) =>
             {
@@ -330,11 +346,11 @@ impl Outward {
         }
     }
 
-    /// The first of `ips` that the policy and the sockets allow.
-    fn choose(&self, ips: &[IpAddr], port: u16) -> Option<IpAddr> {
+    /// The first of `ips`, which `dst` has led to, that the policy and the sockets allow.
+    fn choose(&self, dst: &Destination, ips: &[IpAddr]) -> Option<IpAddr> {
         ips.iter().copied().find(|&ip| {
             let socket = if ip.is_ipv4() { &self.v4 } else { &self.v6 };
-            socket.is_some() && self.judge(SocketAddr::new(ip, port)) == Verdict::Allow
+            socket.is_some() && self.may_send(dst, ip)
         })
     }
 }
@@ -344,23 +360,25 @@ struct Waiting {
     outward: Weak<Outward>,
     /// What it counts for.
     octets: usize,
-    datagram: Option<(Vec<u8>, u16, Vec<u8>)>,
+    datagram: Option<(Destination, Vec<u8>)>,
 }
 
 impl Waiting {
     fn done(&mut self, resolved: Resolved) {
         let Some(outward) = self.outward.upgrade() else { return };
-        let Some((name, port, data)) = self.datagram.take() else { return };
-        match resolved.ok().and_then(|ips| outward.choose(&ips, port)) {
+        let Some((dst, data)) = self.datagram.take() else { return };
+        match resolved.ok().and_then(|ips| outward.choose(&dst, &ips)) {
             Some(ip) => {
                 let now = Instant::now();
                 let mut names = lock(&outward.names);
                 if names.len() >= NAMES_MAX {
-                    names.clear();
+                    let oldest = names.iter().min_by_key(|(_, (_, until))| *until);
+                    let oldest = oldest.map(|(dst, _)| dst.clone());
+                    oldest.map(|dst| names.remove(&dst));
                 }
-                names.insert(name, (ip, now + NAME_STAY));
+                names.insert(dst.clone(), (ip, now + NAME_STAY));
                 drop(names);
-                outward.send_to(SocketAddr::new(ip, port), &data);
+                outward.send_to(&dst, ip, &data);
             }
             None => outward.drop_one(),
         }
@@ -436,7 +454,9 @@ impl Fragments {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::auth::Auth;
+    use crate::auth::User;
+    use crate::policy::Policy;
+    use crate::policy::rules::Ident;
     use crate::relay::rate::Rate;
     use crate::wire::{Command, Version};
     use std::io::Write as _;
@@ -445,11 +465,17 @@ mod tests {
     use std::thread::{self, JoinHandle};
 
     fn terms(rates: Vec<Arc<Rate>>) -> Terms {
-        let user = Auth::new(None, Duration::ZERO).anonymous().unwrap();
-        let (version, command) = (Version::V5, Command::UDP_ASSOCIATE);
+        let asker = Asker {
+            client: [127, 0, 0, 1].into(),
+            user: User::anonymous(),
+            ident: Ident::NotAsked,
+            version: Version::V5,
+            command: Command::UDP_ASSOCIATE,
+        };
+        let policy = Policy::load(&["allow to all".into()], None, None).ok().unwrap();
         Terms {
-            asker: Asker { client: [127, 0, 0, 1].into(), user, version, command },
-            policy: Policy { allow_inside: true },
+            asker,
+            policy: Arc::new(Current::new(policy)),
             resolver: Arc::new(Resolver::new(1)),
             resolve_timeout: Duration::from_secs(5),
             fragments: false,

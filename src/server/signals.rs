@@ -2,10 +2,19 @@
 
 use std::io;
 
-use crate::sys::{self, SIGINT, SIGTERM, SIGXFSZ};
+use crate::sys::{self, SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 
-/// The signals that end the server.
-const ENDING: [i32; 2] = [SIGINT, SIGTERM];
+/// The signals that are waited for.
+const WAITED_FOR: [i32; 3] = [SIGHUP, SIGINT, SIGTERM];
+
+/// What a signal asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Signal {
+    /// To read rules and users anew: SIGHUP.
+    Reload,
+    /// To end; the name is the signal's.
+    End(&'static str),
+}
 
 /// Blocks them, here and in all threads started from now on, and with them SIGXFSZ: a log that may
 /// not grow any further is then an error of a write and not the end of the server.
@@ -13,16 +22,17 @@ const ENDING: [i32; 2] = [SIGINT, SIGTERM];
 /// # Errors
 /// As pthread_sigmask(3).
 pub fn block() -> io::Result<()> {
-    sys::block_signals(&[SIGINT, SIGTERM, SIGXFSZ])
+    sys::block_signals(&[SIGHUP, SIGINT, SIGTERM, SIGXFSZ])
 }
 
-/// Waits for one of them and returns its name.
+/// Waits for one of them.
 ///
 /// # Errors
 /// As sigwait(3).
-pub fn wait() -> io::Result<&'static str> {
-    Ok(match sys::sigwait(&ENDING)? {
-        SIGINT => "INT",
-        _ => "TERM",
+pub fn wait() -> io::Result<Signal> {
+    Ok(match sys::sigwait(&WAITED_FOR)? {
+        SIGHUP => Signal::Reload,
+        SIGINT => Signal::End("INT"),
+        _ => Signal::End("TERM"),
     })
 }

@@ -41,9 +41,11 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts a server that may reach loopback, on a port of 127.0.0.1 the system chose.
+    /// Starts a server that may reach loopback, on a port of 127.0.0.1 the system chose. With a
+    /// users file it demands a password.
     pub fn open(args: &[&str]) -> Self {
-        Self::start(&[&["--allow-inside"], args].concat())
+        let rule = if args.contains(&"--users") { "allow user any to all" } else { "allow to all" };
+        Self::start(&[&["--rule", rule], args].concat())
     }
 
     /// Starts a server on a port of 127.0.0.1 the system chose.
@@ -180,8 +182,8 @@ pub fn connect(addr: SocketAddr) -> TcpStream {
 /// Connects to `addr` from the address `from`.
 pub fn connect_from(from: Ipv4Addr, addr: SocketAddr) -> TcpStream {
     // std cannot bind before it connects; the library under test can.
-    let source = socksd::dial::PerFamily { v4: Some(from.into()), v6: None };
-    let stream = socksd::dial::connect(&[addr], source, Instant::now() + SOON).unwrap();
+    let target = socksd::dial::Target { addr, source: Some(from.into()) };
+    let (stream, _) = socksd::dial::connect(&[target], Instant::now() + SOON).unwrap();
     stream.set_read_timeout(Some(SOON)).unwrap();
     stream
 }

@@ -1,0 +1,214 @@
+//! What the rules make of one request, told rule by rule: `--explain`. Nothing is asked of the
+//! network: what a server would learn from it is part of the question.
+
+use std::fmt::Write as _;
+use std::net::{IpAddr, SocketAddr};
+
+use crate::auth::User;
+use crate::log::Escaped;
+use crate::policy::nets::is_nowhere;
+use crate::policy::rules::{CONDITIONS, Ident, Settings, To, Truth, Where};
+use crate::policy::{Asker, Policy, destination};
+use crate::wire::socks5::Method;
+use crate::wire::{Command, Destination, Version};
+
+/// What `--explain` takes.
+pub const FORM: &str = "from=ADDR [user=NAME] [ident=NAME] [version=4|4a|5] \
+                        [command=connect|bind|udp] to=HOST:PORT [at=ADDR]";
+
+/// A request made up.
+#[derive(Debug)]
+pub struct Request {
+    client: IpAddr,
+    user: Option<String>,
+    ident: Option<String>,
+    version: Version,
+    command: Command,
+    dst: Destination,
+    at: Option<IpAddr>,
+}
+
+impl Request {
+    /// Parses a question of the form [`FORM`], in any order.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let (mut client, mut user, mut ident, mut dst, mut at) = (None, None, None, None, None);
+        let (mut version, mut command) = (None, None);
+        for word in text.split_whitespace() {
+            let wrong = || format!("'{}': expected {FORM}", word.escape_debug());
+            let (key, value) = word.split_once('=').ok_or_else(wrong)?;
+            let twice = match key {
+                "from" => client.replace(address(value).ok_or_else(wrong)?).is_some(),
+                "user" => user.replace(value.to_owned()).is_some(),
+                "ident" => ident.replace(value.to_owned()).is_some(),
+                "version" => version.replace(parse_version(value).ok_or_else(wrong)?).is_some(),
+                "command" => command.replace(parse_command(value).ok_or_else(wrong)?).is_some(),
+                "to" => dst.replace(parse_to(value).ok_or_else(wrong)?).is_some(),
+                "at" => at.replace(address(value).ok_or_else(wrong)?).is_some(),
+                _ => return Err(wrong()),
+            };
+            if twice {
+                return Err(format!("'{}': {key} stands there twice", word.escape_debug()));
+            }
+        }
+        let missing = |key: &str| format!("no {key}: expected {FORM}");
+        let request = Self {
+            client: client.ok_or_else(|| missing("from"))?,
+            user,
+            ident,
+            version: version.unwrap_or(Version::V5),
+            command: command.unwrap_or(Command::CONNECT),
+            dst: dst.ok_or_else(|| missing("to"))?,
+            at,
+        };
+        let Self { version, command, ref dst, .. } = request;
+        let problem = match (version, dst) {
+            (Version::V4 | Version::V4a, _) if command == Command::UDP_ASSOCIATE => {
+                "command=udp: SOCKS 4 has no such command"
+            }
+            (Version::V4, Destination::Name(..)) => "version=4: names need version 4a or 5",
+            (Version::V4 | Version::V4a, Destination::Address(addr)) if addr.is_ipv6() => {
+                "SOCKS 4 has no IPv6 addresses"
+            }
+            (_, Destination::Address(_)) if at.is_some() && command != Command::BIND => {
+                "at: only for a name, or for the peer that comes to a BIND"
+            }
+            _ => return Ok(request),
+        };
+        Err(problem.into())
+    }
+
+    /// What `policy` makes of it, in lines, and whether it is allowed.
+    #[must_use]
+    pub fn explain(&self, policy: &Policy) -> (String, bool) {
+        let mut text = String::new();
+        let allowed = self.tell(policy, &mut text).is_some();
+        (text, allowed)
+    }
+
+    fn tell(&self, policy: &Policy, text: &mut String) -> Option<()> {
+        // Writing to a String does not fail.
+        macro_rules! line { ($($word:tt)*) => { let _ = writeln!(text, $($word)*); } }
+        let user = match self.authenticate(policy, text) {
+            Ok(user) => user,
+            Err(why) => {
+                line!("verdict: deny: {why}");
+                return None;
+            }
+        };
+        let mut asker = Asker {
+            client: self.client,
+            user,
+            ident: Ident::NotAsked,
+            version: self.version,
+            command: self.command,
+        };
+        // An association is judged before its first datagram is.
+        let asked = Some(&self.dst).filter(|_| self.command != Command::UDP_ASSOCIATE);
+        if policy.wants_ident(&asker, asked) {
+            asker.ident = self.identify(policy);
+            let answer = self.ident.as_ref().map_or("no answer", String::as_str);
+            line!("ident: asked, {}", Escaped(answer.as_bytes()));
+        }
+        let to = destination(&self.dst);
+        let ip = match (self.at, to.ip) {
+            (Some(at), _) => Where::At(at),
+            (None, Where::Unknown) => {
+                line!("at: not given: a public address that no rule and no list has");
+                Where::Public
+            }
+            (None, ip) => ip,
+        };
+        if matches!(ip, Where::At(ip) if is_nowhere(ip)) {
+            line!("verdict: deny: not the address of a host");
+            return None;
+        }
+        let question = asker.question(Some(To { ip, ..to }));
+        for rule in &policy.rules {
+            let failing: Vec<&str> = CONDITIONS
+                .iter()
+                .filter(|(_, test)| test(rule, &question) != Truth::Yes)
+                .map(|(keyword, _)| *keyword)
+                .collect();
+            if failing.is_empty() {
+                line!("{}: {rule}: matches", rule.place);
+                break;
+            }
+            line!("{}: {rule}: passed over: {}", rule.place, failing.join(", "));
+        }
+        match policy.decide(&question) {
+            Ok(rule) => {
+                line!("verdict: allow");
+                let settings = match &rule.settings {
+                    none if *none == Settings::default() => " none".into(),
+                    settings => settings.to_string(),
+                };
+                line!("settings:{settings}");
+                Some(())
+            }
+            Err(denial) => {
+                line!("verdict: deny: {denial}");
+                None
+            }
+        }
+    }
+
+    /// Who the client is, as far as a password tells; or why it gets no further.
+    fn authenticate(&self, policy: &Policy, text: &mut String) -> Result<User, &'static str> {
+        if self.version != Version::V5 {
+            return Ok(User::anonymous());
+        }
+        let methods = policy.methods(self.client);
+        let offered = [(methods.none, "00"), (methods.userpass, "02")];
+        let offered: Vec<_> =
+            offered.iter().filter(|(may, _)| *may).map(|(_, code)| *code).collect();
+        let _ = writeln!(
+            text,
+            "methods: {}",
+            if offered.is_empty() { "none".into() } else { offered.join(" ") }
+        );
+        // A client with a password offers both, as curl does.
+        let client = [Method::NONE, Method::USERPASS];
+        let client = if self.user.is_some() { &client[..] } else { &client[..1] };
+        match (methods.select(client), &self.user, &policy.users) {
+            (Some(Method::USERPASS), Some(name), Some(users)) => {
+                let user = users.with_password(name.as_bytes());
+                user.ok_or("the user is unknown, locked or expired")
+            }
+            (Some(_), ..) => Ok(User::anonymous()),
+            (None, ..) => Err("no acceptable method"),
+        }
+    }
+
+    /// What IDENT comes to.
+    fn identify(&self, policy: &Policy) -> Ident {
+        let Some(answer) = &self.ident else { return Ident::Unproved };
+        let claimed = self.user.as_deref().unwrap_or_default();
+        Ident::of_answer(policy.users.as_ref(), self.version, claimed.as_bytes(), answer.as_bytes())
+    }
+}
+
+fn address(text: &str) -> Option<IpAddr> {
+    text.parse().ok().map(|ip: IpAddr| ip.to_canonical())
+}
+
+fn parse_version(text: &str) -> Option<Version> {
+    [Version::V4, Version::V4a, Version::V5].into_iter().find(|version| version.to_string() == text)
+}
+
+fn parse_command(text: &str) -> Option<Command> {
+    let all = [Command::CONNECT, Command::BIND, Command::UDP_ASSOCIATE];
+    all.into_iter().find(|command| command.to_string() == text)
+}
+
+/// `ADDR:PORT`, `[ADDR6]:PORT` or `NAME:PORT`.
+fn parse_to(text: &str) -> Option<Destination> {
+    if let Ok(addr) = text.parse::<SocketAddr>() {
+        return Some(Destination::from_ip(addr.ip(), addr.port()));
+    }
+    let (name, port) = text.rsplit_once(':')?;
+    (!name.is_empty() && !name.contains(':')).then_some(())?;
+    Some(Destination::from_name(name.as_bytes(), port.parse().ok()?))
+}

@@ -1,0 +1,672 @@
+//! Rules from text, socksd.rules(5): words, statements, rules, and every error with its place.
+//!
+//! First all files are read and cut into statements, which loads the lists; then the rules are
+//! parsed with all lists at hand. An error ends its statement, not the parsing.
+
+use std::collections::HashMap;
+use std::fs;
+use std::net::IpAddr;
+use std::num::NonZeroU64;
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::log::Escaped;
+use crate::policy::list::{Entry, List};
+use crate::policy::nets::{self, Set};
+use crate::policy::rules::{AnyOf, Logging, NamedList, Pattern, Place, Rule, Settings, Who};
+use crate::wire::{Command, STRING_MAX, Version};
+
+/// Files that may include each other in a row.
+const DEPTH_MAX: usize = 16;
+
+/// Seconds of `idle` at most, as of `--idle-timeout`: 30 days.
+const IDLE_MAX: u64 = 30 * 86_400;
+
+/// Sessions at most, as of `--max-sessions`.
+const SESSIONS_MAX: u64 = 1_000_000;
+
+/// What a statement may begin with.
+const VERBS: &str = "allow, deny, list or include";
+
+/// What may stand in a rule.
+const KEYWORDS: &str = "version, command, from, user, ident, to, port, max-sessions, \
+                        max-per-client, rate, rate-user, idle, source or log";
+
+/// A word or a mark.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Token {
+    Word { octets: Vec<u8>, quoted: bool },
+    Comma,
+    Not,
+}
+
+/// A token with its line and its column, both from 1.
+struct Placed {
+    token: Token,
+    line: usize,
+    column: usize,
+}
+
+/// The tokens of a statement, at least one, and its file.
+struct Statement {
+    file: Arc<str>,
+    tokens: Vec<Placed>,
+}
+
+/// What is wrong with a statement: line, column, and what was expected.
+type Wrong = (usize, usize, String);
+
+/// Parses the rules of `texts`, which are called `--rule`, and of `file` behind them, with all that
+/// they include.
+///
+/// # Errors
+/// Everything that is wrong, one message each with file, line and column, in the order of the files.
+pub fn load(texts: &[String], file: Option<&Path>) -> Result<Vec<Rule>, Vec<String>> {
+    let mut loader = Loader::default();
+    for (text, number) in texts.iter().zip(1..) {
+        loader.text("--rule".into(), text.as_bytes(), Path::new(""), number);
+    }
+    if let Some(path) = file
+        && let Err(error) = loader.file(path)
+    {
+        loader.errors.push((loader.statements.len(), error));
+    }
+    loader.finish()
+}
+
+/// Parses rules that are part of the program, which include nothing.
+///
+/// # Errors
+/// As [`load`].
+pub fn builtin(name: &str, text: &str) -> Result<Vec<Rule>, Vec<String>> {
+    let mut loader = Loader::default();
+    loader.text(name.into(), text.as_bytes(), Path::new(""), 1);
+    loader.finish()
+}
+
+#[derive(Default)]
+struct Loader {
+    statements: Vec<Statement>,
+    lists: HashMap<String, Arc<List>>,
+    /// The files being read, each included by the one before.
+    open: Vec<PathBuf>,
+    /// Each behind how many statements it was found, for the order.
+    errors: Vec<(usize, String)>,
+}
+
+impl Loader {
+    fn wrong(&mut self, file: &str, (line, column, what): &Wrong) {
+        self.errors.push((self.statements.len(), format!("{file}:{line}:{column}: {what}")));
+    }
+
+    /// Reads the file at `path`.
+    fn file(&mut self, path: &Path) -> Result<(), String> {
+        let name = path.display();
+        let unreadable = |error| format!("cannot read {name}: {error}");
+        let real = fs::canonicalize(path).map_err(unreadable)?;
+        if self.open.contains(&real) {
+            return Err(format!("{name} includes itself"));
+        }
+        if self.open.len() == DEPTH_MAX {
+            return Err(format!("{name} is included through more than {DEPTH_MAX} files"));
+        }
+        let octets = fs::read(&real).map_err(unreadable)?;
+        self.open.push(real);
+        let directory = path.parent().unwrap_or(Path::new(""));
+        self.text(name.to_string().into(), &octets, directory, 1);
+        self.open.pop();
+        Ok(())
+    }
+
+    /// Cuts a text into statements. Files it names are looked for from `directory`.
+    fn text(&mut self, file: Arc<str>, octets: &[u8], directory: &Path, first_line: usize) {
+        let mut lexer = Lexer { rest: octets, line: first_line, column: 1 };
+        loop {
+            match lexer.statement() {
+                Ok(None) => return,
+                Ok(Some(tokens)) => {
+                    let statement = Statement { file: Arc::clone(&file), tokens };
+                    if let Err(wrong) = self.statement(statement, directory) {
+                        self.wrong(&file, &wrong);
+                    }
+                }
+                Err(wrong) => {
+                    self.wrong(&file, &wrong);
+                    lexer.skip_line();
+                }
+            }
+        }
+    }
+
+    /// Does what `list` and `include` say and keeps rules for later.
+    fn statement(&mut self, statement: Statement, directory: &Path) -> Result<(), Wrong> {
+        let mut words = Words::of(&statement);
+        match words.keyword() {
+            Some("include") => {
+                let path = directory.join(words.path("the name of a file")?);
+                words.end()?;
+                let (line, column) = words.last;
+                self.file(&path).map_err(|error| (line, column, error))
+            }
+            Some("list") => {
+                let name = words.list_name()?;
+                if self.lists.contains_key(&name) {
+                    let (line, column) = words.last;
+                    return Err((line, column, format!("list {name} is there already")));
+                }
+                let path = directory.join(words.path("the name of a file")?);
+                words.end()?;
+                let (line, column) = words.last;
+                let list = self.list(&path).map_err(|error| (line, column, error))?;
+                self.lists.insert(name, Arc::new(list));
+                Ok(())
+            }
+            Some("allow" | "deny") => {
+                self.statements.push(statement);
+                Ok(())
+            }
+            Some(other) => Err(words.found(VERBS, other.as_bytes())),
+            None => Err(words.unexpected(VERBS)),
+        }
+    }
+
+    /// Loads a list. Its own errors are told here, with an empty list in its place, so that rules
+    /// that use it are not wrong for that.
+    fn list(&mut self, path: &Path) -> Result<List, String> {
+        let name = path.display().to_string();
+        let octets = fs::read(path).map_err(|error| format!("cannot read {name}: {error}"))?;
+        List::parse(&octets).or_else(|errors| {
+            for wrong in &errors {
+                self.wrong(&name, wrong);
+            }
+            List::parse(b"").map_err(|_| String::new())
+        })
+    }
+
+    fn finish(mut self) -> Result<Vec<Rule>, Vec<String>> {
+        let mut rules = Vec::new();
+        for (statement, index) in self.statements.iter().zip(0..) {
+            match rule(statement, &self.lists) {
+                Ok(rule) => rules.push(rule),
+                Err((line, column, what)) => {
+                    let file = &statement.file;
+                    self.errors.push((index, format!("{file}:{line}:{column}: {what}")));
+                }
+            }
+        }
+        if self.errors.is_empty() {
+            return Ok(rules);
+        }
+        self.errors.sort_by_key(|(index, _)| *index);
+        Err(self.errors.into_iter().map(|(_, error)| error).collect())
+    }
+}
+
+/// Cuts octets into tokens.
+struct Lexer<'a> {
+    rest: &'a [u8],
+    line: usize,
+    column: usize,
+}
+
+impl Lexer<'_> {
+    fn next(&mut self) -> Option<u8> {
+        let (&octet, rest) = self.rest.split_first()?;
+        self.rest = rest;
+        if octet == b'\n' {
+            self.line += 1;
+            self.column = 1;
+        } else {
+            self.column += 1;
+        }
+        Some(octet)
+    }
+
+    fn skip(&mut self, count: usize) {
+        for _ in 0..count {
+            self.next();
+        }
+    }
+
+    fn skip_line(&mut self) {
+        while self.rest.first().is_some_and(|&octet| octet != b'\n') {
+            self.next();
+        }
+    }
+
+    /// The tokens up to the end of the line, blank lines skipped; `None` at the end of the text.
+    fn statement(&mut self) -> Result<Option<Vec<Placed>>, Wrong> {
+        let mut tokens = Vec::new();
+        loop {
+            let (line, column) = (self.line, self.column);
+            let put = |token| Placed { token, line, column };
+            match self.rest {
+                [] if tokens.is_empty() => return Ok(None),
+                [] => return Ok(Some(tokens)),
+                [b'\n', ..] | [b'\r', b'\n', ..] => {
+                    self.skip_line();
+                    self.next();
+                    if !tokens.is_empty() {
+                        return Ok(Some(tokens));
+                    }
+                }
+                [b'\\', b'\n', ..] | [b'\\', b'\r', b'\n', ..] => {
+                    self.skip_line();
+                    self.next();
+                }
+                [b' ' | b'\t', ..] => self.skip(1),
+                [b'#', ..] => self.skip_line(),
+                [b',', ..] => {
+                    self.next();
+                    tokens.push(put(Token::Comma));
+                }
+                [b'!', ..] => {
+                    self.next();
+                    tokens.push(put(Token::Not));
+                }
+                [b'"', ..] => {
+                    let octets = self.quoted()?;
+                    tokens.push(put(Token::Word { octets, quoted: true }));
+                }
+                _ => {
+                    let octets = self.word()?;
+                    tokens.push(put(Token::Word { octets, quoted: false }));
+                }
+            }
+        }
+    }
+
+    /// An unquoted word, which is not empty.
+    fn word(&mut self) -> Result<Vec<u8>, Wrong> {
+        let mut octets = Vec::new();
+        while let [octet, ..] = self.rest {
+            match octet {
+                b' ' | b'\t' | b'\r' | b'\n' | b',' if !octets.is_empty() => break,
+                b'"' | b'\\' | b'!' => {
+                    let what = format!(
+                        "'{}' in a word: put the word in double quotes",
+                        Escaped(&[*octet])
+                    );
+                    return Err((self.line, self.column, what));
+                }
+                b'#'..=b'~' => octets.extend(self.next()),
+                _ => {
+                    let what = format!(
+                        "expected a printing ASCII character, found '{}'",
+                        Escaped(&[*octet])
+                    );
+                    return Err((self.line, self.column, what));
+                }
+            }
+        }
+        Ok(octets)
+    }
+
+    /// What stands between double quotes.
+    fn quoted(&mut self) -> Result<Vec<u8>, Wrong> {
+        let (line, column) = (self.line, self.column);
+        let mut octets = Vec::new();
+        self.next();
+        loop {
+            let at = (self.line, self.column);
+            match self.rest {
+                [] | [b'\n', ..] => {
+                    return Err((
+                        line,
+                        column,
+                        "expected a closing double quote in this line".into(),
+                    ));
+                }
+                [b'"', ..] => {
+                    self.next();
+                    return Ok(octets);
+                }
+                [b'\\', b'x', high, low, ..] => {
+                    let digit = |octet: &u8| {
+                        char::from(*octet).to_digit(16).and_then(|d| u8::try_from(d).ok())
+                    };
+                    let Some((high, low)) = digit(high).zip(digit(low)) else {
+                        return Err((
+                            at.0,
+                            at.1,
+                            "expected two hexadecimal digits behind \\x".into(),
+                        ));
+                    };
+                    octets.push(high << 4 | low);
+                    self.skip(4);
+                }
+                [b'\\', b'"' | b'\\', ..] => {
+                    self.next();
+                    octets.extend(self.next());
+                }
+                [b'\\', ..] => {
+                    return Err((at.0, at.1, "expected \\\", \\\\ or \\xNN".into()));
+                }
+                [b' '..=b'~', ..] => octets.extend(self.next()),
+                [octet, ..] => {
+                    let what = format!(
+                        "expected a printing ASCII character or \\xNN, found '{}'",
+                        Escaped(&[*octet])
+                    );
+                    return Err((at.0, at.1, what));
+                }
+            }
+        }
+    }
+}
+
+/// The tokens of a statement, taken from the front.
+struct Words<'a> {
+    tokens: std::slice::Iter<'a, Placed>,
+    /// Line and column of the token taken last.
+    last: (usize, usize),
+}
+
+/// A word with whether it is quoted.
+type Text<'a> = (&'a [u8], bool);
+
+impl<'a> Words<'a> {
+    fn of(statement: &'a Statement) -> Self {
+        Self { tokens: statement.tokens.iter(), last: (1, 1) }
+    }
+
+    fn next(&mut self) -> Option<&'a Token> {
+        let Placed { token, line, column } = self.tokens.next()?;
+        self.last = (*line, *column);
+        Some(token)
+    }
+
+    fn peek(&self) -> Option<&'a Token> {
+        self.tokens.as_slice().first().map(|placed| &placed.token)
+    }
+
+    /// Takes `token` if it comes next.
+    fn take(&mut self, token: &Token) -> bool {
+        let comes = self.peek() == Some(token);
+        if comes {
+            self.next();
+        }
+        comes
+    }
+
+    /// Takes the next token; it as a keyword, if it can be one.
+    fn keyword(&mut self) -> Option<&'a str> {
+        match self.next()? {
+            Token::Word { octets, quoted: false } => str::from_utf8(octets).ok(),
+            _ => None,
+        }
+    }
+
+    /// Takes a word.
+    fn word(&mut self, expected: &str) -> Result<Text<'a>, Wrong> {
+        match self.peek() {
+            Some(Token::Word { octets, quoted }) => {
+                self.next();
+                Ok((octets, *quoted))
+            }
+            Some(_) => {
+                self.next();
+                Err(self.unexpected(expected))
+            }
+            None => {
+                let (line, column) = self.last;
+                Err((line, column, format!("expected {expected} behind this")))
+            }
+        }
+    }
+
+    /// Takes a word and turns it into something.
+    fn value<T>(
+        &mut self,
+        expected: &str,
+        parse: impl FnOnce(Text<'a>) -> Option<T>,
+    ) -> Result<T, Wrong> {
+        let text = self.word(expected)?;
+        parse(text).ok_or_else(|| self.found(expected, text.0))
+    }
+
+    fn path(&mut self, expected: &str) -> Result<PathBuf, Wrong> {
+        use std::os::unix::ffi::OsStrExt as _;
+        self.value(expected, |(octets, _)| {
+            (!octets.is_empty() && !octets.contains(&0))
+                .then(|| PathBuf::from(std::ffi::OsStr::from_bytes(octets)))
+        })
+    }
+
+    fn list_name(&mut self) -> Result<String, Wrong> {
+        let expected = "the name of a list, of ASCII letters, digits, '-', '_' and '.'";
+        self.value(expected, |(name, _)| {
+            String::from_utf8(name.to_vec()).ok().filter(|name| is_plain(name.as_bytes()))
+        })
+    }
+
+    /// Takes a list of items between commas, perhaps behind a `!`.
+    fn any_of<T>(
+        &mut self,
+        mut item: impl FnMut(&mut Self) -> Result<T, Wrong>,
+    ) -> Result<AnyOf<T>, Wrong> {
+        let negated = self.take(&Token::Not);
+        let mut items = vec![item(self)?];
+        while self.take(&Token::Comma) {
+            items.push(item(self)?);
+        }
+        Ok(AnyOf { negated, items })
+    }
+
+    fn end(&mut self) -> Result<(), Wrong> {
+        match self.next() {
+            None => Ok(()),
+            Some(_) => Err(self.unexpected("the end of the line")),
+        }
+    }
+
+    /// The token taken last is not what was expected.
+    fn unexpected(&self, expected: &str) -> Wrong {
+        let (line, column) = self.last;
+        (line, column, format!("expected {expected}"))
+    }
+
+    fn found(&self, expected: &str, found: &[u8]) -> Wrong {
+        let (line, column) = self.last;
+        (line, column, nets::expected(expected, found))
+    }
+}
+
+/// Puts a value where none may be yet.
+fn once<T>(
+    place: &mut Option<T>,
+    keyword: &str,
+    words: &mut Words<'_>,
+    value: impl FnOnce(&mut Words<'_>) -> Result<T, Wrong>,
+) -> Result<(), Wrong> {
+    let (line, column) = words.last;
+    if place.is_some() {
+        return Err((line, column, format!("{keyword} stands here twice")));
+    }
+    *place = Some(value(words)?);
+    Ok(())
+}
+
+fn rule(statement: &Statement, lists: &HashMap<String, Arc<List>>) -> Result<Rule, Wrong> {
+    let mut words = Words::of(statement);
+    let allow = words.keyword() == Some("allow");
+    let place = Place { file: Arc::clone(&statement.file), line: words.last.0 };
+    let mut rule = Rule::new(place, allow);
+    while words.peek().is_some() {
+        let Some(keyword) = words.keyword() else { return Err(words.unexpected(KEYWORDS)) };
+        match keyword {
+            "version" => once(&mut rule.version, keyword, &mut words, |w| w.any_of(version))?,
+            "command" => once(&mut rule.command, keyword, &mut words, |w| w.any_of(command))?,
+            "from" => once(&mut rule.from, keyword, &mut words, |w| {
+                w.any_of(|w| pattern(w, lists, false))
+            })?,
+            "user" => once(&mut rule.user, keyword, &mut words, |w| w.any_of(user))?,
+            "ident" if rule.ident => {
+                return Err((words.last.0, words.last.1, "ident stands here twice".into()));
+            }
+            "ident" => rule.ident = true,
+            "to" => {
+                once(&mut rule.to, keyword, &mut words, |w| w.any_of(|w| pattern(w, lists, true)))?
+            }
+            "port" => once(&mut rule.port, keyword, &mut words, |w| w.any_of(ports))?,
+            _ => setting(&mut rule.settings, keyword, allow, &mut words)?,
+        }
+    }
+    Ok(rule)
+}
+
+fn setting(
+    settings: &mut Settings,
+    keyword: &str,
+    allow: bool,
+    words: &mut Words<'_>,
+) -> Result<(), Wrong> {
+    let known = ["max-sessions", "max-per-client", "rate", "rate-user", "idle", "source", "log"];
+    if !known.contains(&keyword) {
+        return Err(words.found(KEYWORDS, keyword.as_bytes()));
+    }
+    if !allow && keyword != "log" {
+        return Err(
+            words.found("no setting but log in a rule that admits no session", keyword.as_bytes())
+        );
+    }
+    match keyword {
+        "max-sessions" => once(&mut settings.max_sessions, keyword, words, sessions),
+        "max-per-client" => once(&mut settings.max_per_client, keyword, words, sessions),
+        "rate" => once(&mut settings.rate, keyword, words, rate),
+        "rate-user" => once(&mut settings.rate_user, keyword, words, rate),
+        "idle" => once(&mut settings.idle, keyword, words, |words| {
+            let seconds = |(text, _): Text<'_>| number(text).filter(|&seconds| seconds <= IDLE_MAX);
+            words.value("0 to 2592000 seconds", seconds).map(Duration::from_secs)
+        }),
+        "source" => {
+            let mut given = Some(()).filter(|()| !settings.source.is_empty());
+            once(&mut given, keyword, words, |words| {
+                settings.source = sources(words)?;
+                Ok(())
+            })
+        }
+        _ => once(&mut settings.log, keyword, words, |words| {
+            words.value("no or verbose", |text| match text {
+                (b"no", false) => Some(Logging::No),
+                (b"verbose", false) => Some(Logging::Verbose),
+                _ => None,
+            })
+        }),
+    }
+}
+
+fn version(words: &mut Words<'_>) -> Result<Version, Wrong> {
+    words.value("version 4, 4a or 5", |(text, _)| match text {
+        b"4" => Some(Version::V4),
+        b"4a" => Some(Version::V4a),
+        b"5" => Some(Version::V5),
+        _ => None,
+    })
+}
+
+fn command(words: &mut Words<'_>) -> Result<Command, Wrong> {
+    words.value("command connect, bind or udp", |(text, _)| match text {
+        b"connect" => Some(Command::CONNECT),
+        b"bind" => Some(Command::BIND),
+        b"udp" => Some(Command::UDP_ASSOCIATE),
+        _ => None,
+    })
+}
+
+fn user(words: &mut Words<'_>) -> Result<Who, Wrong> {
+    words.value("a user, @GROUP, any or none", |text| match text {
+        (b"any", false) => Some(Who::Any),
+        (b"none", false) => Some(Who::None),
+        ([b'@', group @ ..], false) => {
+            let group = is_plain(group).then(|| String::from_utf8(group.to_vec()).ok());
+            group.flatten().map(Who::Group)
+        }
+        (name, _) => (1..=STRING_MAX).contains(&name.len()).then(|| Who::Name(name.to_vec())),
+    })
+}
+
+/// An item of `to`, or of `from`, which has no names.
+fn pattern(
+    words: &mut Words<'_>,
+    lists: &HashMap<String, Arc<List>>,
+    names: bool,
+) -> Result<Pattern, Wrong> {
+    let expected = if names {
+        "an address, a block, a name, any, all, a set or list:NAME"
+    } else {
+        "an address, a block, any, a set or list:NAME"
+    };
+    let (text, quoted) = words.word(expected)?;
+    if !quoted {
+        if text == b"any" {
+            return Ok(Pattern::Any);
+        }
+        if let Some(set) = Set::parse(text) {
+            return Ok(Pattern::Set(set));
+        }
+        if let Some(name) = text.strip_prefix(b"list:") {
+            let name = String::from_utf8_lossy(name);
+            let list = lists.get(name.as_ref()).cloned();
+            let list = list.ok_or_else(|| words.found("the name of a list", name.as_bytes()))?;
+            return Ok(Pattern::List(NamedList { name: name.into(), list }));
+        }
+    }
+    let (line, column) = words.last;
+    match Entry::parse(text) {
+        Ok(Entry::Block(block)) => Ok(Pattern::Block(block)),
+        Ok(Entry::Name(name)) if names => Ok(Pattern::Name(name)),
+        Ok(Entry::Name(_)) => Err(words.found(expected, text)),
+        Err(what) => Err((line, column, what)),
+    }
+}
+
+fn ports(words: &mut Words<'_>) -> Result<RangeInclusive<u16>, Wrong> {
+    words.value("a port or LO-HI, from 0 to 65535", |(text, _)| {
+        let port = |text: &[u8]| number(text).and_then(|port| u16::try_from(port).ok());
+        let mut ends = text.splitn(2, |&octet| octet == b'-');
+        let first = port(ends.next()?)?;
+        let last = ends.next().map_or(Some(first), port)?;
+        (first <= last).then_some(first..=last)
+    })
+}
+
+fn sessions(words: &mut Words<'_>) -> Result<NonZeroU64, Wrong> {
+    words.value("1 to 1000000 sessions", |(text, _)| {
+        number(text).filter(|&sessions| sessions <= SESSIONS_MAX).and_then(NonZeroU64::new)
+    })
+}
+
+fn rate(words: &mut Words<'_>) -> Result<NonZeroU64, Wrong> {
+    words.value("octets a second, at least 1", |(text, _)| number(text).and_then(NonZeroU64::new))
+}
+
+fn sources(words: &mut Words<'_>) -> Result<Vec<IpAddr>, Wrong> {
+    let mut sources: Vec<IpAddr> = Vec::new();
+    loop {
+        let source = words.value("an address of this host, one of each family", |(text, _)| {
+            let ip: IpAddr = str::from_utf8(text).ok()?.parse().ok()?;
+            let ip = ip.to_canonical();
+            let twice = sources.iter().any(|other| other.is_ipv4() == ip.is_ipv4());
+            (!twice && !ip.is_unspecified() && !ip.is_multicast()).then_some(ip)
+        })?;
+        sources.push(source);
+        if !words.take(&Token::Comma) {
+            return Ok(sources);
+        }
+    }
+}
+
+/// Digits only: no sign, no blank.
+fn number(text: &[u8]) -> Option<u64> {
+    let digits = !text.is_empty() && text.iter().all(u8::is_ascii_digit);
+    str::from_utf8(text).ok().filter(|_| digits)?.parse().ok()
+}
+
+/// Whether this can be the name of a list or a group.
+fn is_plain(name: &[u8]) -> bool {
+    let part = |octet: &u8| octet.is_ascii_alphanumeric() || b"-_.".contains(octet);
+    !name.is_empty() && name.iter().all(part)
+}

@@ -1,0 +1,548 @@
+//! One rule: what it says, whether it matches what is known of a request, and how it is written.
+//! Reading rules is for [`crate::policy::parse`], deciding by a list of them for [`crate::policy`].
+//!
+//! A rule is asked at three times: when a client may choose a method and nothing but its address is
+//! known, when its request is known, and when the name in it is resolved. What is not known yet
+//! makes a condition neither true nor false but [`Truth::Maybe`].
+
+use std::fmt::{self, Display, Write as _};
+use std::net::IpAddr;
+use std::num::NonZeroU64;
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::auth::User;
+use crate::auth::users::Users;
+use crate::log::Escaped;
+use crate::policy::list::{List, Name};
+use crate::policy::nets::{Block, Set, spellings};
+use crate::wire::{Command, Version};
+
+/// How far something is known to be so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Truth {
+    /// It is not.
+    No,
+    /// That depends on what is not known yet.
+    Maybe,
+    /// It is.
+    Yes,
+}
+
+impl From<bool> for Truth {
+    fn from(is: bool) -> Self {
+        if is { Self::Yes } else { Self::No }
+    }
+}
+
+impl std::ops::Not for Truth {
+    type Output = Self;
+
+    fn not(self) -> Self {
+        match self {
+            Self::No => Self::Yes,
+            Self::Maybe => Self::Maybe,
+            Self::Yes => Self::No,
+        }
+    }
+}
+
+/// What the Identification Protocol has told of a client's user.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ident {
+    /// Nobody has asked.
+    NotAsked,
+    /// This user; for SOCKS 4 it is the one that USERID names.
+    Proved(User),
+    /// There was no answer, or none that proves anything.
+    Unproved,
+    /// Another user than USERID names.
+    Different,
+}
+
+impl Ident {
+    /// What comes of an answer to a client that speaks `version` and calls itself `userid`, which
+    /// only SOCKS 4 has. `users` knows the groups.
+    #[must_use]
+    pub fn of_answer(
+        users: Option<&Users>,
+        version: Version,
+        userid: &[u8],
+        answer: &[u8],
+    ) -> Self {
+        // An empty USERID is nobody's.
+        if version != Version::V5 && (userid.is_empty() || userid != answer) {
+            return Self::Different;
+        }
+        let user = users.map(|users| users.proved(answer));
+        Self::Proved(user.unwrap_or_else(|| User::proved(answer, Arc::default())))
+    }
+}
+
+/// The address of a destination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Where {
+    /// Not known yet, or any peer of a BIND.
+    Unknown,
+    /// Some public address that no pattern is for.
+    Public,
+    /// This one.
+    At(IpAddr),
+}
+
+/// What is known of a destination.
+#[derive(Clone, Copy, Debug)]
+pub struct To<'a> {
+    /// The name asked for, if one was.
+    pub name: Option<&'a [u8]>,
+    /// The address asked for, or one of the name's.
+    pub ip: Where,
+    /// The port asked for.
+    pub port: u16,
+}
+
+/// What is known of a request.
+#[derive(Clone, Copy, Debug)]
+pub struct Question<'a> {
+    /// The client's address.
+    pub client: IpAddr,
+    /// The protocol it speaks.
+    pub version: Version,
+    /// What it asks for, once known.
+    pub command: Option<Command>,
+    /// Who it is, once known.
+    pub user: Option<&'a User>,
+    /// Who its host says it is.
+    pub ident: &'a Ident,
+    /// Where it wants to go, once known.
+    pub to: Option<To<'a>>,
+}
+
+/// Where a rule is written: file and line. Display gives them as they stand in the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The file, or what stands for one.
+    pub file: Arc<str>,
+    /// The line, from 1.
+    pub line: usize,
+}
+
+impl Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", Escaped(self.file.as_bytes()), self.line)
+    }
+}
+
+/// The list of a condition: it holds if one of its items does, or none if it is negated.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AnyOf<T> {
+    /// Whether a `!` stands before the list.
+    pub negated: bool,
+    /// The items, at least one.
+    pub items: Vec<T>,
+}
+
+impl<T> AnyOf<T> {
+    fn test(&self, item: impl FnMut(&T) -> Truth) -> Truth {
+        let any = self.items.iter().map(item).max().unwrap_or(Truth::No);
+        if self.negated { !any } else { any }
+    }
+}
+
+/// A list with its name.
+#[derive(Clone)]
+pub struct NamedList {
+    /// What rules call it: ASCII letters, digits, `-`, `_` and `.`.
+    pub name: String,
+    /// What is in it.
+    pub list: Arc<List>,
+}
+
+impl fmt::Debug for NamedList {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("NamedList").field(&self.name).finish()
+    }
+}
+
+impl PartialEq for NamedList {
+    fn eq(&self, other: &Self) -> bool {
+        self.name == other.name
+    }
+}
+
+impl Eq for NamedList {}
+
+/// An item of `from` or `to`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Pattern {
+    /// In `from` every client; in `to` every public address.
+    Any,
+    /// The addresses of a named set.
+    Set(Set),
+    /// A block of addresses.
+    Block(Block),
+    /// A host name, in `to` only.
+    Name(Name),
+    /// The addresses and, in `to`, the names of a list.
+    List(NamedList),
+}
+
+impl Pattern {
+    fn holds_ip(&self, ip: IpAddr) -> bool {
+        match self {
+            Self::Any | Self::Name(_) => false,
+            Self::Set(set) => set.holds(ip),
+            Self::Block(block) => block.holds(ip),
+            Self::List(named) => named.list.holds_ip(ip),
+        }
+    }
+
+    fn holds_name(&self, name: &[u8]) -> bool {
+        match self {
+            Self::Name(pattern) => pattern.matches(name),
+            Self::List(named) => named.list.holds_name(name),
+            Self::Any | Self::Set(_) | Self::Block(_) => false,
+        }
+    }
+
+    fn test_client(&self, client: IpAddr) -> Truth {
+        (*self == Self::Any || self.holds_ip(client)).into()
+    }
+
+    /// Whether the address is one of these. An IPv6 address in which an IPv4 address hides is both;
+    /// with `guarded` it is itself only, and only if nothing inside hides there that is not meant.
+    fn test_ip(&self, ip: Where, guarded: bool) -> Truth {
+        match (self, ip) {
+            (Self::Set(Set::All), _) => Truth::Yes,
+            (Self::Name(_), _) => Truth::No,
+            (_, Where::Unknown) => Truth::Maybe,
+            (Self::Any | Self::Set(Set::Public), _) => is_public(ip),
+            (_, Where::Public) => Truth::No,
+            (Self::Block(_) | Self::List(_), Where::At(ip)) if guarded => {
+                let meant = |hidden| self.holds_ip(hidden) || Set::Public.holds(hidden);
+                (self.holds_ip(ip) && spellings(ip).skip(1).all(meant)).into()
+            }
+            (_, Where::At(ip)) => spellings(ip).any(|ip| self.holds_ip(ip)).into(),
+        }
+    }
+
+    /// Whether it is for this destination. With `guarded` neither a name nor an address may lead inside
+    /// in disguise.
+    fn test_to(&self, to: To<'_>, guarded: bool) -> Truth {
+        let by_name = match to.name {
+            Some(name) if self.holds_name(name) && guarded => is_public(to.ip),
+            Some(name) => self.holds_name(name).into(),
+            None => Truth::No,
+        };
+        by_name.max(self.test_ip(to.ip, guarded))
+    }
+}
+
+fn is_public(ip: Where) -> Truth {
+    match ip {
+        Where::Unknown => Truth::Maybe,
+        Where::Public => Truth::Yes,
+        Where::At(ip) => Set::Public.holds(ip).into(),
+    }
+}
+
+/// An item of `user`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Who {
+    /// Whoever has proved a name.
+    Any,
+    /// Whoever has not.
+    None,
+    /// The user of this name.
+    Name(Vec<u8>),
+    /// Whoever the users file has in this group.
+    Group(String),
+}
+
+impl Who {
+    fn is(&self, user: &User) -> bool {
+        match self {
+            Self::Any => user.name().is_some(),
+            Self::None => user.name().is_none(),
+            Self::Name(name) => user.name() == Some(name),
+            Self::Group(group) => user.is_in(group),
+        }
+    }
+}
+
+/// What of its sessions a rule has logged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Logging {
+    /// Nothing.
+    No,
+    /// Requests and connections as they are made, too.
+    Verbose,
+}
+
+/// What applies to the sessions that a rule admits; `log` also to those that it denies.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// Most sessions at once.
+    pub max_sessions: Option<NonZeroU64>,
+    /// Most sessions at once of one client.
+    pub max_per_client: Option<NonZeroU64>,
+    /// Octets a second of one session, each way.
+    pub rate: Option<NonZeroU64>,
+    /// Octets a second of all sessions of one user together, each way.
+    pub rate_user: Option<NonZeroU64>,
+    /// How long a session may pass nothing; zero for ever.
+    pub idle: Option<Duration>,
+    /// The addresses to leave from, one of each family at most.
+    pub source: Vec<IpAddr>,
+    /// What to log.
+    pub log: Option<Logging>,
+}
+
+/// One rule.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rule {
+    /// Where it is written.
+    pub place: Place,
+    /// Whether it allows or denies.
+    pub allow: bool,
+    /// `version`.
+    pub version: Option<AnyOf<Version>>,
+    /// `command`.
+    pub command: Option<AnyOf<Command>>,
+    /// `from`.
+    pub from: Option<AnyOf<Pattern>>,
+    /// `user`.
+    pub user: Option<AnyOf<Who>>,
+    /// `ident`.
+    pub ident: bool,
+    /// `to`. Without it an allow rule is for `any`, a deny rule for `all`.
+    pub to: Option<AnyOf<Pattern>>,
+    /// `port`.
+    pub port: Option<AnyOf<RangeInclusive<u16>>>,
+    /// What applies to its sessions.
+    pub settings: Settings,
+}
+
+/// The conditions by their keywords, in the order they are written and tested.
+pub const CONDITIONS: [(&str, fn(&Rule, &Question<'_>) -> Truth); 7] = [
+    ("version", |rule, q| holds(&rule.version, |version| (*version == q.version).into())),
+    ("command", |rule, q| {
+        holds(&rule.command, |command| {
+            q.command.map_or(Truth::Maybe, |asked| (asked == *command).into())
+        })
+    }),
+    ("from", |rule, q| holds(&rule.from, |client| client.test_client(q.client))),
+    ("user", Rule::test_user),
+    ("ident", Rule::test_ident),
+    ("to", Rule::test_to),
+    ("port", |rule, q| {
+        holds(&rule.port, |ports| q.to.map_or(Truth::Maybe, |to| ports.contains(&to.port).into()))
+    }),
+];
+
+/// A condition that is not there holds.
+fn holds<T>(condition: &Option<AnyOf<T>>, item: impl FnMut(&T) -> Truth) -> Truth {
+    condition.as_ref().map_or(Truth::Yes, |any| any.test(item))
+}
+
+impl Rule {
+    /// A rule without conditions and settings.
+    #[must_use]
+    pub fn new(place: Place, allow: bool) -> Self {
+        Self {
+            place,
+            allow,
+            version: None,
+            command: None,
+            from: None,
+            user: None,
+            ident: false,
+            to: None,
+            port: None,
+            settings: Settings::default(),
+        }
+    }
+
+    /// Whether all its conditions hold.
+    #[must_use]
+    pub fn matches(&self, question: &Question<'_>) -> Truth {
+        let mut all = Truth::Yes;
+        for (_, test) in CONDITIONS {
+            all = all.min(test(self, question));
+            if all == Truth::No {
+                break;
+            }
+        }
+        all
+    }
+
+    /// Whether it tells clients apart by the password they gave.
+    #[must_use]
+    pub fn wants_password(&self) -> bool {
+        let about_users = |who: &AnyOf<Who>| who.items.iter().any(|item| *item != Who::None);
+        !self.ident && self.user.as_ref().is_some_and(about_users)
+    }
+
+    fn test_user(&self, q: &Question<'_>) -> Truth {
+        let Some(condition) = &self.user else { return Truth::Yes };
+        let user = match (self.ident, q.ident) {
+            (false, _) => q.user,
+            (true, Ident::Proved(user)) => Some(user),
+            (true, Ident::NotAsked) => None,
+            // Fails closed: test_ident has an allow rule not match.
+            (true, Ident::Unproved | Ident::Different) => return Truth::Yes,
+        };
+        let Some(user) = user else { return Truth::Maybe };
+        // Who is nobody in particular is not let in for not being somebody else.
+        let about_all = |who: &Who| matches!(who, Who::Any | Who::None);
+        if condition.negated && user.name().is_none() && !condition.items.iter().any(about_all) {
+            return (!self.allow).into();
+        }
+        condition.test(|who| who.is(user).into())
+    }
+
+    /// A rule that denies by IDENT also denies whom IDENT does not tell of: else hiding would help.
+    fn test_ident(&self, q: &Question<'_>) -> Truth {
+        match (self.ident, q.ident) {
+            (false, _) | (true, Ident::Proved(_)) => Truth::Yes,
+            (true, Ident::NotAsked) => Truth::Maybe,
+            (true, Ident::Unproved | Ident::Different) => (!self.allow).into(),
+        }
+    }
+
+    fn test_to(&self, q: &Question<'_>) -> Truth {
+        let Some(condition) = &self.to else {
+            let everywhere = if self.allow { Pattern::Any } else { Pattern::Set(Set::All) };
+            return match q.to {
+                Some(to) => everywhere.test_to(to, false),
+                None if self.allow => Truth::Maybe,
+                None => Truth::Yes,
+            };
+        };
+        // Nothing known is as good as an unknown address and any name.
+        let Some(to) = q.to else {
+            let all = |item: &Pattern| *item == Pattern::Set(Set::All);
+            let everywhere = !condition.negated && condition.items.iter().any(all);
+            return if everywhere { Truth::Yes } else { Truth::Maybe };
+        };
+        let truth = condition.test(|item| item.test_to(to, self.allow && !condition.negated));
+        if self.allow && condition.negated { truth.min(is_public(to.ip)) } else { truth }
+    }
+}
+
+impl<T: Display> Display for AnyOf<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.negated {
+            f.write_char('!')?;
+        }
+        for (index, item) in self.items.iter().enumerate() {
+            if index > 0 {
+                f.write_char(',')?;
+            }
+            item.fmt(f)?;
+        }
+        Ok(())
+    }
+}
+
+impl Display for Pattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Any => f.write_str("any"),
+            Self::Set(set) => set.fmt(f),
+            Self::Block(block) => block.fmt(f),
+            // A host may be called what is a word of the language.
+            Self::Name(name) if is_keyword(name.to_string().as_bytes()) => write!(f, "\"{name}\""),
+            Self::Name(name) => name.fmt(f),
+            Self::List(named) => write!(f, "list:{}", named.name),
+        }
+    }
+}
+
+/// Whether a word of `from`, `to` or `user` is not a name unless it is quoted.
+pub fn is_keyword(word: &[u8]) -> bool {
+    matches!(word, b"any" | b"none") || Set::parse(word).is_some()
+}
+
+impl Display for Who {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Any => f.write_str("any"),
+            Self::None => f.write_str("none"),
+            Self::Name(name) => Word(name).fmt(f),
+            Self::Group(group) => write!(f, "@{group}"),
+        }
+    }
+}
+
+/// A word as it has to be written to be read as just these octets.
+struct Word<'a>(&'a [u8]);
+
+impl Display for Word<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let plain = |&octet: &u8| octet.is_ascii_alphanumeric() || b"-_./:".contains(&octet);
+        if !self.0.is_empty() && self.0.iter().all(plain) && !is_keyword(self.0) {
+            return Escaped(self.0).fmt(f);
+        }
+        f.write_char('"')?;
+        for &octet in self.0 {
+            match octet {
+                b'"' | b'\\' => write!(f, "\\{}", char::from(octet))?,
+                b' '..=b'~' => f.write_char(char::from(octet))?,
+                _ => write!(f, "\\x{octet:02x}")?,
+            }
+        }
+        f.write_char('"')
+    }
+}
+
+/// A range of ports as it is written.
+struct Ports<'a>(&'a RangeInclusive<u16>);
+
+impl Display for Ports<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (first, last) = (self.0.start(), self.0.end());
+        if first == last { first.fmt(f) } else { write!(f, "{first}-{last}") }
+    }
+}
+
+/// As it has to be written, on one line, with `verb` and all.
+impl Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.allow { "allow" } else { "deny" })?;
+        word(f, "version", self.version.as_ref())?;
+        word(f, "command", self.command.as_ref())?;
+        word(f, "from", self.from.as_ref())?;
+        word(f, "user", self.user.as_ref())?;
+        if self.ident {
+            f.write_str(" ident")?;
+        }
+        word(f, "to", self.to.as_ref())?;
+        let ports = self.port.as_ref().map(|any| AnyOf {
+            negated: any.negated,
+            items: any.items.iter().map(Ports).collect(),
+        });
+        word(f, "port", ports)?;
+        self.settings.fmt(f)
+    }
+}
+
+/// As they have to be written behind a rule's conditions, a blank before each; nothing for none.
+impl Display for Settings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        word(f, "max-sessions", self.max_sessions)?;
+        word(f, "max-per-client", self.max_per_client)?;
+        word(f, "rate", self.rate)?;
+        word(f, "rate-user", self.rate_user)?;
+        word(f, "idle", self.idle.map(|idle| idle.as_secs()))?;
+        let source = AnyOf { negated: false, items: self.source.clone() };
+        word(f, "source", Some(source).filter(|source| !source.items.is_empty()))?;
+        let log = |log| if log == Logging::No { "no" } else { "verbose" };
+        word(f, "log", self.log.map(log))
+    }
+}
+
+fn word(f: &mut fmt::Formatter<'_>, word: &str, value: Option<impl Display>) -> fmt::Result {
+    value.map_or(Ok(()), |value| write!(f, " {word} {value}"))
+}
