@@ -8,26 +8,42 @@ pub mod ident;
 pub mod penalties;
 pub mod users;
 
-use std::sync::Arc;
+use std::hash::{BuildHasher as _, RandomState};
+use std::sync::{Arc, LazyLock};
 
 /// Somebody who passed authentication, or passed where none is asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct User {
     name: Option<Vec<u8>>,
     groups: Arc<[String]>,
+    /// Stands for the hash of the password that proved the name, if one did.
+    password: Option<u64>,
 }
 
 impl User {
     /// A client that proves nothing: SOCKS 4, method 00.
     #[must_use]
     pub fn anonymous() -> Self {
-        Self { name: None, groups: Arc::default() }
+        Self { name: None, groups: Arc::default(), password: None }
     }
 
     /// A client that has proved to be `name`, whom the users file has in `groups`.
     #[must_use]
     pub fn proved(name: &[u8], groups: Arc<[String]>) -> Self {
-        Self { name: Some(name.to_vec()), groups }
+        Self { name: Some(name.to_vec()), groups, password: None }
+    }
+
+    /// The same, proved by the password that has `hash` in the users file.
+    #[must_use]
+    pub fn with_password(name: &[u8], groups: Arc<[String]>, hash: &[u8]) -> Self {
+        static KEY: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+        Self { password: Some(KEY.hash_one(hash)), ..Self::proved(name, groups) }
+    }
+
+    /// Whether both were proved by the same password, which has not been hashed anew since.
+    #[must_use]
+    pub fn has_password_of(&self, other: &Self) -> bool {
+        self.password.is_some() && self.password == other.password
     }
 
     /// The name that was proved, if any was.

@@ -61,11 +61,11 @@ pub enum Denial {
 }
 
 impl Denial {
-    /// Where the rule is written that denied, if one did.
+    /// The rule that denied, if one did.
     #[must_use]
-    pub fn place(&self) -> Option<&Place> {
+    pub fn rule(&self) -> Option<&Rule> {
         match self {
-            Self::Rule(rule) => Some(&rule.place),
+            Self::Rule(rule) => Some(rule),
             _ => None,
         }
     }
@@ -314,5 +314,371 @@ impl Current {
     /// Puts another in force.
     pub fn set(&self, policy: Policy) {
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(policy);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::rules::tests::random_rules;
+    use crate::wire::testing::Random;
+
+    fn policy(rules: &str) -> Policy {
+        let rules = parse::builtin("test", rules).unwrap();
+        Policy { rules: rules.into_iter().map(Arc::new).collect(), users: None }
+    }
+
+    fn alice() -> User {
+        User::proved(b"alice", Arc::new(["staff".to_owned()]))
+    }
+
+    /// Alice from 10.0.0.5, by version 5.
+    fn asker(command: Command) -> Asker {
+        let ident = Ident::NotAsked;
+        Asker { client: [10, 0, 0, 5].into(), user: alice(), ident, version: Version::V5, command }
+    }
+
+    fn name(name: &str, port: u16) -> Destination {
+        Destination::Name(name.as_bytes().to_vec(), port)
+    }
+
+    fn address(text: &str) -> (Destination, IpAddr) {
+        let addr: std::net::SocketAddr = text.parse().unwrap();
+        (Destination::from_ip(addr.ip(), addr.port()), addr.ip().to_canonical())
+    }
+
+    #[test]
+    fn a_rule_matches_where_both_of_any_two_conditions_hold_and_nowhere_else() {
+        // Each condition as it holds of the question and as it does not.
+        let conditions = [
+            ["version 4a,5", "version !5"],
+            ["command connect,udp", "command bind"],
+            ["from 192.0.2.1,10.0.0.0/8", "from !10.0.0.1-10.0.0.9"],
+            ["user bob,@staff", "user !alice"],
+            ["ident", "ident user none"],
+            ["to .example.org", "to other.example.org"],
+            ["port 80,400-500", "port !443"],
+        ];
+        let dst = name("www.example.org", 443);
+        let mut asker = asker(Command::CONNECT);
+        asker.ident = Ident::Proved(alice());
+        let allowed = |rules: &str| {
+            let policy = policy(rules);
+            policy.judge(&asker, &dst, [93, 184, 215, 14].into()).is_ok()
+        };
+        for (index, one) in conditions.iter().enumerate() {
+            for other in conditions.iter().skip(index + 1) {
+                for (a, b) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+                    let (one, other) = (one[a], other[b]);
+                    if one.contains("user") && other.contains("user") {
+                        continue;
+                    }
+                    let both = (a, b) == (0, 0);
+                    for pair in [format!("{one} {other}"), format!("{other} {one}")] {
+                        assert_eq!(allowed(&format!("allow {pair}")), both, "allow {pair}");
+                        let denies = format!("deny {pair}\nallow to all");
+                        assert_eq!(allowed(&denies), !both, "{denies}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_first_match_decides_and_no_match_denies() {
+        let (dst, ip) = address("93.184.215.14:80");
+        let asker = asker(Command::CONNECT);
+        for (rules, allowed) in [
+            ("", false),
+            ("allow to all", true),
+            ("deny to all\nallow to all", false),
+            ("allow to all\ndeny to all", true),
+            ("allow port 81\ndeny port 82\nallow port 80\ndeny", true),
+            ("deny\nallow", false),
+            ("allow", true),
+        ] {
+            assert_eq!(policy(rules).judge(&asker, &dst, ip).is_ok(), allowed, "{rules}");
+        }
+    }
+
+    #[test]
+    fn sec_01_to_06_no_address_inside_is_reached_unless_a_rule_names_it() {
+        let asker = asker(Command::CONNECT);
+        for (rules, dst, allowed) in [
+            ("allow", "8.8.8.8:80", true),
+            ("allow", "127.0.0.1:80", false),
+            ("allow", "10.1.2.3:80", false),
+            ("allow to any", "[::1]:80", false),
+            ("allow to any", "[::ffff:10.0.0.1]:80", false),
+            ("allow to any", "[64:ff9b::7f00:1]:80", false),
+            ("allow to any", "[2606:4700::1]:80", true),
+            ("allow to public", "10.1.2.3:80", false),
+            ("allow to !8.8.8.8", "8.8.4.4:80", true),
+            ("allow to !8.8.8.8", "8.8.8.8:80", false),
+            ("allow to !8.8.8.8", "[64:ff9b::808:808]:80", false),
+            ("allow to !8.8.8.8", "10.1.2.3:80", false),
+            ("allow to all", "127.0.0.1:80", true),
+            ("allow to 10.0.0.0/8", "10.1.2.3:80", true),
+            ("allow to 10.0.0.0/8", "[::ffff:10.1.2.3]:80", true),
+            // What hides an inside address is let in by neither half.
+            ("allow to 10.0.0.0/8", "[64:ff9b::a01:203]:80", false),
+            ("allow to 64:ff9b::/96", "[64:ff9b::a01:203]:80", false),
+            ("allow to 64:ff9b::/96", "[64:ff9b::808:808]:80", true),
+            ("allow to private", "[64:ff9b::a01:203]:80", true),
+            ("deny to 10.0.0.0/8\nallow to all", "[64:ff9b::a01:203]:80", false),
+            ("deny to 10.0.0.0/8\nallow to all", "[2002:a01:203::]:80", false),
+            ("deny to any\nallow to all", "10.1.2.3:80", true),
+            ("deny to special\nallow to all", "10.1.2.3:80", false),
+            // Nobody ever gets there.
+            ("allow to all", "0.0.0.0:80", false),
+            ("allow to all", "0.0.0.7:80", false),
+            ("allow to all", "[::]:80", false),
+            ("allow to 0.0.0.0/0", "0.1.2.3:80", false),
+        ] {
+            let (dst, ip) = address(dst);
+            let may = policy(rules).judge(&asker, &dst, ip).is_ok();
+            assert_eq!(may, allowed, "{rules}: {dst:?}");
+        }
+    }
+
+    #[test]
+    fn sec_04_a_name_is_judged_by_itself_and_with_its_address() {
+        let asker = asker(Command::CONNECT);
+        // Rules, name, address; whether the name may be resolved, whether the address may be used.
+        for (rules, asked, ip, resolved, allowed) in [
+            ("allow to any", "a.example", "8.8.8.8", true, true),
+            ("allow to any", "a.example", "10.0.0.1", true, false),
+            ("allow to a.example", "a.example", "8.8.8.8", true, true),
+            ("allow to a.example", "A.Example.", "8.8.8.8", true, true),
+            ("allow to a.example", "b.a.example", "8.8.8.8", false, false),
+            ("allow to .a.example", "b.a.example", "8.8.8.8", true, true),
+            ("allow to .a.example", "ba.example", "8.8.8.8", false, false),
+            // Rebinding: the name leads inside, which no rule names.
+            ("allow to a.example", "a.example", "10.0.0.1", true, false),
+            ("allow to a.example,10.0.0.1", "a.example", "10.0.0.1", true, true),
+            ("allow to a.example\nallow to private", "a.example", "10.0.0.1", true, true),
+            ("allow to !a.example", "a.example", "8.8.8.8", false, false),
+            ("allow to !a.example", "b.example", "8.8.8.8", true, true),
+            ("allow to !a.example", "b.example", "10.0.0.1", true, false),
+            ("deny to a.example\nallow to all", "a.example", "8.8.8.8", false, false),
+            ("deny to !a.example\nallow to all", "b.example", "8.8.8.8", false, false),
+            ("deny to !a.example\nallow to all", "a.example", "8.8.8.8", true, true),
+            ("deny to 8.8.8.8\nallow to all", "a.example", "8.8.8.8", true, false),
+            ("allow to 8.8.8.8", "a.example", "8.8.8.8", true, true),
+            ("allow port 81", "a.example", "8.8.8.8", false, false),
+            ("deny", "a.example", "8.8.8.8", false, false),
+        ] {
+            let (policy, dst) = (policy(rules), name(asked, 80));
+            assert_eq!(policy.admit(&asker, Some(&dst)).is_ok(), resolved, "{rules}: {asked}");
+            let verdict = policy.judge(&asker, &dst, ip.parse().unwrap());
+            assert_eq!(verdict.is_ok(), allowed, "{rules}: {asked} at {ip}");
+        }
+    }
+
+    #[test]
+    fn whatever_an_address_is_allowed_its_name_is_resolved_for_and_its_ident_is_asked_for() {
+        let mut random = Random::seeded();
+        let names = ["a.example", "b.a.example", "c.example"];
+        let ips = ["8.8.8.8", "10.0.0.1", "127.0.0.1", "2606:4700::1", "64:ff9b::a00:1"];
+        let mut allowed = 0;
+        for _ in 0..20_000 {
+            let policy = Policy { rules: random_rules(&mut random), users: None };
+            let command = *random.pick(&[Command::CONNECT, Command::BIND, Command::UDP_ASSOCIATE]);
+            let mut asker = asker(command);
+            asker.version = *random.pick(&[Version::V4, Version::V4a, Version::V5]);
+            asker.user = random.pick(&[User::anonymous(), alice()]).clone();
+            let dst = name(*random.pick(&names), *random.pick(&[80, 443]));
+            let ip: IpAddr = random.pick(&ips).parse().unwrap();
+            let asked = Some(&dst).filter(|_| command != Command::UDP_ASSOCIATE);
+            let wants = policy.wants_ident(&asker, asked);
+            if wants {
+                asker.ident = random.pick(&[Ident::Unproved, Ident::Proved(alice())]).clone();
+            }
+            if let Ok(rule) = policy.judge(&asker, &dst, ip) {
+                allowed += 1;
+                assert!(policy.admit(&asker, asked).is_ok(), "{:?}", policy.rules);
+                assert!(!rule.ident || wants, "{:?}", policy.rules);
+            }
+        }
+        assert!(allowed > 2_000, "{allowed}");
+    }
+
+    #[test]
+    fn cve_2024_54662_methods_follow_from_the_rules_a_client_can_reach() {
+        let methods = |rules: &str| {
+            let users = Users::parse(b"alice:!\n").ok();
+            Policy { users, ..policy(rules) }.methods([10, 0, 0, 5].into())
+        };
+        const NONE: Method = Method::NONE;
+        const PASSWORD: Method = Method::USERPASS;
+        // Rules; the choice among 00, among 02, among both.
+        for (rules, none, password, both) in [
+            ("", None, None, None),
+            ("deny", None, None, None),
+            ("allow from 192.0.2.1", None, None, None),
+            ("allow version 4", None, None, None),
+            ("deny from 10.0.0.0/8\nallow", None, None, None),
+            // No rule needs a password: 00. Who knows only 02 is let in with a right one.
+            ("allow", Some(NONE), Some(PASSWORD), Some(NONE)),
+            ("allow user none", Some(NONE), Some(PASSWORD), Some(NONE)),
+            ("allow\nallow user alice", Some(NONE), Some(PASSWORD), Some(PASSWORD)),
+            ("allow to all\nallow user alice", Some(NONE), Some(PASSWORD), Some(NONE)),
+            // A rule that some request of this client might match needs one.
+            ("allow user any", None, Some(PASSWORD), Some(PASSWORD)),
+            ("allow user !alice", None, Some(PASSWORD), Some(PASSWORD)),
+            ("allow user @staff port 80", None, Some(PASSWORD), Some(PASSWORD)),
+            ("allow user alice\nallow to any", Some(NONE), Some(PASSWORD), Some(PASSWORD)),
+            ("allow user alice from 192.0.2.1\nallow", Some(NONE), Some(PASSWORD), Some(NONE)),
+            ("allow user alice version 4\nallow", Some(NONE), Some(PASSWORD), Some(NONE)),
+            ("deny user none\nallow", None, Some(PASSWORD), Some(PASSWORD)),
+            ("deny user !@staff\nallow", None, Some(PASSWORD), Some(PASSWORD)),
+            // A name that IDENT proves needs no password.
+            ("allow ident user alice", Some(NONE), Some(PASSWORD), Some(NONE)),
+        ] {
+            let methods = methods(rules);
+            assert_eq!(methods.select(&[NONE]), none, "{rules}");
+            assert_eq!(methods.select(&[PASSWORD]), password, "{rules}");
+            assert_eq!(methods.select(&[NONE, PASSWORD]), both, "{rules}");
+            assert_eq!(methods.select(&[PASSWORD, Method::GSSAPI, NONE]), both, "{rules}");
+            for useless in [&[][..], &[Method::GSSAPI], &[Method(0xff)]] {
+                assert_eq!(methods.select(useless), None, "V5-04, V5-08, V5-40: {rules}");
+            }
+        }
+    }
+
+    #[test]
+    fn without_users_no_method_02_is_chosen() {
+        let methods = policy("allow").methods([10, 0, 0, 5].into());
+        assert_eq!(methods.select(&[Method::USERPASS]), None);
+    }
+
+    #[test]
+    fn auth_11_sec_14_socks_4_matches_no_rule_for_users_without_ident() {
+        let (dst, ip) = address("93.184.215.14:80");
+        let ident = |answer: &[u8]| Ident::of_answer(None, Version::V4, b"alice", answer);
+        for (rules, ident, allowed) in [
+            ("allow user any", Ident::NotAsked, false),
+            ("allow user alice", Ident::NotAsked, false),
+            ("allow user !bob", Ident::NotAsked, false),
+            ("allow user none", Ident::NotAsked, true),
+            ("allow user !any", Ident::NotAsked, true),
+            ("deny user none\nallow", Ident::NotAsked, false),
+            ("deny user alice\nallow", Ident::NotAsked, true),
+            ("deny user !alice\nallow", Ident::NotAsked, false),
+            ("allow ident", ident(b"alice"), true),
+            ("allow ident", ident(b"bob"), false),
+            ("allow ident", Ident::Unproved, false),
+            ("allow ident user alice", ident(b"alice"), true),
+            ("allow ident user bob", ident(b"alice"), false),
+            // Hiding does not help, nor does calling oneself by another's name.
+            ("deny ident user bob\nallow", ident(b"alice"), true),
+            ("deny ident user alice\nallow", ident(b"alice"), false),
+            ("deny ident user bob\nallow", Ident::Unproved, false),
+            ("deny ident user bob\nallow", ident(b"bob"), false),
+            ("deny ident user bob\nallow", Ident::NotAsked, false),
+        ] {
+            let (user, version) = (User::anonymous(), Version::V4);
+            let asker = Asker { user, ident, version, ..asker(Command::CONNECT) };
+            let may = policy(rules).judge(&asker, &dst, ip).is_ok();
+            assert_eq!(may, allowed, "{rules} {:?}", asker.ident);
+        }
+    }
+
+    #[test]
+    fn ident_15_an_empty_userid_is_nobodys() {
+        for (userid, answer) in [(&b""[..], &b"alice"[..]), (b"", b""), (b"Alice", b"alice")] {
+            let ident = Ident::of_answer(None, Version::V4, userid, answer);
+            assert_eq!(ident, Ident::Different);
+        }
+    }
+
+    #[test]
+    fn ident_01_is_asked_for_where_a_rule_that_could_match_needs_it_and_nowhere_else() {
+        let asker = asker(Command::CONNECT);
+        for (rules, wanted) in [
+            ("allow ident", true),
+            ("allow", false),
+            ("allow\nallow ident", true),
+            ("allow to all\nallow ident", false),
+            ("deny\nallow ident", false),
+            ("allow ident from 192.0.2.1", false),
+            ("allow ident version 4", false),
+            ("allow ident port 81", false),
+            ("allow ident to b.example", false),
+            ("allow ident to 8.8.8.8", true),
+            ("allow ident user bob", true),
+            ("deny ident user bob\nallow", true),
+        ] {
+            let wants = policy(rules).wants_ident(&asker, Some(&name("a.example", 80)));
+            assert_eq!(wants, wanted, "{rules}");
+        }
+        assert!(policy("allow ident port 81").wants_ident(&asker, None));
+    }
+
+    #[test]
+    fn v4_23_a_bind_is_judged_by_its_dst_and_by_its_peer() {
+        let asker = asker(Command::BIND);
+        let (any, _) = address("0.0.0.0:21");
+        for (rules, admitted, peer, allowed) in [
+            ("allow", true, "8.8.8.8", true),
+            ("allow", true, "10.0.0.1", false),
+            ("allow to all", true, "10.0.0.1", true),
+            ("allow to 10.0.0.1", true, "10.0.0.1", true),
+            ("allow to 10.0.0.1", true, "10.0.0.2", false),
+            ("allow command connect", false, "8.8.8.8", false),
+            ("allow port 21", true, "8.8.8.8", true),
+            ("allow port 20", false, "8.8.8.8", false),
+            ("allow to a.example", false, "8.8.8.8", false),
+            ("deny to all\nallow", false, "8.8.8.8", false),
+        ] {
+            let policy = policy(rules);
+            assert_eq!(policy.admit(&asker, Some(&any)).is_ok(), admitted, "{rules}");
+            let verdict = policy.judge(&asker, &any, peer.parse().unwrap());
+            assert_eq!(verdict.is_ok(), allowed, "{rules}: {peer}");
+        }
+    }
+
+    #[test]
+    fn an_association_is_admitted_where_some_datagram_may_be() {
+        for (rules, admitted) in [
+            ("allow command udp port 53", true),
+            ("allow command connect", false),
+            ("deny\nallow", false),
+            ("deny port 1-52\nallow command udp to 8.8.8.8", true),
+            ("", false),
+        ] {
+            let verdict = policy(rules).admit(&asker(Command::UDP_ASSOCIATE), None).is_ok();
+            assert_eq!(verdict, admitted, "{rules}");
+        }
+    }
+
+    #[test]
+    fn without_rules_and_users_clients_from_inside_reach_outside_and_nothing_else() {
+        let policy = Policy::load(&[], None, None).ok().unwrap();
+        let may = |client: &str, dst: &str| {
+            let (dst, ip) = address(dst);
+            let (client, user) = (client.parse().unwrap(), User::anonymous());
+            policy.judge(&Asker { client, user, ..asker(Command::CONNECT) }, &dst, ip).is_ok()
+        };
+        for client in ["127.0.0.1", "::1", "10.1.2.3", "192.168.1.1", "fd00::1", "fe80::1"] {
+            assert!(may(client, "8.8.8.8:80") && !may(client, "127.0.0.1:80"), "{client}");
+        }
+        for client in ["8.8.8.8", "2001:4860::1", "100.64.0.1", "2002:a00:1::1"] {
+            assert!(!may(client, "8.8.8.8:80"), "{client}");
+        }
+    }
+
+    #[test]
+    fn rules_for_users_without_a_users_file_are_an_error_unless_ident_tells() {
+        let errors = |rules: &str| Policy::load(&[rules.into()], None, None).err();
+        for rules in
+            ["allow user alice", "allow user any", "deny user @staff", "allow user !none,bob"]
+        {
+            let message = "--rule:1: a rule with user needs --users or ident";
+            assert_eq!(errors(rules), Some(vec![message.to_owned()]), "{rules}");
+        }
+        for rules in ["allow ident user alice", "allow user none", "deny user none"] {
+            assert_eq!(errors(rules), None, "{rules}");
+        }
     }
 }

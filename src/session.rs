@@ -21,7 +21,8 @@ use crate::dial::{self, Target};
 use crate::log::{Level, Line, Log};
 use crate::policy::nets::{Set, client_block};
 use crate::policy::rules::{Ident, Logging, Place, Rule};
-use crate::policy::{Asker, Current, Denial, Policy};
+use crate::policy::{Asker, Current, Policy};
+use crate::relay::rate::Rate;
 use crate::relay::udp::{Sockets, Terms};
 use crate::relay::{self, End, Limits, Stopper, Traffic};
 use crate::session::live::{Grant, Live};
@@ -103,8 +104,7 @@ pub fn run(
     half_open: impl Sized,
 ) {
     let mut record = Record::new(number, client);
-    let policy = service.policy.get();
-    let mut session = Session { service, policy, client, record: &mut record };
+    let mut session = Session { service, client, record: &mut record };
     match session.serve(stream, half_open) {
         Ok(end) => record.write(&service.log, "close", Level::Normal, end, None),
         Err(Stop::Gone) => record.write(&service.log, "close", Level::Normal, "client", None),
@@ -173,10 +173,10 @@ impl Record {
         .field("rule", or_dash(self.rule.as_ref().map(Place::to_string)))
     }
 
-    /// Notes the rule that decided.
-    fn note(&mut self, rule: &Rule) {
-        self.rule = Some(rule.place.clone());
-        self.logging = rule.settings.log;
+    /// Notes the rule that decided, if one did.
+    fn decided_by(&mut self, rule: Option<&Rule>) {
+        self.rule = rule.map(|rule| rule.place.clone());
+        self.logging = rule.and_then(|rule| rule.settings.log);
     }
 
     /// Writes a line of what happens within the session.
@@ -248,21 +248,23 @@ struct Granted {
     /// What for and the address it led to, unless it is an association.
     target: Option<(Destination, IpAddr)>,
     work: Work,
-    admission: Admission,
-    /// The session's place among those of its user.
-    _of_user: Slot,
+    rates: Vec<Arc<Rate>>,
+    /// The idle limit of the rule that admits it, if that has one.
+    idle: Option<Duration>,
+    /// Its places among the sessions of its user and of the rule.
+    _slots: [Slot; 2],
 }
 
 /// What the handshake comes to.
 struct Agreed {
-    request: Request,
+    /// What was in force when the client came, and judges its request.
+    policy: Arc<Policy>,
     user: User,
+    request: Request,
 }
 
 struct Session<'a> {
     service: &'a Service,
-    /// What was in force when the client came, and is for all its session.
-    policy: Arc<Policy>,
     client: SocketAddr,
     record: &'a mut Record,
 }
@@ -304,18 +306,19 @@ impl Session<'_> {
         };
         self.record.user.clone_from(&request.userid);
         self.note(&request);
-        Ok(Agreed { request, user: User::anonymous() })
+        Ok(Agreed { policy: self.service.policy.get(), user: User::anonymous(), request })
     }
 
     /// SOCKS 5: greeting, perhaps a password, request (RFC 1928 sections 3 and 4).
     fn handshake5(&mut self, intake: &mut Intake) -> Result<Agreed, Stop> {
         self.record.version = Some(Version::V5);
         let offered = intake.decode(socks5::decode_greeting)?;
-        let methods = self.policy.methods(self.client.ip());
+        let policy = self.service.policy.get();
+        let methods = policy.methods(self.client.ip());
         let method = methods.select(&offered);
         let answer = method.unwrap_or(Method::NO_ACCEPTABLE);
         self.send(intake, &socks5::encode_selection(answer))?;
-        let user = match (method, &Arc::clone(&self.policy).users) {
+        let user = match (method, &policy.users) {
             (Some(Method::NONE), _) => User::anonymous(),
             (Some(Method::USERPASS), Some(users)) => self.password(users, intake)?,
             _ if !methods.none && !methods.userpass => {
@@ -326,7 +329,7 @@ impl Session<'_> {
         match intake.decode(socks5::decode_request) {
             Ok(request) => {
                 self.note(&request);
-                Ok(Agreed { request, user })
+                Ok(Agreed { policy, user, request })
             }
             Err(stop) => {
                 let rep = match intake.fault {
@@ -397,96 +400,77 @@ impl Session<'_> {
 
     /// Carries out the request and replies.
     fn carry_out(&mut self, agreed: Agreed, intake: &mut Intake) -> Result<Granted, Stop> {
-        let Agreed { request, user } = agreed;
+        let version = agreed.request.version;
+        self.grant(agreed, intake).map_err(|failure| self.refuse(version, &failure, intake))
+    }
+
+    fn grant(&mut self, agreed: Agreed, intake: &mut Intake) -> Result<Granted, Failure> {
+        let Agreed { policy, user, request } = agreed;
         let Request { version, command, dst, userid } = request;
+        // Where an association's datagrams go is not known yet.
+        let asked = match command {
+            Command::CONNECT | Command::BIND => Some(&dst),
+            Command::UDP_ASSOCIATE if version == Version::V5 => None,
+            _ => {
+                self.record.tell(&self.service.log, "request");
+                return Err(Failure::Command);
+            }
+        };
         let ident = Ident::NotAsked;
         let mut asker = Asker { client: self.client.ip(), user, ident, version, command };
-        self.grant(&mut asker, dst, &userid, intake)
-            .map_err(|failure| self.refuse(version, &failure, intake))
-    }
-
-    fn grant(
-        &mut self,
-        asker: &mut Asker,
-        dst: Destination,
-        userid: &[u8],
-        intake: &mut Intake,
-    ) -> Result<Granted, Failure> {
-        // Where an association's datagrams go is not known yet.
-        let asked = match asker.command {
-            Command::CONNECT | Command::BIND => Some(&dst),
-            Command::UDP_ASSOCIATE if asker.version == Version::V5 => None,
-            _ => return Err(Failure::Command),
-        };
-        let policy = Arc::clone(&self.policy);
-        if policy.wants_ident(asker, asked) {
-            asker.ident = self.identify(&policy, asker, userid, intake);
+        if policy.wants_ident(&asker, asked) {
+            asker.ident = self.identify(&policy, version, &userid, intake);
         }
-        if let Err(Denial::Rule(rule)) | Ok(rule) = policy.admit(asker, asked).cloned() {
-            self.record.note(&rule);
+        if let Ok(rule) = policy.admit(&asker, asked) {
+            self.record.decided_by(Some(rule));
         }
         self.record.tell(&self.service.log, "request");
-        let means = &self.service.means;
-        if asked.is_none() {
+        let Service { means, threads, log, .. } = self.service;
+        let of_user = means.caps.of_user(&asker)?;
+        let (work, target, admission) = if asked.is_none() {
             let local = intake.local()?;
-            let (sockets, bnd, admission) = associate::open(means, &policy, asker, local)?;
-            let of_user = means.caps.of_user(asker)?;
+            let (sockets, bnd, admission) = associate::open(means, &policy, &asker, local)?;
             self.record.local = Some(bnd);
-            self.granted(asker.version, bnd, intake)?;
-            let work = Work::Association(sockets);
-            return Ok(Granted {
-                asker: asker.clone(),
-                target: None,
-                work,
-                admission,
-                _of_user: of_user,
-            });
-        }
-        // Before the reply: a relay that cannot be run must not be granted.
-        let helper = self.service.threads.reserve().map_err(Failure::NoThread)?;
-        let of_user = means.caps.of_user(asker)?;
-        let opened = if asker.command == Command::CONNECT {
-            let opened = connect::open(means, &policy, asker, &dst)?;
-            self.record.local = Some(opened.bnd);
-            opened
+            self.granted(version, bnd, intake)?;
+            (Work::Association(sockets), None, admission)
         } else {
-            let bound = bind::open(means, &policy, asker, &dst, intake.local()?)?;
-            self.record.local = Some(bound.bnd);
-            self.granted(asker.version, bound.bnd, intake)?;
-            bound.wait(means, &policy, asker, &intake.stream)?
+            // Before the reply: a relay that cannot be run must not be granted.
+            let helper = threads.reserve().map_err(Failure::NoThread)?;
+            let opened = if command == Command::CONNECT {
+                let opened = connect::open(means, &policy, &asker, &dst)?;
+                self.record.local = Some(opened.bnd);
+                opened
+            } else {
+                let bound = bind::open(means, &policy, &asker, &dst, intake.local()?)?;
+                self.record.local = Some(bound.bnd);
+                self.granted(version, bound.bnd, intake)?;
+                bound.wait(means, &policy, &asker, &intake.stream)?
+            };
+            let Opened { target, peer, bnd, admission } = opened;
+            self.record.peer = Some(peer);
+            self.record.decided_by(Some(&admission.rule));
+            relay::prepare(&target);
+            self.granted(version, bnd, intake)?;
+            self.record.tell(log, "connect");
+            (Work::Tunnel(target, helper), Some((dst, peer.ip())), admission)
         };
-        let Opened { target, peer, bnd, admission } = opened;
-        self.record.peer = Some(peer);
-        self.record.note(&admission.rule);
-        relay::prepare(&target);
-        self.granted(asker.version, bnd, intake)?;
-        self.record.tell(&self.service.log, "connect");
-        let work = Work::Tunnel(target, helper);
-        let target = Some((dst, peer.ip()));
-        Ok(Granted { asker: asker.clone(), target, work, admission, _of_user: of_user })
+        // Neither policy nor rule outlives this: they hold lists, which a reload is to set free.
+        let Admission { rule, slot } = admission;
+        let (rates, idle) = (means.caps.rates(&asker, &rule), rule.settings.idle);
+        Ok(Granted { asker, target, work, rates, idle, _slots: [of_user, slot] })
     }
 
-    /// Asks the client's host who the client is (RFC 1413), from the address the client reached.
+    /// Finds out who the client is by its host's word.
     fn identify(
         &mut self,
         policy: &Policy,
-        asker: &Asker,
+        version: Version,
         userid: &[u8],
         intake: &Intake,
     ) -> Ident {
-        let deadline = Instant::now() + self.service.ident_timeout;
-        let ask = || {
-            let local = intake.local()?;
-            let mut addr = self.client;
-            addr.set_port(self.service.ident_port);
-            // A link-local address is no source without its scope; the system then finds it.
-            let source = Some(local.ip()).filter(|&ip| ip.is_ipv4() || !Set::Linklocal.holds(ip));
-            let (stream, _) = dial::connect(&[Target { addr, source }], deadline)?;
-            Ok::<_, IdentError>(ident::ask(stream, self.client.port(), local.port(), deadline)?)
-        };
-        match ask() {
+        match self.ask_identd(intake) {
             Ok(answer) => {
-                let ident = Ident::of_answer(policy.users.as_ref(), asker.version, userid, &answer);
+                let ident = Ident::of_answer(policy.users.as_ref(), version, userid, &answer);
                 if self.record.user.is_empty()
                     && let Ident::Proved(user) = &ident
                 {
@@ -504,23 +488,28 @@ impl Session<'_> {
         }
     }
 
+    /// Asks the client's host (RFC 1413), from the address the client reached.
+    fn ask_identd(&self, intake: &Intake) -> Result<Vec<u8>, IdentError> {
+        let deadline = Instant::now() + self.service.ident_timeout;
+        let local = intake.local()?;
+        let mut addr = self.client;
+        addr.set_port(self.service.ident_port);
+        // A link-local address is no source without its scope; the system then finds it.
+        let source = Some(local.ip()).filter(|&ip| ip.is_ipv4() || !Set::Linklocal.holds(ip));
+        let (stream, _) = dial::connect(&[Target { addr, source }], deadline)?;
+        ident::ask(stream, self.client.port(), local.port(), deadline)
+    }
+
     /// Relays until the session ends.
     fn relay(&self, granted: Granted, intake: Intake) -> End {
         let Service { means, live, policy, linger, .. } = self.service;
-        let Granted { asker, target, work, admission, _of_user } = granted;
-        let rule = &admission.rule;
-        let idle = |default: Option<Duration>| match rule.settings.idle {
+        let Granted { asker, target, work, rates, idle, _slots } = granted;
+        let idle = |default: Option<Duration>| match idle {
             Some(idle) => Some(idle).filter(|idle| !idle.is_zero()),
             None => default,
         };
-        let rates = means.caps.rates(&asker, rule);
         let stopper = Stopper::default();
-        let grant = Grant {
-            asker: asker.clone(),
-            target,
-            policy: Arc::clone(&self.policy),
-            stopper: stopper.clone(),
-        };
+        let grant = Grant { asker: asker.clone(), target, stopper: stopper.clone() };
         let entered = live.enter(self.record.number, grant);
         if self.service.strict_reload {
             // Another policy may have come into force since this session was judged.
@@ -568,8 +557,8 @@ impl Session<'_> {
                 self.record.peer = Some(*peer);
                 *peer
             }
-            Failure::Denied(Denial::Rule(rule)) => {
-                self.record.note(rule);
+            Failure::Denied(denial) => {
+                self.record.decided_by(denial.rule());
                 NO_ADDRESS
             }
             _ => NO_ADDRESS,

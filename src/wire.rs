@@ -326,6 +326,10 @@ pub(crate) mod testing {
             usize::try_from(self.next() % limit).expect("below a usize")
         }
 
+        pub(crate) fn pick<'a, T>(&mut self, from: &'a [T]) -> &'a T {
+            &from[self.below(from.len())]
+        }
+
         /// Random octets, small values and lengths far more often than chance would give them.
         pub(crate) fn octets(&mut self, max: usize) -> Vec<u8> {
             let len = self.below(max + 1);

@@ -777,7 +777,8 @@ fn wireshark_understands_every_reply() {
     demand("tshark");
     let (dir, users) = (TempDir::new(), TempFile::alice());
     let server = secluded();
-    let demanding = [SOCKSD, "--rule=allow user any to all", "--listen", "127.0.0.1:1081", "--users"];
+    let demanding =
+        [SOCKSD, "--rule=allow user any to all", "--listen", "127.0.0.1:1081", "--users"];
     let demanding = Server::spawn(
         Command::new("nsenter").args(joining(&server)).args(demanding).arg(users.path()),
     );

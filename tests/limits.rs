@@ -760,7 +760,8 @@ fn listening(server: &Server) -> Vec<String> {
 fn a_port_alone_listens_on_both_loopbacks() {
     isolated("a_port_alone_listens_on_both_loopbacks", || {
         let target = Target::echo();
-        let server = Server::spawn(Command::new(SOCKSD).args(["--rule=allow to all", "-l", "1081"]));
+        let server =
+            Server::spawn(Command::new(SOCKSD).args(["--rule=allow to all", "-l", "1081"]));
         assert_eq!(listening(&server), ["127.0.0.1:1081", "[::1]:1081"]);
         echo_through("127.0.0.1:1081".parse().unwrap(), target.addr);
         echo_through("[::1]:1081".parse().unwrap(), target.addr);
@@ -783,7 +784,8 @@ fn a_port_alone_does_without_ipv6_where_there_is_none() {
     isolated("a_port_alone_does_without_ipv6_where_there_is_none", || {
         fs::write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1").unwrap();
         let target = Target::echo();
-        let server = Server::spawn(Command::new(SOCKSD).args(["--rule=allow to all", "-l", "1081"]));
+        let server =
+            Server::spawn(Command::new(SOCKSD).args(["--rule=allow to all", "-l", "1081"]));
         assert_eq!(listening(&server), ["127.0.0.1:1081"]);
         echo_through(server.addr, target.addr);
         let association = Association::open(&server);

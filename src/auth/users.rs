@@ -46,6 +46,10 @@ struct Account {
 }
 
 impl Account {
+    fn groups(&self) -> Arc<[String]> {
+        Arc::clone(&self.groups)
+    }
+
     fn has_expired(&self, today: Date) -> bool {
         self.expiry.is_some_and(|last| last < today)
     }
@@ -92,7 +96,10 @@ impl Users {
     }
 
     /// Parses the octets of a file; errors come with their line numbers, from 1.
-    fn parse(octets: &[u8]) -> Result<Self, Vec<(usize, String)>> {
+    ///
+    /// # Errors
+    /// Everything that is wrong.
+    pub fn parse(octets: &[u8]) -> Result<Self, Vec<(usize, String)>> {
         let mut accounts = HashMap::new();
         let mut stand_in = None;
         let mut errors = Vec::new();
@@ -152,22 +159,14 @@ impl Users {
     #[must_use]
     pub fn proved(&self, name: &[u8]) -> User {
         let account = self.accounts.get(name).filter(|account| !account.has_expired(today()));
-        User::proved(name, account.map(|account| Arc::clone(&account.groups)).unwrap_or_default())
+        User::proved(name, account.map(Account::groups).unwrap_or_default())
     }
 
     /// The user of this name if there is a password for it now, whatever that is.
     #[must_use]
     pub fn with_password(&self, name: &[u8]) -> Option<User> {
-        let open = |account: &&Account| account.hash.is_some() && !account.has_expired(today());
-        let account = self.accounts.get(name).filter(open)?;
-        Some(User::proved(name, Arc::clone(&account.groups)))
-    }
-
-    /// The same, if the password is what it was in `before`.
-    #[must_use]
-    pub fn with_same_password(&self, name: &[u8], before: &Self) -> Option<User> {
-        let hash = |users: &Self| users.accounts.get(name).and_then(|account| account.hash.clone());
-        self.with_password(name).filter(|_| hash(self) == hash(before))
+        let account = self.accounts.get(name).filter(|account| !account.has_expired(today()))?;
+        account.hash.as_ref().map(|hash| User::with_password(name, account.groups(), hash))
     }
 
     /// Checks a password, waiting for a turn until `deadline`; returns the user.
@@ -199,15 +198,15 @@ impl Users {
         let account = self.accounts.get(&claim.uname);
         let expired = account.is_some_and(|account| account.has_expired(today));
         let digest = self.keys.each_ref().map(|key| key.hash_one(claim.passwd.expose()));
+        let hash = account.and_then(|account| account.hash.as_ref());
         // A password that was accepted before its account expired is not known again: refusing it
         // takes the same work as refusing a wrong one.
-        if let Some(account) = account
+        if let (Some(account), Some(hash)) = (account, hash)
             && !expired
             && lock(&self.accepted).get(&claim.uname) == Some(&digest)
         {
-            return Ok(User::proved(&claim.uname, Arc::clone(&account.groups)));
+            return Ok(User::with_password(&claim.uname, account.groups(), hash));
         }
-        let hash = account.and_then(|account| account.hash.as_ref());
         let setting = hash.unwrap_or(&self.stand_in);
         let _turn = self.turn(deadline)?;
         if shut_out() {
@@ -224,7 +223,7 @@ impl Users {
                     return Err(AuthError::Expired);
                 }
                 lock(&self.accepted).insert(claim.uname.clone(), digest);
-                Ok(User::proved(&claim.uname, Arc::clone(&account.groups)))
+                Ok(User::with_password(&claim.uname, account.groups(), hash))
             }
             _ => Err(AuthError::Wrong),
         }

@@ -299,16 +299,6 @@ pub fn is_special(ip: IpAddr) -> bool {
     })
 }
 
-/// Whether `ip` is loopback, private or link-local: a client that needs no further proof of being
-/// at home.
-#[must_use]
-pub fn is_inside(ip: IpAddr) -> bool {
-    match ip.to_canonical() {
-        IpAddr::V4(ip) => ip.is_loopback() || ip.is_private() || ip.is_link_local(),
-        IpAddr::V6(ip) => ip.is_loopback() || ip.is_unique_local() || ip.is_unicast_link_local(),
-    }
-}
-
 /// Whether `ip` is in 0.0.0.0/8 or is `::`: never a destination. SOCKS 4 forbids to connect to
 /// 0.0.0.x (draft -08 section 3.2.1), and the unspecified address is loopback in disguise.
 #[must_use]

@@ -281,8 +281,9 @@ impl Lexer<'_> {
     /// An unquoted word, which is not empty.
     fn word(&mut self) -> Result<Vec<u8>, Wrong> {
         let mut octets = Vec::new();
-        while let [octet, ..] = self.rest {
+        while let [octet, next @ ..] = self.rest {
             match octet {
+                b'\\' if matches!(next, [b'\n', ..] | [b'\r', b'\n', ..]) => break,
                 b' ' | b'\t' | b'\r' | b'\n' | b',' if !octets.is_empty() => break,
                 b'"' | b'\\' | b'!' => {
                     let what = format!(
@@ -669,4 +670,251 @@ fn number(text: &[u8]) -> Option<u64> {
 fn is_plain(name: &[u8]) -> bool {
     let part = |octet: &u8| octet.is_ascii_alphanumeric() || b"-_.".contains(octet);
     !name.is_empty() && name.iter().all(part)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::rules::tests::random_rules;
+    use crate::wire::testing::Random;
+
+    /// A directory that is removed when it is dropped.
+    struct Directory(PathBuf);
+
+    impl Directory {
+        fn with(files: &[(&str, &str)]) -> Self {
+            use std::sync::atomic::{AtomicUsize, Ordering};
+            static COUNT: AtomicUsize = AtomicUsize::new(0);
+            let number = COUNT.fetch_add(1, Ordering::Relaxed);
+            let name = format!("socksd-rules-{}-{number}", std::process::id());
+            let directory = Self(std::env::temp_dir().join(name));
+            fs::create_dir(&directory.0).unwrap();
+            for (name, text) in files {
+                fs::create_dir_all(directory.0.join(name).parent().unwrap()).unwrap();
+                fs::write(directory.0.join(name), text).unwrap();
+            }
+            directory
+        }
+
+        /// The rules in the file `rules`, or the errors without the directory in them.
+        fn load(&self) -> Result<Vec<String>, Vec<String>> {
+            let own = format!("{}/", self.0.display());
+            match load(&[], Some(&self.0.join("rules"))) {
+                Ok(rules) => Ok(rules.iter().map(Rule::to_string).collect()),
+                Err(errors) => Err(errors.iter().map(|error| error.replace(&own, "")).collect()),
+            }
+        }
+    }
+
+    impl Drop for Directory {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    fn errors(text: &str) -> Vec<String> {
+        builtin("f", text).err().unwrap_or_default()
+    }
+
+    #[test]
+    fn words_commas_quotes_comments_and_continued_lines_are_read_as_the_manual_says() {
+        for (text, printed) in [
+            ("allow", "allow"),
+            ("  allow\tto   any  # all the rest\r\n", "allow to any"),
+            ("allow to any#1", ""),
+            ("allow to a ,b,\tc , d", "allow to a,b,c,d"),
+            ("allow to ! a,b", "allow to !a,b"),
+            ("allow to !a", "allow to !a"),
+            ("allow \\\n  to \\\r\n any\\\n", "allow to any"),
+            ("allow user \"any\",\"a \\\"b\\\\\\x00\"", "allow user \"any\",\"a \\\"b\\\\\\x00\""),
+            ("\"allow\"", ""),
+            ("allow to \"private\"", "allow to \"private\""),
+            ("allow to EXAMPLE.org.", "allow to example.org"),
+            ("allow to ::ffff:10.0.0.1", "allow to 10.0.0.1"),
+            ("allow to 10.0.0.0-10.255.255.255", "allow to 10.0.0.0/8"),
+            ("allow port 80-80,1-2", "allow port 80,1-2"),
+            ("allow ident log no rate 5 to any", "allow ident to any rate 5 log no"),
+        ] {
+            let rules = builtin("f", text).unwrap_or_default();
+            let rules: Vec<String> = rules.iter().map(Rule::to_string).collect();
+            assert_eq!(rules.join("\n"), printed, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn every_error_has_file_line_and_column_and_what_was_expected() {
+        for (text, error) in [
+            ("alow", "1:1: expected allow, deny, list or include, found alow"),
+            ("\n\n  \"allow\"", "3:3: expected allow, deny, list or include"),
+            (",", "1:1: expected allow, deny, list or include"),
+            (
+                "allow to",
+                "1:7: expected an address, a block, a name, any, all, a set or list:NAME behind this",
+            ),
+            (
+                "allow to any,",
+                "1:13: expected an address, a block, a name, any, all, a set or list:NAME behind this",
+            ),
+            (
+                "allow to ,any",
+                "1:10: expected an address, a block, a name, any, all, a set or list:NAME",
+            ),
+            (
+                "allow from a.example",
+                "1:12: expected an address, a block, any, a set or list:NAME, found a.example",
+            ),
+            ("allow to list:none", "1:10: expected the name of a list, found none"),
+            ("allow user @", "1:12: expected a user, @GROUP, any or none, found @"),
+            ("allow user \"\"", "1:12: expected a user, @GROUP, any or none, found -"),
+            ("allow version 6", "1:15: expected version 4, 4a or 5, found 6"),
+            ("allow command get", "1:15: expected command connect, bind or udp, found get"),
+            ("allow port 65536", "1:12: expected a port or LO-HI, from 0 to 65535, found 65536"),
+            ("allow port 2-1", "1:12: expected a port or LO-HI, from 0 to 65535, found 2-1"),
+            ("allow port +1", "1:12: expected a port or LO-HI, from 0 to 65535, found +1"),
+            ("allow rate 0", "1:12: expected octets a second, at least 1, found 0"),
+            ("allow max-sessions 0", "1:20: expected 1 to 1000000 sessions, found 0"),
+            ("allow idle 2592001", "1:12: expected 0 to 2592000 seconds, found 2592001"),
+            ("allow log yes", "1:11: expected no or verbose, found yes"),
+            (
+                "allow source 1.1.1.1,2.2.2.2",
+                "1:22: expected an address of this host, one of each family, found 2.2.2.2",
+            ),
+            (
+                "allow source 0.0.0.0",
+                "1:14: expected an address of this host, one of each family, found 0.0.0.0",
+            ),
+            ("allow to any to all", "1:14: to stands here twice"),
+            ("allow ident ident", "1:13: ident stands here twice"),
+            ("allow source 1.1.1.1 source ::1", "1:22: source stands here twice"),
+            (
+                "deny rate 5",
+                "1:6: expected no setting but log in a rule that admits no session, found rate",
+            ),
+            ("allow \\\n  to any \"x", "2:10: expected a closing double quote in this line"),
+            ("allow user \"\\y\"", "1:13: expected \\\", \\\\ or \\xNN"),
+            ("allow user \"\\xg0\"", "1:13: expected two hexadecimal digits behind \\x"),
+            ("allow user a\"b\"", "1:13: '\"' in a word: put the word in double quotes"),
+            ("allow user \u{e4}", "1:12: expected a printing ASCII character, found '\\xc3'"),
+            (
+                "allow user \"\t\"",
+                "1:13: expected a printing ASCII character or \\xNN, found '\\x09'",
+            ),
+            ("list a", "1:6: expected the name of a file behind this"),
+            (
+                "list a/b c",
+                "1:6: expected the name of a list, of ASCII letters, digits, '-', '_' and '.', found a/b",
+            ),
+            ("include a b", "1:11: expected the end of the line"),
+            ("include \"\"", "1:9: expected the name of a file, found -"),
+            ("include \"a\\x00\"", "1:9: expected the name of a file, found a\\x00"),
+        ] {
+            assert_eq!(errors(text), [format!("f:{error}")], "{text:?}");
+        }
+    }
+
+    #[test]
+    fn all_errors_of_a_file_are_told_in_its_order() {
+        let text =
+            "allow to list:x\nbogus\nallow\n\"\nallow port x\nlist y /nonexistent/y\ndeny idle 1";
+        let lines: Vec<String> = errors(text)
+            .iter()
+            .map(|error| error.split(':').nth(1).unwrap_or_default().to_owned())
+            .collect();
+        assert_eq!(lines, ["1", "2", "4", "5", "6", "7"]);
+    }
+
+    #[test]
+    fn files_are_included_in_place_and_found_from_the_file_that_names_them() {
+        let directory = Directory::with(&[
+            ("rules", "allow to a\ninclude more/b\nallow to list:d"),
+            ("more/b", "allow to b\nlist d d\ninclude ../c"),
+            ("more/d", ".d.example\n192.0.2.0/24 # all of it\n"),
+            ("c", "allow to list:d,c"),
+        ]);
+        let expected =
+            ["allow to a", "allow to b", "allow to list:d,c", "allow to list:d"].map(str::to_owned);
+        assert_eq!(directory.load(), Ok(expected.to_vec()));
+    }
+
+    #[test]
+    fn errors_of_included_files_and_of_lists_name_those_files() {
+        let directory = Directory::with(&[
+            ("rules", "include b\nlist x l\nlist x l\nallow to list:x\ninclude none"),
+            ("b", "allow\nbogus"),
+            ("l", "a.example\n10.0.0.1/8\n"),
+        ]);
+        let errors = directory.load().unwrap_err();
+        let heads: Vec<&str> = errors.iter().filter_map(|error| error.split(": ").next()).collect();
+        assert_eq!(heads, ["b:2:1", "l:2:1", "rules:3:6", "rules:5:9"], "{errors:?}");
+    }
+
+    #[test]
+    fn files_that_include_each_other_are_an_error_and_not_the_end() {
+        let directory = Directory::with(&[("rules", "include b\nallow"), ("b", "include rules")]);
+        assert_eq!(directory.load(), Err(vec!["b:1:9: rules includes itself".to_owned()]));
+        let files: Vec<(String, String)> =
+            (0..20).map(|n| (format!("f{n}"), format!("include f{}", n + 1))).collect();
+        let mut files: Vec<(&str, &str)> =
+            files.iter().map(|(name, text)| (name.as_str(), text.as_str())).collect();
+        files.push(("rules", "include f0"));
+        let error = "f14:1:9: f15 is included through more than 16 files".to_owned();
+        assert_eq!(Directory::with(&files).load(), Err(vec![error]));
+    }
+
+    #[test]
+    fn rules_of_the_command_line_come_before_those_of_the_file() {
+        let directory = Directory::with(&[("rules", "allow to c")]);
+        let texts = ["allow to a".to_owned(), "allow to b\nallow to bb".to_owned()];
+        let rules = load(&texts, Some(&directory.0.join("rules"))).unwrap();
+        let rules: Vec<_> = rules.iter().map(|rule| (rule.place.line, rule.to_string())).collect();
+        let expected =
+            [(1, "allow to a"), (2, "allow to b"), (3, "allow to bb"), (1, "allow to c")];
+        assert_eq!(rules, expected.map(|(line, text)| (line, text.to_owned())));
+    }
+
+    #[test]
+    fn neither_random_octets_nor_mutated_rules_make_it_panic_or_take_what_it_cannot_print() {
+        let mut random = Random::seeded();
+        let mut accepted = 0;
+        for round in 0..100_000 {
+            let octets = if round % 4 == 0 {
+                random.octets(60)
+            } else {
+                let rules = random_rules(&mut random);
+                let text: Vec<String> = rules.iter().map(|rule| rule.to_string()).collect();
+                mutate(text.join("\n").into_bytes(), &mut random)
+            };
+            // No file is to be read: it might be any.
+            if octets.windows(4).any(|word| word == b"list" || word == b"incl") {
+                continue;
+            }
+            let mut loader = Loader::default();
+            loader.text("f".into(), &octets, Path::new("/nonexistent"), 1);
+            for rule in loader.finish().unwrap_or_default() {
+                accepted += 1;
+                let again = builtin("f", &rule.to_string()).unwrap();
+                let place = rule.place.clone();
+                assert_eq!(
+                    again
+                        .into_iter()
+                        .map(|again| Rule { place: place.clone(), ..again })
+                        .collect::<Vec<_>>(),
+                    [rule]
+                );
+            }
+        }
+        assert!(accepted > 10_000, "{accepted}");
+    }
+
+    fn mutate(mut octets: Vec<u8>, random: &mut Random) -> Vec<u8> {
+        for _ in 0..random.below(4) {
+            let at = random.below(octets.len() + 1);
+            match random.below(3) {
+                0 => octets.insert(at, *random.pick(b" ,!\"\\#\n\r\t\x00\xff:/-.0@a")),
+                1 => octets.truncate(at),
+                _ => drop(octets.drain(at..(at + random.below(4)).min(octets.len()))),
+            }
+        }
+        octets
+    }
 }

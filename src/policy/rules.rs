@@ -324,8 +324,11 @@ pub struct Rule {
     pub settings: Settings,
 }
 
+/// Whether one condition of a rule holds.
+type Test = fn(&Rule, &Question<'_>) -> Truth;
+
 /// The conditions by their keywords, in the order they are written and tested.
-pub const CONDITIONS: [(&str, fn(&Rule, &Question<'_>) -> Truth); 7] = [
+pub const CONDITIONS: [(&str, Test); 7] = [
     ("version", |rule, q| holds(&rule.version, |version| (*version == q.version).into())),
     ("command", |rule, q| {
         holds(&rule.command, |command| {
@@ -380,7 +383,8 @@ impl Rule {
     /// Whether it tells clients apart by the password they gave.
     #[must_use]
     pub fn wants_password(&self) -> bool {
-        let about_users = |who: &AnyOf<Who>| who.items.iter().any(|item| *item != Who::None);
+        let about_users =
+            |who: &AnyOf<Who>| who.negated || who.items.iter().any(|item| *item != Who::None);
         !self.ident && self.user.as_ref().is_some_and(about_users)
     }
 
@@ -482,8 +486,9 @@ struct Word<'a>(&'a [u8]);
 impl Display for Word<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let plain = |&octet: &u8| octet.is_ascii_alphanumeric() || b"-_./:".contains(&octet);
-        if !self.0.is_empty() && self.0.iter().all(plain) && !is_keyword(self.0) {
-            return Escaped(self.0).fmt(f);
+        let plain = !self.0.is_empty() && self.0.iter().all(plain) && !is_keyword(self.0);
+        if let (true, Ok(word)) = (plain, str::from_utf8(self.0)) {
+            return f.write_str(word);
         }
         f.write_char('"')?;
         for &octet in self.0 {
@@ -545,4 +550,91 @@ impl Display for Settings {
 
 fn word(f: &mut fmt::Formatter<'_>, word: &str, value: Option<impl Display>) -> fmt::Result {
     value.map_or(Ok(()), |value| write!(f, " {word} {value}"))
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::policy::parse;
+    use crate::wire::testing::Random;
+
+    /// Up to five rules of every kind, of words that often match each other's questions.
+    pub(crate) fn random_rules(random: &mut Random) -> Vec<Arc<Rule>> {
+        let text: Vec<String> = (0..random.below(6)).map(|_| random_rule(random)).collect();
+        let rules = parse::builtin("random", &text.join("\n"));
+        rules.unwrap_or_else(|errors| panic!("{errors:?}")).into_iter().map(Arc::new).collect()
+    }
+
+    fn random_rule(random: &mut Random) -> String {
+        let mut rule = (*random.pick(&["allow", "allow", "deny"])).to_owned();
+        let conditions: [(&str, &[&str]); 6] = [
+            ("version", &["4", "4a", "5"]),
+            ("command", &["connect", "bind", "udp"]),
+            ("from", &["any", "10.0.0.0/8", "private", "192.0.2.1-192.0.2.9", "::1", "fc00::/7"]),
+            ("user", &["any", "none", "alice", "@staff", "\"any\"", "\"a b\\x00\\\"\""]),
+            ("to", &["any", "all", "a.example", ".example", "10.0.0.0/8", "loopback", "8.8.8.8"]),
+            ("port", &["80", "443", "0-1023", "1024-65535"]),
+        ];
+        for (keyword, items) in conditions {
+            if random.below(3) == 0 {
+                let negated = if random.below(4) == 0 { "!" } else { "" };
+                let list: Vec<&str> = (0..=random.below(3)).map(|_| *random.pick(items)).collect();
+                rule += &format!(" {keyword} {negated}{}", list.join(","));
+            }
+        }
+        if random.below(5) == 0 {
+            rule += " ident";
+        }
+        let settings = [
+            "max-sessions 3",
+            "max-per-client 1000000",
+            "rate 1",
+            "rate-user 18446744073709551615",
+            "idle 0",
+            "source 192.0.2.1,2001:db8::1",
+        ];
+        if rule.starts_with("allow") {
+            for setting in settings {
+                if random.below(6) == 0 {
+                    rule += &format!(" {setting}");
+                }
+            }
+        }
+        rule + *random.pick(&["", "", " log no", " log verbose"])
+    }
+
+    #[test]
+    fn what_is_parsed_and_printed_is_parsed_as_the_same() {
+        let mut random = Random::seeded();
+        for _ in 0..20_000 {
+            for rule in random_rules(&mut random) {
+                let printed = rule.to_string();
+                let again = parse::builtin("random", &printed);
+                let again = again.unwrap_or_else(|errors| panic!("{printed}: {errors:?}"));
+                let expected = Rule { place: again[0].place.clone(), ..(*rule).clone() };
+                assert_eq!(again, [expected], "{printed}");
+                assert_eq!(again[0].to_string(), printed);
+            }
+        }
+    }
+
+    #[test]
+    fn words_are_printed_as_they_have_to_be_written() {
+        for (word, printed) in [
+            ("alice", "alice"),
+            ("any", "\"any\""),
+            ("none", "\"none\""),
+            ("private", "\"private\""),
+            ("@staff", "\"@staff\""),
+            ("a b", "\"a b\""),
+            ("a,b", "\"a,b\""),
+            ("a\"\\", "\"a\\\"\\\\\""),
+            ("\u{e4}\n", "\"\\xc3\\xa4\\x0a\""),
+            ("#", "\"#\""),
+            ("", "\"\""),
+            ("-", "-"),
+        ] {
+            assert_eq!(Word(word.as_bytes()).to_string(), printed);
+        }
+    }
 }

@@ -3,14 +3,13 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 
-use crate::auth::User;
 use crate::policy::rules::Ident;
 use crate::policy::{Asker, Policy};
 use crate::relay::{End, Stopper};
 use crate::threads::lock;
-use crate::wire::Destination;
+use crate::wire::{Destination, Version};
 
 /// What a session was granted.
 #[derive(Clone)]
@@ -19,8 +18,6 @@ pub struct Grant {
     pub asker: Asker,
     /// For what, and the address at the other end; an association has none.
     pub target: Option<(Destination, IpAddr)>,
-    /// By what.
-    pub policy: Arc<Policy>,
     /// What ends its relay.
     pub stopper: Stopper,
 }
@@ -28,22 +25,18 @@ pub struct Grant {
 impl Grant {
     /// Whether `policy` would grant this too: to the same user with the same password.
     fn holds_under(&self, policy: &Policy) -> bool {
-        let (before, now) = (self.policy.users.as_ref(), policy.users.as_ref());
-        let user = match self.asker.user.name() {
-            None => Some(User::anonymous()),
-            Some(name) => {
-                now.zip(before).and_then(|(now, before)| now.with_same_password(name, before))
+        let mut asker = self.asker.clone();
+        if let Some(name) = asker.user.name() {
+            let user = policy.users.as_ref().and_then(|users| users.with_password(name));
+            match user.filter(|user| user.has_password_of(&asker.user)) {
+                Some(user) => asker.user = user,
+                None => return false,
             }
-        };
-        let Some(user) = user else { return false };
-        let ident = match &self.asker.ident {
-            Ident::Proved(user) => Ident::Proved(match (now, user.name()) {
-                (Some(users), Some(name)) => users.proved(name),
-                _ => user.clone(),
-            }),
-            other => other.clone(),
-        };
-        let asker = Asker { user, ident, ..self.asker.clone() };
+        }
+        if let Ident::Proved(user) = &asker.ident {
+            let name = user.name().unwrap_or_default();
+            asker.ident = Ident::of_answer(policy.users.as_ref(), Version::V5, b"", name);
+        }
         match &self.target {
             Some((dst, ip)) => policy.judge(&asker, dst, *ip).is_ok(),
             None => policy.admit(&asker, None).is_ok(),
@@ -76,11 +69,10 @@ impl Live {
 }
 
 impl Entry<'_> {
-    /// Ends the session if it was granted by another policy than `policy`, which would not do so.
-    pub fn check(&self, policy: &Arc<Policy>) {
+    /// Ends the session if `policy` would not grant it.
+    pub fn check(&self, policy: &Policy) {
         let grant = lock(&self.live.grants).get(&self.number).cloned();
         if let Some(grant) = grant
-            && !Arc::ptr_eq(&grant.policy, policy)
             && !grant.holds_under(policy)
         {
             grant.stopper.stop(End::Revoked);
