@@ -75,7 +75,7 @@ fn run(config: Config) -> Result<(), StartError> {
         .field("per-client", caps.per_client)
         .field("half-open", caps.half_open);
     service.log.write(Level::Normal, limits);
-    service.log.write(Level::Normal, policy_line("policy", &service));
+    service.log.write(Level::Normal, policy_line(Line::new("policy"), &service));
     if caps.sessions < asked.sessions {
         let line = Line::new("warning").text(
             "error",
@@ -95,11 +95,11 @@ fn run(config: Config) -> Result<(), StartError> {
     }
 }
 
-/// A line that tells how much there is to go by.
-fn policy_line(event: &str, service: &Service) -> Line {
+/// Tells how much there is to go by.
+fn policy_line(line: Line, service: &Service) -> Line {
     let policy = service.policy.get();
     let users = policy.users.as_ref().map_or_else(|| "-".into(), |users| users.len().to_string());
-    Line::new(event).field("rules", policy.len()).field("users", users)
+    line.field("rules", policy.len()).field("users", users)
 }
 
 /// Reads rules and users anew. Where anything is wrong with them, what is in force stays.
@@ -107,7 +107,7 @@ fn reload(source: &PolicySource, service: &Service) {
     match source.load() {
         Ok(policy) => {
             service.change_policy(policy);
-            service.log.write(Level::Normal, policy_line("reload", service));
+            service.log.write(Level::Normal, policy_line(Line::new("reload"), service));
         }
         Err(StartError::Config(errors)) => {
             for error in errors {

@@ -487,7 +487,8 @@ mod tests {
             let mut asker = asker(command);
             asker.version = *random.pick(&[Version::V4, Version::V4a, Version::V5]);
             asker.user = random.pick(&[User::anonymous(), alice()]).clone();
-            let dst = name(*random.pick(&names), *random.pick(&[80, 443]));
+            let asked: &str = random.pick(&names);
+            let dst = name(asked, *random.pick(&[80, 443]));
             let ip: IpAddr = random.pick(&ips).parse().unwrap();
             let asked = Some(&dst).filter(|_| command != Command::UDP_ASSOCIATE);
             let wants = policy.wants_ident(&asker, asked);

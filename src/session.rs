@@ -407,12 +407,13 @@ impl Session<'_> {
     fn grant(&mut self, agreed: Agreed, intake: &mut Intake) -> Result<Granted, Failure> {
         let Agreed { policy, user, request } = agreed;
         let Request { version, command, dst, userid } = request;
+        let Service { means, threads, log, .. } = self.service;
         // Where an association's datagrams go is not known yet.
         let asked = match command {
             Command::CONNECT | Command::BIND => Some(&dst),
             Command::UDP_ASSOCIATE if version == Version::V5 => None,
             _ => {
-                self.record.tell(&self.service.log, "request");
+                self.record.tell(log, "request");
                 return Err(Failure::Command);
             }
         };
@@ -424,8 +425,7 @@ impl Session<'_> {
         if let Ok(rule) = policy.admit(&asker, asked) {
             self.record.decided_by(Some(rule));
         }
-        self.record.tell(&self.service.log, "request");
-        let Service { means, threads, log, .. } = self.service;
+        self.record.tell(log, "request");
         let of_user = means.caps.of_user(&asker)?;
         let (work, target, admission) = if asked.is_none() {
             let local = intake.local()?;
