@@ -478,7 +478,7 @@ mod tests {
     #[test]
     fn whatever_an_address_is_allowed_its_name_is_resolved_for_and_its_ident_is_asked_for() {
         let mut random = Random::seeded();
-        let names = ["a.example", "b.a.example", "c.example"];
+        let names: [&str; 3] = ["a.example", "b.a.example", "c.example"];
         let ips = ["8.8.8.8", "10.0.0.1", "127.0.0.1", "2606:4700::1", "64:ff9b::a00:1"];
         let mut allowed = 0;
         for _ in 0..20_000 {
@@ -487,7 +487,7 @@ mod tests {
             let mut asker = asker(command);
             asker.version = *random.pick(&[Version::V4, Version::V4a, Version::V5]);
             asker.user = random.pick(&[User::anonymous(), alice()]).clone();
-            let asked: &str = random.pick(&names);
+            let asked = *random.pick(&names);
             let dst = name(asked, *random.pick(&[80, 443]));
             let ip: IpAddr = random.pick(&ips).parse().unwrap();
             let asked = Some(&dst).filter(|_| command != Command::UDP_ASSOCIATE);

@@ -263,7 +263,7 @@ fn curl_reaches_nothing_without_the_password() {
         ("--socks4", "user=alice version=4 command=connect "),
         ("--socks4a", "user=alice version=4a command=connect "),
     ] {
-        fails(&[told, "reply=5b ", "reason=method "], |proxy, page| {
+        fails(&[told, "reply=5b ", "reason=denied "], |proxy, page| {
             let mut curl = curl(option, proxy, &target(page));
             curl.args(["--proxy-user", "alice:secret"]);
             curl

@@ -108,9 +108,12 @@ impl Caps {
                 Some(name) => Payer::User(name.to_vec()),
                 None => Payer::Client(client_block(asker.client)),
             };
-            let mut shared = lock(&self.rates);
-            shared.retain(|_, rate| rate.strong_count() > 0);
-            let entry = shared.entry((payer, rate)).or_default();
+            let (mut shared, key) = (lock(&self.rates), (payer, rate));
+            // Now and then, rates that nobody shares any more are forgotten.
+            if shared.len().is_power_of_two() && !shared.contains_key(&key) {
+                shared.retain(|_, rate| rate.strong_count() > 0);
+            }
+            let entry = shared.entry(key).or_default();
             let own = entry.upgrade().unwrap_or_else(|| Arc::new(Rate::new(rate)));
             *entry = Arc::downgrade(&own);
             rates.push(own);
