@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use crate::command::caps::{Caps, Slot};
 use crate::dial::PerFamily;
+use crate::policy::nets::client_block;
 use crate::policy::rules::Rule;
 use crate::policy::{Asker, Denial, Policy};
 use crate::resolve::{ResolveError, Resolver};
@@ -236,8 +237,10 @@ impl Means {
         };
         policy.admit(asker, Some(dst)).map_err(Failure::Denied)?;
         let deadline = Instant::now() + self.resolve_timeout;
-        let ips =
-            self.resolver.resolve(asker.client, name, deadline).map_err(Failure::Unresolved)?;
+        let ips = self
+            .resolver
+            .resolve(client_block(asker.client), name, deadline)
+            .map_err(Failure::Unresolved)?;
         let (mut usable, mut denied) = (Vec::new(), None);
         for &ip in ips.iter().filter(|&&ip| speaks(ip) && self.reaches(ip)) {
             match judge(SocketAddr::new(ip, port)) {

@@ -156,6 +156,15 @@ impl Line {
         self.field(key, Escaped(value))
     }
 
+    /// Adds the address of a client, or `unix` for one of a UNIX socket that has none.
+    #[must_use]
+    pub fn client(self, value: Option<SocketAddr>) -> Self {
+        match value {
+            Some(addr) => self.field("client", addr),
+            None => self.field("client", "unix"),
+        }
+    }
+
     /// Adds an address, or `-` for none.
     #[must_use]
     pub fn address(self, key: &str, value: Option<SocketAddr>) -> Self {

@@ -31,8 +31,8 @@ const DEFAULT_WITH_USERS: &str = "allow user any to any";
 /// Who asks for what, and how.
 #[derive(Clone, Debug)]
 pub struct Asker {
-    /// The client's address.
-    pub client: IpAddr,
+    /// The client's address; a client of a UNIX socket may have none.
+    pub client: Option<IpAddr>,
     /// Who it is, as authentication found out.
     pub user: User,
     /// Who its host says it is.
@@ -137,7 +137,7 @@ impl Policy {
         };
         match (loaded, users) {
             (Ok(rules), Ok(users)) => {
-                let needs: Vec<&Rule> = rules.iter().filter(|rule| rule.wants_password()).collect();
+                let needs: Vec<&Rule> = rules.iter().filter(|rule| rule.wants_users()).collect();
                 if users.is_none() && !needs.is_empty() {
                     let lines = needs.iter().map(|rule| {
                         let Place { file, line } = &rule.place;
@@ -195,7 +195,7 @@ impl Policy {
 
     /// Which methods a client of version 5 may choose.
     #[must_use]
-    pub fn methods(&self, client: IpAddr) -> Methods {
+    pub fn methods(&self, client: Option<IpAddr>) -> Methods {
         let unknown = Question {
             client,
             version: Version::V5,
@@ -204,11 +204,13 @@ impl Policy {
             ident: &Ident::NotAsked,
             to: None,
         };
-        let anonymous = Question { user: Some(&User::anonymous()), ..unknown };
+        let nobody = User::anonymous();
+        let anonymous = Question { user: Some(&nobody), ..unknown };
+        let mut reachable = self.reachable(&unknown).chain(self.reachable(&anonymous));
         Methods {
             none: self.possible(&anonymous).is_ok(),
             userpass: self.users.is_some() && self.possible(&unknown).is_ok(),
-            prefer_userpass: self.reachable(&unknown).any(|(rule, _)| rule.wants_password()),
+            prefer_userpass: reachable.any(|(rule, _)| rule.wants_password()),
         }
     }
 
@@ -328,6 +330,10 @@ mod tests {
         Policy { rules: rules.into_iter().map(Arc::new).collect(), users: None }
     }
 
+    fn inside() -> Option<IpAddr> {
+        Some([10, 0, 0, 5].into())
+    }
+
     fn alice() -> User {
         User::proved(b"alice", Arc::new(["staff".to_owned()]))
     }
@@ -335,7 +341,7 @@ mod tests {
     /// Alice from 10.0.0.5, by version 5.
     fn asker(command: Command) -> Asker {
         let ident = Ident::NotAsked;
-        Asker { client: [10, 0, 0, 5].into(), user: alice(), ident, version: Version::V5, command }
+        Asker { client: inside(), user: alice(), ident, version: Version::V5, command }
     }
 
     fn name(name: &str, port: u16) -> Destination {
@@ -429,6 +435,9 @@ mod tests {
             ("deny to 10.0.0.0/8\nallow to all", "[2002:a01:203::]:80", false),
             ("deny to any\nallow to all", "10.1.2.3:80", true),
             ("deny to special\nallow to all", "10.1.2.3:80", false),
+            ("deny to !10.0.0.0/8\nallow to all", "10.1.2.3:80", true),
+            ("deny to !10.0.0.0/8\nallow to all", "8.8.8.8:80", false),
+            ("deny to !10.0.0.0/8\nallow to all", "[2002:a01:203::]:80", false),
             // Nobody ever gets there.
             ("allow to all", "0.0.0.0:80", false),
             ("allow to all", "0.0.0.7:80", false),
@@ -463,6 +472,7 @@ mod tests {
             ("deny to a.example\nallow to all", "a.example", "8.8.8.8", false, false),
             ("deny to !a.example\nallow to all", "b.example", "8.8.8.8", false, false),
             ("deny to !a.example\nallow to all", "a.example", "8.8.8.8", true, true),
+            ("deny to !a.example\nallow to all", "a.example", "10.0.0.1", true, false),
             ("deny to 8.8.8.8\nallow to all", "a.example", "8.8.8.8", true, false),
             ("allow to 8.8.8.8", "a.example", "8.8.8.8", true, true),
             ("allow port 81", "a.example", "8.8.8.8", false, false),
@@ -508,7 +518,7 @@ mod tests {
     fn cve_2024_54662_methods_follow_from_the_rules_a_client_can_reach() {
         let methods = |rules: &str| {
             let users = Users::parse(b"alice:!\n").ok();
-            Policy { users, ..policy(rules) }.methods([10, 0, 0, 5].into())
+            Policy { users, ..policy(rules) }.methods(inside())
         };
         const NONE: Method = Method::NONE;
         const PASSWORD: Method = Method::USERPASS;
@@ -521,7 +531,10 @@ mod tests {
             ("deny from 10.0.0.0/8\nallow", None, None, None),
             // No rule needs a password: 00. Who knows only 02 is let in with a right one.
             ("allow", Some(NONE), Some(PASSWORD), Some(NONE)),
-            ("allow user none", Some(NONE), Some(PASSWORD), Some(NONE)),
+            ("allow user none", Some(NONE), None, Some(NONE)),
+            ("allow user none,alice", Some(NONE), Some(PASSWORD), Some(PASSWORD)),
+            ("deny user none port 25\nallow", Some(NONE), Some(PASSWORD), Some(PASSWORD)),
+            ("allow port 80\nallow user !none", Some(NONE), Some(PASSWORD), Some(PASSWORD)),
             ("allow\nallow user alice", Some(NONE), Some(PASSWORD), Some(PASSWORD)),
             ("allow to all\nallow user alice", Some(NONE), Some(PASSWORD), Some(NONE)),
             // A rule that some request of this client might match needs one.
@@ -549,7 +562,7 @@ mod tests {
 
     #[test]
     fn without_users_no_method_02_is_chosen() {
-        let methods = policy("allow").methods([10, 0, 0, 5].into());
+        let methods = policy("allow").methods(inside());
         assert_eq!(methods.select(&[Method::USERPASS]), None);
     }
 
@@ -658,7 +671,7 @@ mod tests {
         let policy = Policy::load(&[], None, None).ok().unwrap();
         let may = |client: &str, dst: &str| {
             let (dst, ip) = address(dst);
-            let (client, user) = (client.parse().unwrap(), User::anonymous());
+            let (client, user) = (client.parse().ok(), User::anonymous());
             policy.judge(&Asker { client, user, ..asker(Command::CONNECT) }, &dst, ip).is_ok()
         };
         for client in ["127.0.0.1", "::1", "10.1.2.3", "192.168.1.1", "fd00::1", "fe80::1"] {
@@ -670,10 +683,29 @@ mod tests {
     }
 
     #[test]
+    fn who_has_no_address_matches_no_from_but_unix() {
+        let (dst, ip) = address("8.8.8.8:80");
+        let unix = Asker { client: None, ..asker(Command::CONNECT) };
+        for (rules, without, with) in [
+            ("allow", true, true),
+            ("allow from any", false, true),
+            ("allow from all", false, true),
+            ("allow from 0.0.0.0/0,::/0", false, true),
+            ("allow from !192.0.2.1", false, true),
+            ("allow from unix", true, false),
+            ("allow from unix,10.0.0.0/8", true, true),
+            ("allow from !unix", false, true),
+            ("deny from !10.0.0.0/8\nallow", true, true),
+        ] {
+            let may = |asker| policy(rules).judge(asker, &dst, ip).is_ok();
+            assert_eq!((may(&unix), may(&asker(Command::CONNECT))), (without, with), "{rules}");
+        }
+    }
+
+    #[test]
     fn rules_for_users_without_a_users_file_are_an_error_unless_ident_tells() {
         let errors = |rules: &str| Policy::load(&[rules.into()], None, None).err();
-        for rules in
-            ["allow user alice", "allow user any", "deny user @staff", "allow user !none,bob"]
+        for rules in ["allow user alice", "allow user any", "deny user @staff", "allow user !none"]
         {
             let message = "--rule:1: a rule with user needs --users or ident";
             assert_eq!(errors(rules), Some(vec![message.to_owned()]), "{rules}");

@@ -11,7 +11,6 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::policy::nets::client_block;
 use crate::threads::lock;
 
 /// How long a thread of the pool waits for a name before it ends.
@@ -86,7 +85,8 @@ impl Resolver {
         Self { inner: Arc::new(inner) }
     }
 
-    /// Resolves `name` for `client`, waiting until `deadline`.
+    /// Resolves `name` for `client`, as [`crate::policy::nets::client_block`] has it, waiting until
+    /// `deadline`.
     ///
     /// # Errors
     /// Every [`ResolveError`].
@@ -110,7 +110,6 @@ impl Resolver {
         done: impl FnOnce(Resolved) + Send + 'static,
     ) {
         let Some(name) = host_name(name) else { return done(Err(ResolveError::Invalid)) };
-        let client = client_block(client);
         let mut state = lock(&self.inner.state);
         if state.waiting.of(client) >= WAITING_MAX {
             drop(state);

@@ -158,7 +158,7 @@ impl AcceptLoop {
             match self.listener.accept() {
                 Ok((stream, client)) => {
                     rest = REST.0;
-                    self.admit(stream, canonical(client));
+                    self.admit(stream, Some(canonical(client)));
                 }
                 Err(error) if sys::is_bad_descriptor(&error) => return error,
                 Err(error)
@@ -181,11 +181,12 @@ impl AcceptLoop {
     }
 
     /// Gives a client its slots and a thread, or closes its connection.
-    fn admit(&mut self, stream: TcpStream, client: SocketAddr) {
-        if self.service.shuts_out(client.ip()) {
+    fn admit(&mut self, stream: TcpStream, client: Option<SocketAddr>) {
+        let ip = client.map(|addr| addr.ip());
+        if self.service.shuts_out(ip) {
             return self.refuse(client, Refusal::AuthPenalty, None);
         }
-        let (slot, half_open) = match Sessions::admit(&self.sessions, client.ip()) {
+        let (slot, half_open) = match Sessions::admit(&self.sessions, ip) {
             Ok(slots) => slots,
             Err(refusal) => return self.refuse(client, refusal, None),
         };
@@ -200,10 +201,10 @@ impl AcceptLoop {
         });
     }
 
-    fn refuse(&self, client: SocketAddr, refusal: Refusal, error: Option<io::Error>) {
+    fn refuse(&self, client: Option<SocketAddr>, refusal: Refusal, error: Option<io::Error>) {
         let Some(count) = self.sessions.tell(refusal, Instant::now()) else { return };
         let mut line = Line::new("refuse")
-            .field("client", client)
+            .client(client)
             .field("reason", "limit")
             .field("limit", refusal)
             .field("count", count);

@@ -5,7 +5,7 @@ pub mod live;
 
 use std::fmt::Display;
 use std::io::{self, Read as _, Write as _};
-use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
@@ -81,7 +81,7 @@ pub struct Service {
 impl Service {
     /// Whether a client is refused for a while because it has failed to authenticate too often.
     #[must_use]
-    pub fn shuts_out(&self, client: IpAddr) -> bool {
+    pub fn shuts_out(&self, client: Option<IpAddr>) -> bool {
         self.penalties.shut_out(client_block(client), Instant::now())
     }
 
@@ -95,11 +95,12 @@ impl Service {
 }
 
 /// Serves one client that has just been accepted, to the end, and logs it as session `number`.
+/// `stream` may also be a UNIX stream socket, whose `client` has no address.
 /// Closes `stream`, and drops `half_open` as soon as the handshake is over.
 pub fn run(
     service: &Service,
     stream: TcpStream,
-    client: SocketAddr,
+    client: Option<SocketAddr>,
     number: u64,
     half_open: impl Sized,
 ) {
@@ -117,7 +118,7 @@ pub fn run(
 /// What the log says of a session.
 struct Record {
     number: u64,
-    client: SocketAddr,
+    client: Option<SocketAddr>,
     begun: Instant,
     user: Vec<u8>,
     version: Option<Version>,
@@ -134,7 +135,7 @@ struct Record {
 }
 
 impl Record {
-    fn new(number: u64, client: SocketAddr) -> Self {
+    fn new(number: u64, client: Option<SocketAddr>) -> Self {
         Self {
             number,
             client,
@@ -157,7 +158,7 @@ impl Record {
         let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".into());
         let line = Line::new(event)
             .field("session", self.number)
-            .field("client", self.client)
+            .client(self.client)
             .octets("user", &self.user)
             .field("version", or_dash(self.version.map(|version| version.to_string())))
             .field("command", or_dash(self.command.map(|command| command.to_string())));
@@ -265,11 +266,16 @@ struct Agreed {
 
 struct Session<'a> {
     service: &'a Service,
-    client: SocketAddr,
+    client: Option<SocketAddr>,
     record: &'a mut Record,
 }
 
 impl Session<'_> {
+    /// The client's address, if it has one.
+    fn ip(&self) -> Option<IpAddr> {
+        self.client.map(|addr| addr.ip())
+    }
+
     fn serve(&mut self, stream: TcpStream, half_open: impl Sized) -> Result<End, Stop> {
         relay::prepare(&stream);
         let mut intake = Intake::new(stream, self.record.begun + self.service.handshake_timeout);
@@ -314,7 +320,7 @@ impl Session<'_> {
         self.record.version = Some(Version::V5);
         let offered = intake.decode(socks5::decode_greeting)?;
         let policy = self.service.policy.get();
-        let methods = policy.methods(self.client.ip());
+        let methods = policy.methods(self.ip());
         let method = methods.select(&offered);
         let answer = method.unwrap_or(Method::NO_ACCEPTABLE);
         self.send(intake, &socks5::encode_selection(answer))?;
@@ -355,7 +361,7 @@ impl Session<'_> {
             }
         };
         self.record.user.clone_from(&claim.uname);
-        let client = client_block(self.client.ip());
+        let client = client_block(self.ip());
         let penalties = &self.service.penalties;
         let shut_out = || penalties.shut_out(client, Instant::now());
         let checked = users.check(&claim, intake.deadline, shut_out);
@@ -382,10 +388,10 @@ impl Session<'_> {
     /// Counts a wrong password and waits before its answer.
     fn penalize(&self, deadline: Instant) {
         let (penalties, now) = (&self.service.penalties, Instant::now());
-        let penalty = penalties.fail(client_block(self.client.ip()), now);
+        let penalty = penalties.fail(client_block(self.ip()), now);
         if penalty.shuts_out {
             let line = Line::new("penalty")
-                .field("client", self.client)
+                .client(self.client)
                 .field("seconds", penalties.time().as_secs());
             self.service.log.write(Level::Quiet, line);
         }
@@ -418,7 +424,7 @@ impl Session<'_> {
             }
         };
         let ident = Ident::NotAsked;
-        let mut asker = Asker { client: self.client.ip(), user, ident, version, command };
+        let mut asker = Asker { client: self.ip(), user, ident, version, command };
         if policy.wants_ident(&asker, asked) {
             asker.ident = self.identify(&policy, version, &userid, intake);
         }
@@ -491,13 +497,13 @@ impl Session<'_> {
     /// Asks the client's host (RFC 1413), from the address the client reached.
     fn ask_identd(&self, intake: &Intake) -> Result<Vec<u8>, IdentError> {
         let deadline = Instant::now() + self.service.ident_timeout;
-        let local = intake.local()?;
-        let mut addr = self.client;
+        let (local, client) = (intake.local()?, self.client.ok_or(IdentError::NoHost)?);
+        let mut addr = client;
         addr.set_port(self.service.ident_port);
         // A link-local address is no source without its scope; the system then finds it.
         let source = Some(local.ip()).filter(|&ip| ip.is_ipv4() || !Set::Linklocal.holds(ip));
         let (stream, _) = dial::connect(&[Target { addr, source }], deadline)?;
-        ident::ask(stream, self.client.port(), local.port(), deadline)
+        ident::ask(stream, client.port(), local.port(), deadline)
     }
 
     /// Relays until the session ends.
@@ -605,8 +611,12 @@ impl Intake {
         Self { stream, deadline, octets: Vec::new(), taken: 0, fault: None }
     }
 
-    /// The address at which the client reached this server.
+    /// The address at which the client reached this server; loopback for a UNIX socket, which has
+    /// none: its client is on this host.
     fn local(&self) -> io::Result<SocketAddr> {
+        if sys::is_unix(&self.stream)? {
+            return Ok((Ipv4Addr::LOCALHOST, 0).into());
+        }
         Ok(canonical(self.stream.local_addr()?))
     }
 

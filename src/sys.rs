@@ -13,6 +13,7 @@ use std::time::Duration;
 compile_error!("socksd calls Linux system calls by their Linux numbers");
 
 // netinet/in.h, sys/socket.h, asm-generic/socket.h, netinet/tcp.h
+const AF_UNIX: u16 = 1;
 const AF_INET: u16 = 2;
 const AF_INET6: u16 = 10;
 const SOCK_STREAM: c_int = 1;
@@ -25,6 +26,7 @@ const SOL_SOCKET: c_int = 1;
 const SO_REUSEADDR: c_int = 2;
 const SO_KEEPALIVE: c_int = 9;
 const SO_LINGER: c_int = 13;
+const SO_DOMAIN: c_int = 39;
 const TCP_KEEPIDLE: c_int = 4;
 const TCP_KEEPINTVL: c_int = 5;
 const TCP_KEEPCNT: c_int = 6;
@@ -379,6 +381,24 @@ pub fn set_linger_zero(fd: &impl AsFd) -> io::Result<()> {
     // SAFETY: `fd` is borrowed, so open; `value` points to a struct linger for the length of the
     // call.
     cvt(unsafe { setsockopt(fd, SOL_SOCKET, SO_LINGER, value, LINGER_LEN) }).map(drop)
+}
+
+fn getsockopt_int(fd: BorrowedFd<'_>, name: c_int) -> io::Result<c_int> {
+    let mut value: c_int = 0;
+    let mut len = INT_LEN;
+    // SAFETY: `fd` is borrowed, so open; `value` has room for the int that `len` allows.
+    let result = unsafe {
+        getsockopt(fd.as_raw_fd(), SOL_SOCKET, name, (&raw mut value).cast(), &raw mut len)
+    };
+    cvt(result).map(|_| value)
+}
+
+/// Whether a socket is of the UNIX domain, SO_DOMAIN, socket(7).
+///
+/// # Errors
+/// ENOTSOCK, or as getsockopt(2).
+pub fn is_unix(fd: &impl AsFd) -> io::Result<bool> {
+    getsockopt_int(fd.as_fd(), SO_DOMAIN).map(|domain| domain == c_int::from(AF_UNIX))
 }
 
 /// Whether a TCP socket is in state CLOSE, by TCP_INFO, tcp(7).

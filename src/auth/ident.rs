@@ -20,6 +20,8 @@ const TOLD_MAX: usize = 64;
 /// Why nobody is known to own the client's connection.
 #[derive(Debug)]
 pub enum IdentError {
+    /// The client came by a UNIX socket: there is no host to ask.
+    NoHost,
     /// The deadline passed before the answer was whole.
     TimedOut,
     /// The daemon closed before the end of line, which is as good as UNKNOWN-ERROR.
@@ -41,6 +43,7 @@ impl From<io::Error> for IdentError {
 impl fmt::Display for IdentError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::NoHost => f.write_str("the client has no address"),
             Self::TimedOut => f.write_str("identd did not answer in time"),
             Self::Closed => f.write_str("identd closed without an answer"),
             Self::Failed(error) => write!(f, "identd connection failed: {error}"),

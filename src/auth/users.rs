@@ -154,12 +154,14 @@ impl Users {
         self.accounts.is_empty()
     }
 
-    /// The user of this name where something else than a password has proved it: in the groups of
-    /// the account, unless that has expired.
+    /// The user of this name where something else than a password has proved it, in the groups of
+    /// the account if there is one; `None` if that has expired.
     #[must_use]
-    pub fn proved(&self, name: &[u8]) -> User {
-        let account = self.accounts.get(name).filter(|account| !account.has_expired(today()));
-        User::proved(name, account.map(Account::groups).unwrap_or_default())
+    pub fn proved(&self, name: &[u8]) -> Option<User> {
+        let account = self.accounts.get(name);
+        let expired = account.is_some_and(|account| account.has_expired(today()));
+        let groups = account.map(Account::groups).unwrap_or_default();
+        (!expired).then(|| User::proved(name, groups))
     }
 
     /// The user of this name if there is a password for it now, whatever that is.

@@ -13,13 +13,13 @@ use crate::wire::socks5::Method;
 use crate::wire::{Command, Destination, Version};
 
 /// What `--explain` takes.
-pub const FORM: &str = "from=ADDR [user=NAME] [ident=NAME] [version=4|4a|5] \
+pub const FORM: &str = "from=ADDR|unix [user=NAME] [ident=NAME] [version=4|4a|5] \
                         [command=connect|bind|udp] to=HOST:PORT [at=ADDR]";
 
 /// A request made up.
 #[derive(Debug)]
 pub struct Request {
-    client: IpAddr,
+    client: Option<IpAddr>,
     user: Option<String>,
     ident: Option<String>,
     version: Version,
@@ -40,7 +40,8 @@ impl Request {
             let wrong = || format!("'{}': expected {FORM}", word.escape_debug());
             let (key, value) = word.split_once('=').ok_or_else(wrong)?;
             let twice = match key {
-                "from" => client.replace(address(value).ok_or_else(wrong)?).is_some(),
+                "from" if value == "unix" => client.replace(None).is_some(),
+                "from" => client.replace(Some(address(value).ok_or_else(wrong)?)).is_some(),
                 "user" => user.replace(value.to_owned()).is_some(),
                 "ident" => ident.replace(value.to_owned()).is_some(),
                 "version" => version.replace(parse_version(value).ok_or_else(wrong)?).is_some(),
@@ -90,7 +91,7 @@ impl Request {
 
     fn tell(&self, policy: &Policy, text: &mut String) -> Option<()> {
         // Writing to a String does not fail.
-        macro_rules! line { ($($word:tt)*) => { let _ = writeln!(text, $($word)*); } }
+        macro_rules! line { ($($word:tt)*) => {{ let _ = writeln!(text, $($word)*); }} }
         let user = match self.authenticate(policy, text) {
             Ok(user) => user,
             Err(why) => {
@@ -109,8 +110,10 @@ impl Request {
         let asked = Some(&self.dst).filter(|_| self.command != Command::UDP_ASSOCIATE);
         if policy.wants_ident(&asker, asked) {
             asker.ident = self.identify(policy);
-            let answer = self.ident.as_ref().map_or("no answer", String::as_str);
-            line!("ident: asked, {}", Escaped(answer.as_bytes()));
+            match &self.ident {
+                Some(answer) => line!("ident: asked, {}", Escaped(answer.as_bytes())),
+                None => line!("ident: asked, no answer"),
+            }
         }
         let to = destination(&self.dst);
         let ip = match (self.at, to.ip) {
@@ -121,7 +124,10 @@ impl Request {
             }
             (None, ip) => ip,
         };
-        if matches!(ip, Where::At(ip) if is_nowhere(ip)) {
+        let any_peer = self.dst.is_unspecified();
+        if matches!(ip, Where::At(ip) if is_nowhere(ip))
+            || any_peer && self.command != Command::BIND
+        {
             line!("verdict: deny: not the address of a host");
             return None;
         }
@@ -140,12 +146,19 @@ impl Request {
         }
         match policy.decide(&question) {
             Ok(rule) => {
+                // A session has the settings of the rule that admitted it, before a datagram or an
+                // unexpected peer came.
+                let rule = match self.command {
+                    Command::UDP_ASSOCIATE => policy.admit(&asker, None).unwrap_or(rule),
+                    Command::BIND if any_peer => policy.admit(&asker, asked).unwrap_or(rule),
+                    _ => rule,
+                };
                 line!("verdict: allow");
                 let settings = match &rule.settings {
                     none if *none == Settings::default() => " none".into(),
                     settings => settings.to_string(),
                 };
-                line!("settings:{settings}");
+                line!("settings:{settings} ({})", rule.place);
                 Some(())
             }
             Err(denial) => {

@@ -307,10 +307,11 @@ pub fn is_nowhere(ip: IpAddr) -> bool {
 }
 
 /// What one client is counted by: an IPv4 address, or the /64 of an IPv6 one, since a single
-/// machine has a whole /64 to choose from.
+/// machine has a whole /64 to choose from. All clients without an address, who came by a UNIX
+/// socket, are counted as one, by the address that nobody has.
 #[must_use]
-pub fn client_block(ip: IpAddr) -> IpAddr {
-    match ip.to_canonical() {
+pub fn client_block(ip: Option<IpAddr>) -> IpAddr {
+    match ip.map_or(Ipv4Addr::UNSPECIFIED.into(), |ip| ip.to_canonical()) {
         IpAddr::V6(ip) if !ip.is_loopback() => {
             Ipv6Addr::from_bits(ip.to_bits() & !u128::from(u64::MAX)).into()
         }
@@ -417,11 +418,12 @@ mod tests {
 
     #[test]
     fn one_client_is_an_ipv4_address_or_an_ipv6_64() {
-        let block = |text: &str| client_block(text.parse().unwrap()).to_string();
+        let block = |text: &str| client_block(text.parse().ok()).to_string();
         assert_eq!(block("192.0.2.1"), "192.0.2.1");
         assert_eq!(block("::ffff:192.0.2.1"), "192.0.2.1");
         assert_eq!(block("2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::");
         assert_eq!(block("::1"), "::1");
+        assert_eq!(block("unix"), "0.0.0.0");
     }
 
     #[test]

@@ -134,7 +134,7 @@ impl Loader {
                 }
                 Err(wrong) => {
                     self.wrong(&file, &wrong);
-                    lexer.skip_line();
+                    lexer.skip_statement();
                 }
             }
         }
@@ -159,9 +159,11 @@ impl Loader {
                 let path = directory.join(words.path("the name of a file")?);
                 words.end()?;
                 let (line, column) = words.last;
-                let list = self.list(&path).map_err(|error| (line, column, error))?;
-                self.lists.insert(name, Arc::new(list));
-                Ok(())
+                // Rules that use a list that is wrong are not wrong for that.
+                let list = self.list(&path);
+                let known = list.as_ref().map_or_else(|_| Arc::default(), Arc::clone);
+                self.lists.insert(name, known);
+                list.map(drop).map_err(|error| (line, column, error))
             }
             Some("allow" | "deny") => {
                 self.statements.push(statement);
@@ -172,17 +174,16 @@ impl Loader {
         }
     }
 
-    /// Loads a list. Its own errors are told here, with an empty list in its place, so that rules
-    /// that use it are not wrong for that.
-    fn list(&mut self, path: &Path) -> Result<List, String> {
+    /// Loads a list. Its own errors are told here, with an empty list in its place.
+    fn list(&mut self, path: &Path) -> Result<Arc<List>, String> {
         let name = path.display().to_string();
         let octets = fs::read(path).map_err(|error| format!("cannot read {name}: {error}"))?;
-        List::parse(&octets).or_else(|errors| {
+        Ok(List::parse(&octets).map(Arc::new).unwrap_or_else(|errors| {
             for wrong in &errors {
                 self.wrong(&name, wrong);
             }
-            List::parse(b"").map_err(|_| String::new())
-        })
+            Arc::default()
+        }))
     }
 
     fn finish(mut self) -> Result<Vec<Rule>, Vec<String>> {
@@ -226,6 +227,18 @@ impl Lexer<'_> {
 
     fn skip(&mut self, count: usize) {
         for _ in 0..count {
+            self.next();
+        }
+    }
+
+    /// Skips what is left of a statement with something wrong in it, lines that continue it too.
+    fn skip_statement(&mut self) {
+        let mut last = None;
+        while let Some(octet) = self.rest.first().copied() {
+            if octet == b'\n' && last != Some(b'\\') {
+                return;
+            }
+            last = Some(octet).filter(|octet| *octet != b'\r').or(last);
             self.next();
         }
     }
@@ -598,12 +611,15 @@ fn pattern(
     let expected = if names {
         "an address, a block, a name, any, all, a set or list:NAME"
     } else {
-        "an address, a block, any, a set or list:NAME"
+        "an address, a block, any, unix, a set or list:NAME"
     };
     let (text, quoted) = words.word(expected)?;
     if !quoted {
         if text == b"any" {
             return Ok(Pattern::Any);
+        }
+        if text == b"unix" && !names {
+            return Ok(Pattern::Unix);
         }
         if let Some(set) = Set::parse(text) {
             return Ok(Pattern::Set(set));
@@ -761,7 +777,7 @@ mod tests {
             ),
             (
                 "allow from a.example",
-                "1:12: expected an address, a block, any, a set or list:NAME, found a.example",
+                "1:12: expected an address, a block, any, unix, a set or list:NAME, found a.example",
             ),
             ("allow to list:none", "1:10: expected the name of a list, found none"),
             ("allow user @", "1:12: expected a user, @GROUP, any or none, found @"),
@@ -814,13 +830,12 @@ mod tests {
 
     #[test]
     fn all_errors_of_a_file_are_told_in_its_order() {
-        let text =
-            "allow to list:x\nbogus\nallow\n\"\nallow port x\nlist y /nonexistent/y\ndeny idle 1";
+        let text = "allow to list:x\nbogus\nallow\n\" \\\nto \\\r\nx\nallow port x\nlist y /nonexistent/y\ndeny to list:y idle 1";
         let lines: Vec<String> = errors(text)
             .iter()
             .map(|error| error.split(':').nth(1).unwrap_or_default().to_owned())
             .collect();
-        assert_eq!(lines, ["1", "2", "4", "5", "6", "7"]);
+        assert_eq!(lines, ["1", "2", "4", "7", "8", "9"]);
     }
 
     #[test]

@@ -71,12 +71,17 @@ impl Ident {
         userid: &[u8],
         answer: &[u8],
     ) -> Self {
+        // An account that has expired is as good as none.
+        let user = match users {
+            Some(users) => users.proved(answer),
+            None => Some(User::proved(answer, Arc::default())),
+        };
+        let Some(user) = user else { return Self::Unproved };
         // An empty USERID is nobody's.
         if version != Version::V5 && (userid.is_empty() || userid != answer) {
             return Self::Different;
         }
-        let user = users.map(|users| users.proved(answer));
-        Self::Proved(user.unwrap_or_else(|| User::proved(answer, Arc::default())))
+        Self::Proved(user)
     }
 }
 
@@ -105,13 +110,13 @@ pub struct To<'a> {
 /// What is known of a request.
 #[derive(Clone, Copy, Debug)]
 pub struct Question<'a> {
-    /// The client's address.
-    pub client: IpAddr,
+    /// The client's address, if it has one.
+    pub client: Option<IpAddr>,
     /// The protocol it speaks.
     pub version: Version,
     /// What it asks for, once known.
     pub command: Option<Command>,
-    /// Who it is, once known.
+    /// Who it is; `None` for somebody with a name that is not known yet.
     pub user: Option<&'a User>,
     /// Who its host says it is.
     pub ident: &'a Ident,
@@ -176,8 +181,10 @@ impl Eq for NamedList {}
 /// An item of `from` or `to`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Pattern {
-    /// In `from` every client; in `to` every public address.
+    /// In `from` every client that has an address; in `to` every public address.
     Any,
+    /// In `from` only: clients of UNIX sockets whose address is not known.
+    Unix,
     /// The addresses of a named set.
     Set(Set),
     /// A block of addresses.
@@ -191,7 +198,7 @@ pub enum Pattern {
 impl Pattern {
     fn holds_ip(&self, ip: IpAddr) -> bool {
         match self {
-            Self::Any | Self::Name(_) => false,
+            Self::Any | Self::Unix | Self::Name(_) => false,
             Self::Set(set) => set.holds(ip),
             Self::Block(block) => block.holds(ip),
             Self::List(named) => named.list.holds_ip(ip),
@@ -202,7 +209,7 @@ impl Pattern {
         match self {
             Self::Name(pattern) => pattern.matches(name),
             Self::List(named) => named.list.holds_name(name),
-            Self::Any | Self::Set(_) | Self::Block(_) => false,
+            Self::Any | Self::Unix | Self::Set(_) | Self::Block(_) => false,
         }
     }
 
@@ -215,7 +222,7 @@ impl Pattern {
     fn test_ip(&self, ip: Where, guarded: bool) -> Truth {
         match (self, ip) {
             (Self::Set(Set::All), _) => Truth::Yes,
-            (Self::Name(_), _) => Truth::No,
+            (Self::Name(_) | Self::Unix, _) => Truth::No,
             (_, Where::Unknown) => Truth::Maybe,
             (Self::Any | Self::Set(Set::Public), _) => is_public(ip),
             (_, Where::Public) => Truth::No,
@@ -335,7 +342,7 @@ pub const CONDITIONS: [(&str, Test); 7] = [
             q.command.map_or(Truth::Maybe, |asked| (asked == *command).into())
         })
     }),
-    ("from", |rule, q| holds(&rule.from, |client| client.test_client(q.client))),
+    ("from", Rule::test_from),
     ("user", Rule::test_user),
     ("ident", Rule::test_ident),
     ("to", Rule::test_to),
@@ -383,9 +390,24 @@ impl Rule {
     /// Whether it tells clients apart by the password they gave.
     #[must_use]
     pub fn wants_password(&self) -> bool {
+        !self.ident && self.user.is_some()
+    }
+
+    /// Whether it can match users who gave a password, of whom there have to be some.
+    #[must_use]
+    pub fn wants_users(&self) -> bool {
         let about_users =
             |who: &AnyOf<Who>| who.negated || who.items.iter().any(|item| *item != Who::None);
-        !self.ident && self.user.as_ref().is_some_and(about_users)
+        self.wants_password() && self.user.as_ref().is_some_and(about_users)
+    }
+
+    /// Whose address is not known is nobody else than `unix`, whatever the list says.
+    fn test_from(&self, q: &Question<'_>) -> Truth {
+        match (&self.from, q.client) {
+            (None, _) => Truth::Yes,
+            (Some(from), Some(client)) => from.test(|pattern| pattern.test_client(client)),
+            (Some(from), None) => (!from.negated && from.items.contains(&Pattern::Unix)).into(),
+        }
     }
 
     fn test_user(&self, q: &Question<'_>) -> Truth {
@@ -397,7 +419,13 @@ impl Rule {
             // Fails closed: test_ident has an allow rule not match.
             (true, Ident::Unproved | Ident::Different) => return Truth::Yes,
         };
-        let Some(user) = user else { return Truth::Maybe };
+        let Some(user) = user else {
+            return condition.test(|who| match who {
+                Who::Any => Truth::Yes,
+                Who::None => Truth::No,
+                Who::Name(_) | Who::Group(_) => Truth::Maybe,
+            });
+        };
         // Who is nobody in particular is not let in for not being somebody else.
         let about_all = |who: &Who| matches!(who, Who::Any | Who::None);
         if condition.negated && user.name().is_none() && !condition.items.iter().any(about_all) {
@@ -430,7 +458,9 @@ impl Rule {
             let everywhere = !condition.negated && condition.items.iter().any(all);
             return if everywhere { Truth::Yes } else { Truth::Maybe };
         };
-        let truth = condition.test(|item| item.test_to(to, self.allow && !condition.negated));
+        // What is let in has to be meant, in whichever way the rule says so.
+        let guarded = self.allow != condition.negated;
+        let truth = condition.test(|item| item.test_to(to, guarded));
         if self.allow && condition.negated { truth.min(is_public(to.ip)) } else { truth }
     }
 }
@@ -454,6 +484,7 @@ impl Display for Pattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Any => f.write_str("any"),
+            Self::Unix => f.write_str("unix"),
             Self::Set(set) => set.fmt(f),
             Self::Block(block) => block.fmt(f),
             // A host may be called what is a word of the language.
@@ -466,7 +497,7 @@ impl Display for Pattern {
 
 /// Whether a word of `from`, `to` or `user` is not a name unless it is quoted.
 pub fn is_keyword(word: &[u8]) -> bool {
-    matches!(word, b"any" | b"none") || Set::parse(word).is_some()
+    matches!(word, b"any" | b"none" | b"unix") || Set::parse(word).is_some()
 }
 
 impl Display for Who {
@@ -570,7 +601,7 @@ pub(crate) mod tests {
         let conditions: [(&str, &[&str]); 6] = [
             ("version", &["4", "4a", "5"]),
             ("command", &["connect", "bind", "udp"]),
-            ("from", &["any", "10.0.0.0/8", "private", "192.0.2.1-192.0.2.9", "::1", "fc00::/7"]),
+            ("from", &["any", "10.0.0.0/8", "private", "192.0.2.1-192.0.2.9", "::1", "unix"]),
             ("user", &["any", "none", "alice", "@staff", "\"any\"", "\"a b\\x00\\\"\""]),
             ("to", &["any", "all", "a.example", ".example", "10.0.0.0/8", "loopback", "8.8.8.8"]),
             ("port", &["80", "443", "0-1023", "1024-65535"]),

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
+use crate::policy::nets::client_block;
 use crate::policy::{Asker, Current};
 use crate::relay::rate::Rate;
 use crate::relay::{End, Side, Stopper, Traffic};
@@ -180,7 +181,10 @@ impl Pump<'_> {
                 // An error of an earlier datagram; the next call asks anew.
                 Err(_) => continue,
             };
-            if canonical(sender).ip() != self.outward.terms.asker.client {
+            let sender_ip = canonical(sender).ip();
+            // A client of a UNIX socket is on this host.
+            let own = self.outward.terms.asker.client;
+            if !own.map_or(sender_ip.is_loopback(), |own| own == sender_ip) {
                 self.outward.drop_one();
                 continue;
             }
@@ -314,7 +318,7 @@ impl Outward {
         };
         let terms = &this.terms;
         let deadline = now + terms.resolve_timeout;
-        terms.resolver.request(terms.asker.client, name, deadline, move |resolved| {
+        terms.resolver.request(client_block(terms.asker.client), name, deadline, move |resolved| {
             waiting.done(resolved);
         });
     }
@@ -466,7 +470,7 @@ mod tests {
 
     fn terms(rates: Vec<Arc<Rate>>) -> Terms {
         let asker = Asker {
-            client: [127, 0, 0, 1].into(),
+            client: Some([127, 0, 0, 1].into()),
             user: User::anonymous(),
             ident: Ident::NotAsked,
             version: Version::V5,

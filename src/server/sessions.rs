@@ -128,7 +128,7 @@ impl Sessions {
     ///
     /// # Errors
     /// The cap that is reached.
-    pub fn admit(this: &Arc<Self>, client: IpAddr) -> Result<(Slot, HalfOpen), Refusal> {
+    pub fn admit(this: &Arc<Self>, client: Option<IpAddr>) -> Result<(Slot, HalfOpen), Refusal> {
         let client = client_block(client);
         let mut state = lock(&this.state);
         if state.sessions.total >= this.caps.sessions {
@@ -204,8 +204,8 @@ impl Drop for HalfOpen {
 mod tests {
     use super::*;
 
-    fn ip(text: &str) -> IpAddr {
-        text.parse().unwrap()
+    fn ip(text: &str) -> Option<IpAddr> {
+        Some(text.parse().unwrap())
     }
 
     fn caps(sessions: u64, per_client: u64, half_open: u64) -> Caps {
@@ -241,7 +241,7 @@ mod tests {
     #[test]
     fn one_client_has_a_quarter_of_the_half_open_and_all_together_no_more_than_all() {
         let sessions = Arc::new(Sessions::new(caps(99, 99, 8)));
-        let admit = |n: u8| Sessions::admit(&sessions, [192, 0, 2, n].into());
+        let admit = |n: u8| Sessions::admit(&sessions, Some([192, 0, 2, n].into()));
         let mut open: Vec<_> = (0..8).map(|n| admit(n / 2).ok().unwrap()).collect();
         for client in [0, 3, 4] {
             assert_eq!(admit(client).err(), Some(Refusal::HalfOpen), "{client}");
