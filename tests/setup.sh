@@ -5,7 +5,7 @@ set -eu
 packages="
     bsdutils build-essential ca-certificates chromium curl dante-client default-jdk-headless dnsmasq-base
     fail2ban file iproute2 libcrypt-dev libio-socket-socks-perl man-db mandoc ncat
-    netcat-openbsd openssh-client openssh-server openssl procps proxychains4 python3
+    netcat-openbsd oidentd openssh-client openssh-server openssl procps proxychains4 python3
     python3-pyftpdlib python3-python-socks python3-socks socat tnftp tshark util-linux whois
 "
 
