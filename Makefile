@@ -3,6 +3,9 @@ PREFIX = /usr/local
 CARGO = cargo
 ARGS =
 
+# Rules to begin with.
+EXAMPLES = $(PREFIX)/share/doc/socksd/examples
+
 # Where cargo builds, as it decides itself: the shell expands this.
 TARGET = "$${CARGO_TARGET_DIR:-target}"
 
@@ -42,19 +45,25 @@ static:
 # An installed file is replaced in one step, so a running server keeps its old one.
 install: all
 	mkdir -p '$(DESTDIR)$(PREFIX)/sbin' '$(DESTDIR)$(PREFIX)/share/man/man5' \
-	    '$(DESTDIR)$(PREFIX)/share/man/man8'
+	    '$(DESTDIR)$(PREFIX)/share/man/man8' '$(DESTDIR)$(EXAMPLES)'
 	cp $(TARGET)/release/socksd '$(DESTDIR)$(PREFIX)/sbin/socksd.new'
 	chmod 755 '$(DESTDIR)$(PREFIX)/sbin/socksd.new'
 	mv '$(DESTDIR)$(PREFIX)/sbin/socksd.new' '$(DESTDIR)$(PREFIX)/sbin/socksd'
+	cp man/socksd.rules.5 '$(DESTDIR)$(PREFIX)/share/man/man5/socksd.rules.5'
 	cp man/socksd.users.5 '$(DESTDIR)$(PREFIX)/share/man/man5/socksd.users.5'
 	cp man/socksd.8 '$(DESTDIR)$(PREFIX)/share/man/man8/socksd.8'
-	chmod 644 '$(DESTDIR)$(PREFIX)/share/man/man5/socksd.users.5' \
-	    '$(DESTDIR)$(PREFIX)/share/man/man8/socksd.8'
+	cp man/examples/* '$(DESTDIR)$(EXAMPLES)'
+	chmod 644 '$(DESTDIR)$(PREFIX)/share/man/man5/socksd.rules.5' \
+	    '$(DESTDIR)$(PREFIX)/share/man/man5/socksd.users.5' \
+	    '$(DESTDIR)$(PREFIX)/share/man/man8/socksd.8' '$(DESTDIR)$(EXAMPLES)'/*
 
 uninstall:
 	rm -f '$(DESTDIR)$(PREFIX)/sbin/socksd' \
+	    '$(DESTDIR)$(PREFIX)/share/man/man5/socksd.rules.5' \
 	    '$(DESTDIR)$(PREFIX)/share/man/man5/socksd.users.5' \
 	    '$(DESTDIR)$(PREFIX)/share/man/man8/socksd.8'
+	cd man/examples && for file in *; do rm -f '$(DESTDIR)$(EXAMPLES)'/"$$file"; done
+	rmdir '$(DESTDIR)$(EXAMPLES)' '$(DESTDIR)$(PREFIX)/share/doc/socksd' || true
 
 clean:
 	$(CARGO) clean

@@ -280,29 +280,40 @@ fn install_puts_the_files_where_they_belong_and_uninstall_removes_them() {
     };
     run("install");
     let binary = "usr/sbin/socksd";
-    let manuals = [
-        ("usr/share/man/man5/socksd.users.5", "man/socksd.users.5"),
-        ("usr/share/man/man8/socksd.8", "man/socksd.8"),
-    ];
-    let directories = [
+    let mut texts: Vec<(String, String)> =
+        [("man5", "socksd.rules.5"), ("man5", "socksd.users.5"), ("man8", "socksd.8")]
+            .map(|(part, page)| (format!("usr/share/man/{part}/{page}"), format!("man/{page}")))
+            .into();
+    for example in fs::read_dir(root().join("man/examples")).unwrap() {
+        let name = example.unwrap().file_name().into_string().unwrap();
+        texts.push((
+            format!("usr/share/doc/socksd/examples/{name}"),
+            format!("man/examples/{name}"),
+        ));
+    }
+    assert!(texts.len() >= 3 + 5);
+    let left = [
         "usr",
         "usr/sbin",
         "usr/share",
+        "usr/share/doc",
         "usr/share/man",
         "usr/share/man/man5",
         "usr/share/man/man8",
     ];
     let content = destination.content();
-    assert_eq!(content.len(), directories.len() + 1 + manuals.len(), "{content:#?}");
+    let own = ["usr/share/doc/socksd", "usr/share/doc/socksd/examples"];
+    let directories: Vec<&str> = left.into_iter().chain(own).collect();
+    assert_eq!(content.len(), directories.len() + 1 + texts.len(), "{content:#?}");
     assert!(directories.iter().all(|directory| content.contains_key(*directory)));
     assert_eq!(content[binary], 0o755);
     let installed = destination.0.join(binary);
     let version = printed(Command::new(&installed).arg("-V"));
     assert_eq!(version, concat!("socksd ", env!("CARGO_PKG_VERSION"), "\n"));
-    for (manual, source) in manuals {
-        assert_eq!(content[manual], 0o644);
-        let page = fs::read(destination.0.join(manual)).unwrap();
-        assert_eq!(page, fs::read(root().join(source)).unwrap());
+    for (text, source) in texts {
+        assert_eq!(content[&text], 0o644, "{text}");
+        let installed = fs::read(destination.0.join(text)).unwrap();
+        assert_eq!(installed, fs::read(root().join(source)).unwrap());
     }
 
     // A running server is no obstacle, and keeps running.
@@ -315,13 +326,20 @@ fn install_puts_the_files_where_they_belong_and_uninstall_removes_them() {
     assert_eq!(server.wait(), Some(0));
 
     run("uninstall");
-    assert!(destination.content().into_keys().eq(directories.map(str::to_owned)));
+    assert!(destination.content().into_keys().eq(left.map(str::to_owned)));
 }
 
 #[test]
 fn the_manual_of_the_users_file_renders_without_a_complaint() {
     let headings = ["NAME", "DESCRIPTION", "EXAMPLES", "SEE ALSO", "SECURITY"];
     assert_renders("socksd.users.5", "SOCKSD.USERS(5)", &headings);
+}
+
+#[test]
+fn the_manual_of_the_rules_renders_without_a_complaint() {
+    let headings =
+        ["NAME", "DESCRIPTION", "FILES", "EXAMPLES", "DIAGNOSTICS", "SEE ALSO", "CAVEATS"];
+    assert_renders("socksd.rules.5", "SOCKSD.RULES(5)", &headings);
 }
 
 #[test]
