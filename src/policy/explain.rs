@@ -3,6 +3,7 @@
 
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use crate::auth::User;
 use crate::log::Escaped;
@@ -148,17 +149,20 @@ impl Request {
             Ok(rule) => {
                 // A session has the settings of the rule that admitted it, before a datagram or an
                 // unexpected peer came.
-                let rule = match self.command {
+                let admitting = match self.command {
                     Command::UDP_ASSOCIATE => policy.admit(&asker, None).unwrap_or(rule),
                     Command::BIND if any_peer => policy.admit(&asker, asked).unwrap_or(rule),
                     _ => rule,
                 };
                 line!("verdict: allow");
-                let settings = match &rule.settings {
+                if !Arc::ptr_eq(admitting, rule) {
+                    line!("admitted by: {}", admitting.place);
+                }
+                let settings = match &admitting.settings {
                     none if *none == Settings::default() => " none".into(),
                     settings => settings.to_string(),
                 };
-                line!("settings:{settings} ({})", rule.place);
+                line!("settings:{settings}");
                 Some(())
             }
             Err(denial) => {
