@@ -16,7 +16,8 @@ use crate::config::{Config, PolicySource};
 use crate::dial::PerFamily;
 use crate::log::{Escaped, Level};
 use crate::policy::explain::Request;
-use crate::server::Listen;
+use crate::server::Limits;
+use crate::server::listeners::{Listen, Manner, Place};
 use crate::server::sessions::Caps;
 
 /// One option.
@@ -51,7 +52,7 @@ const fn values(
 }
 
 /// All options that are not numbers, in the order of the manual.
-pub const OPTIONS: [Opt; 21] = [
+pub const OPTIONS: [Opt; 25] = [
     flag("4", "ipv4-only", "reach IPv4 targets only"),
     flag("6", "ipv6-only", "reach IPv6 targets only"),
     values("", "advertise", "ADDR", "address told to clients for BIND and UDP, one per family"),
@@ -64,21 +65,25 @@ pub const OPTIONS: [Opt; 21] = [
     value("explain", "REQUEST", "tell what the rules make of a request, and exit"),
     flag("h", "help", "print this help and exit"),
     flag("", "hash", "read a password, print its hash for the users file and exit"),
+    flag("", "inetd", "serve descriptor 0: a client, or a socket that listens"),
     values(
         "l",
         "listen",
         "ADDR:PORT",
-        "where to listen; a port alone: both loopbacks [127.0.0.1:1080]",
+        "where to listen, also PORT for both loopbacks, or unix:PATH [127.0.0.1:1080]",
     ),
     value("log", "FILE", "append the log to FILE [standard error]"),
     flag("", "no-4a", "speak SOCKS 4 without host names"),
     flag("", "no-fragments", "drop fragments of datagrams"),
+    flag("", "peer-env", "take the client's address from the environment of the wrapper"),
     value("port-range", "LO-HI", "ports for BIND and UDP"),
     flag("q", "quiet", "log only trouble and failed authentication"),
+    flag("", "reuse-port", "let several processes listen on one port"),
     values("", "rule", "TEXT", "a rule, before those of --rules"),
     value("rules", "FILE", "who may do what [clients from inside or with a password, to outside]"),
     values("", "source", "ADDR", "address to leave from, one per family"),
     flag("", "strict-reload", "end sessions that new rules or users would not grant"),
+    value("unix-mode", "MODE", "mode of UNIX sockets, octal [600]"),
     value("users", "FILE", "users and hashes are in FILE; without rules, demand a password"),
     flag("V", "version", "print the version and exit"),
     flag("v", "verbose", "log requests and connections as they are made"),
@@ -120,6 +125,20 @@ const CONNECT_TIMEOUT: Number = Number {
     default: 30,
     range: 1..=3_600,
     help: "how long a connection may take, all addresses together",
+};
+const DRAIN: Number = Number {
+    long: "drain",
+    unit: "seconds",
+    default: 30,
+    range: 0..=DAY,
+    help: "how long sessions go on at the end",
+};
+const EXIT_WHEN_IDLE: Number = Number {
+    long: "exit-when-idle",
+    unit: "seconds",
+    default: 0,
+    range: 0..=DAY,
+    help: "end when there was no session for so long; 0: never",
 };
 const HANDSHAKE_TIMEOUT: Number = Number {
     long: "handshake-timeout",
@@ -209,10 +228,12 @@ const UDP_IDLE_TIMEOUT: Number = Number {
 };
 
 /// All options that are numbers, in the order of the manual.
-pub const NUMBERS: [&Number; 15] = [
+pub const NUMBERS: [&Number; 17] = [
     &AUTH_PENALTY,
     &BIND_TIMEOUT,
     &CONNECT_TIMEOUT,
+    &DRAIN,
+    &EXIT_WHEN_IDLE,
     &HANDSHAKE_TIMEOUT,
     &IDENT_PORT,
     &IDENT_TIMEOUT,
@@ -338,6 +359,13 @@ fn config(matches: &Matches) -> Result<Config, UsageError> {
     let some_seconds = |option: &Number| Ok(Some(seconds(option)?).filter(|time| !time.is_zero()));
     Ok(Config {
         listen: listen(matches)?,
+        manner: Manner {
+            unix_mode: unix_mode(matches)?,
+            reuse_port: matches.opt_present("reuse-port"),
+        },
+        inetd: matches.opt_present("inetd"),
+        peer_env: matches.opt_present("peer-env"),
+        limits: Limits { drain: seconds(&DRAIN)?, idle: some_seconds(&EXIT_WHEN_IDLE)? },
         policy: PolicySource {
             texts: matches.opt_strs("rule"),
             rules: matches.opt_str("rules").map(PathBuf::from),
@@ -393,23 +421,34 @@ fn listen(matches: &Matches) -> Result<Vec<Listen>, UsageError> {
     let mut listen = Vec::new();
     for text in &texts {
         if let Ok(addr) = text.parse() {
-            listen.push(Listen { addr, optional: false });
+            listen.push(Listen { place: Place::Tcp(addr), optional: false });
+        } else if let Some(path) = text.strip_prefix("unix:").filter(|path| !path.is_empty()) {
+            listen.push(Listen { place: Place::Unix(path.into()), optional: false });
         } else if let Ok(port) = text.parse::<u16>() {
             let [v4, v6] = [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()];
-            listen.push(Listen { addr: SocketAddr::new(v4, port), optional: false });
-            listen.push(Listen { addr: SocketAddr::new(v6, port), optional: true });
+            let place = |ip| Place::Tcp(SocketAddr::new(ip, port));
+            listen.push(Listen { place: place(v4), optional: false });
+            listen.push(Listen { place: place(v6), optional: true });
         } else {
             return Err(UsageError(format!(
-                "--listen {}: expected ADDR:PORT, [ADDR6]:PORT or PORT",
+                "--listen {}: expected ADDR:PORT, [ADDR6]:PORT, PORT or unix:PATH",
                 text.escape_debug()
             )));
         }
     }
-    if listen.is_empty() {
-        let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, 1080));
-        listen.push(Listen { addr, optional: false });
+    if matches.opt_present("inetd") && !listen.is_empty() {
+        return Err(UsageError("options --inetd and --listen exclude each other".into()));
     }
     Ok(listen)
+}
+
+fn unix_mode(matches: &Matches) -> Result<u32, UsageError> {
+    let Some(text) = matches.opt_str("unix-mode") else { return Ok(0o600) };
+    let digits = !text.is_empty() && text.bytes().all(|octet| octet.is_ascii_digit());
+    let mode = u32::from_str_radix(&text, 8).ok().filter(|mode| digits && *mode <= 0o777);
+    mode.ok_or_else(|| {
+        UsageError(format!("--unix-mode {}: expected MODE, octal to 777", text.escape_debug()))
+    })
 }
 
 /// The addresses of a repeatable option, at most one of each family.
@@ -475,16 +514,21 @@ mod tests {
 
     #[test]
     fn v4_38_v5_01_the_default_is_loopback_port_1080() {
-        let addr = "127.0.0.1:1080".parse().unwrap();
-        assert_eq!(run("").listen, [Listen { addr, optional: false }]);
+        assert_eq!(run("").listen, []);
+        assert_eq!(Listen::default().place.to_string(), "127.0.0.1:1080");
     }
 
     #[test]
     fn a_port_alone_means_both_loopbacks_and_only_ipv6_is_optional() {
-        let listen = run("-l 1081 --listen [::]:1").listen;
+        let listen = run("-l 1081 --listen [::]:1 -l unix:/run/s").listen;
         let texts: Vec<_> =
-            listen.iter().map(|listen| (listen.addr.to_string(), listen.optional)).collect();
-        let expected = [("127.0.0.1:1081", false), ("[::1]:1081", true), ("[::]:1", false)];
+            listen.iter().map(|listen| (listen.place.to_string(), listen.optional)).collect();
+        let expected = [
+            ("127.0.0.1:1081", false),
+            ("[::1]:1081", true),
+            ("[::]:1", false),
+            ("unix:/run/s", false),
+        ];
         assert_eq!(texts, expected.map(|(text, optional)| (text.to_string(), optional)));
     }
 
@@ -493,11 +537,11 @@ mod tests {
         for (args, message) in [
             (
                 "--listen localhost:1",
-                "--listen localhost:1: expected ADDR:PORT, [ADDR6]:PORT or PORT",
+                "--listen localhost:1: expected ADDR:PORT, [ADDR6]:PORT, PORT or unix:PATH",
             ),
             (
                 "--listen 1 --listen 65536",
-                "--listen 65536: expected ADDR:PORT, [ADDR6]:PORT or PORT",
+                "--listen 65536: expected ADDR:PORT, [ADDR6]:PORT, PORT or unix:PATH",
             ),
             ("--handshake-timeout 0", "--handshake-timeout 0: must be 1 to 3600 seconds"),
             ("--handshake-timeout +5", "--handshake-timeout +5: must be 1 to 3600 seconds"),
@@ -515,6 +559,9 @@ mod tests {
                 "--source ::1 --source ::2",
                 "--source ::2: an address of this family is given already",
             ),
+            ("--unix-mode 8", "--unix-mode 8: expected MODE, octal to 777"),
+            ("--unix-mode 1000", "--unix-mode 1000: expected MODE, octal to 777"),
+            ("--inetd -l 1", "options --inetd and --listen exclude each other"),
             ("-4 -6", "options -4 and -6 exclude each other"),
             ("-q -v", "options -q and -v exclude each other"),
             ("--nonsense", "unknown option --nonsense"),

@@ -3,7 +3,6 @@
 
 use std::fmt;
 use std::io;
-use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,18 +15,27 @@ use crate::log::{Level, Log};
 use crate::policy::explain::Request;
 use crate::policy::{Current, Policy};
 use crate::resolve::Resolver;
+use crate::server::inherit::Inherited;
+use crate::server::listeners::{self, Client, Listen, Listener, Manner};
 use crate::server::sessions::Caps;
-use crate::server::{self, Listen};
+use crate::server::{self, Limits};
 use crate::session::Service;
 use crate::session::live::Live;
 use crate::threads::Threads;
-use crate::wire::canonical;
 
 /// Everything that can be set. Nothing here has been opened or looked at yet.
 #[derive(Debug)]
 pub struct Config {
-    /// Where to listen.
+    /// Where to listen; nowhere for the default, or for where somebody else has.
     pub listen: Vec<Listen>,
+    /// How to open what to listen on.
+    pub manner: Manner,
+    /// Whether descriptor 0 is a client, or a socket to accept clients from.
+    pub inetd: bool,
+    /// Whether the environment tells where the client has come from.
+    pub peer_env: bool,
+    /// When to end.
+    pub limits: Limits,
     /// Where the rules and the users are.
     pub policy: PolicySource,
     /// Whether a reload ends the sessions that the new rules and users would not grant.
@@ -137,10 +145,12 @@ impl StartError {
 
 /// A server ready to run.
 pub struct Started {
-    /// Its listeners, at least one.
-    pub listeners: Vec<TcpListener>,
-    /// Where they listen.
-    pub listening: Vec<SocketAddr>,
+    /// Its listeners.
+    pub listeners: Vec<Listener>,
+    /// Clients that somebody else has accepted.
+    pub clients: Vec<Client>,
+    /// When to end.
+    pub limits: Limits,
     /// What all sessions share.
     pub service: Arc<Service>,
     /// The caps that can be kept, which may be lower than those asked for.
@@ -150,11 +160,13 @@ pub struct Started {
 }
 
 impl Config {
-    /// Reads the files, opens the log and the listeners.
+    /// Takes what was inherited, reads the files, opens the log and the listeners. No other thread
+    /// may be running.
     ///
     /// # Errors
     /// What is wrong with the first of them that cannot be used.
     pub fn start(self) -> Result<Started, StartError> {
+        let inherited = self.inherited().map_err(|error| StartError::Config(vec![error]))?;
         let policy = self.policy.load()?;
         let log = match &self.log {
             None => Log::to_stderr(self.level),
@@ -163,11 +175,11 @@ impl Config {
         };
         let caps = server::fit(self.caps)
             .map_err(|error| StartError::system("read the limit on descriptors", &error))?;
-        let listeners = server::listen(&self.listen).map_err(StartError::System)?;
-        let listening: io::Result<Vec<SocketAddr>> =
-            listeners.iter().map(TcpListener::local_addr).collect();
-        let listening = listening
-            .map_err(|error| StartError::system("read the address of a listener", &error))?;
+        let Inherited { mut listeners, clients, .. } = inherited;
+        let nothing = listeners.is_empty() && clients.is_empty();
+        let default = if nothing { vec![Listen::default()] } else { Vec::new() };
+        let wanted = if self.listen.is_empty() { default } else { self.listen };
+        listeners.extend(listeners::open(&wanted, self.manner).map_err(StartError::System)?);
         let service = Service {
             policy: Arc::new(Current::new(policy)),
             penalties: Penalties::new(self.auth_penalty),
@@ -184,7 +196,7 @@ impl Config {
                 ipv6: self.ipv6,
                 advertise: self.advertise,
                 ports: self.ports,
-                listening: listening.iter().copied().map(canonical).collect(),
+                listening: listeners.iter().filter_map(Listener::tcp_addr).collect(),
             },
             threads: Threads::default(),
             log,
@@ -198,6 +210,16 @@ impl Config {
             udp_idle: self.udp_idle_timeout,
         };
         let source = self.policy;
-        Ok(Started { listeners, listening, service: Arc::new(service), caps, source })
+        let (limits, service) = (self.limits, Arc::new(service));
+        Ok(Started { listeners, clients, limits, service, caps, source })
+    }
+
+    fn inherited(&self) -> Result<Inherited, String> {
+        let mut inherited =
+            if self.inetd { Inherited::from_inetd()? } else { Inherited::from_systemd()? };
+        if self.peer_env {
+            inherited.believe_environment()?;
+        }
+        Ok(inherited)
     }
 }

@@ -8,7 +8,7 @@ use socksd::cli::{self, Action};
 use socksd::config::{Config, PolicySource, StartError, Started};
 use socksd::hash;
 use socksd::log::{Level, Line};
-use socksd::server::{self, Ending, signals};
+use socksd::server::{Ending, Server, signals};
 use socksd::session::Service;
 
 /// The request that `--explain` asks about is denied.
@@ -62,19 +62,19 @@ fn print_hash() -> Result<(), StartError> {
 fn run(config: Config) -> Result<(), StartError> {
     signals::block().map_err(|error| StartError::system("block signals", &error))?;
     let asked = config.caps;
-    let Started { listeners, listening, service, caps, source } = config.start()?;
+    let Started { listeners, clients, limits, service, caps, source } = config.start()?;
     let logging = Arc::clone(&service);
     std::panic::set_hook(Box::new(move |info| {
         logging.log.write(Level::Quiet, Line::new("panic").text("error", info));
     }));
-    for addr in listening {
-        service.log.write(Level::Normal, Line::new("listening").field("addr", addr));
+    for listener in &listeners {
+        service.log.write(Level::Normal, Line::new("listening").field("addr", &listener.place));
     }
-    let limits = Line::new("limits")
+    let line = Line::new("limits")
         .field("sessions", caps.sessions)
         .field("per-client", caps.per_client)
         .field("half-open", caps.half_open);
-    service.log.write(Level::Normal, limits);
+    service.log.write(Level::Normal, line);
     service.log.write(Level::Normal, policy_line(Line::new("policy"), &service));
     if caps.sessions < asked.sessions {
         let line = Line::new("warning").text(
@@ -83,14 +83,10 @@ fn run(config: Config) -> Result<(), StartError> {
         );
         service.log.write(Level::Quiet, line);
     }
-    let reloading = Arc::clone(&service);
-    let ending = server::run(listeners, &service, caps, move || reload(&source, &reloading))
+    let server = Server::start(listeners, clients, &service, caps)
         .map_err(|error| StartError::system("start a thread", &error))?;
-    match ending {
-        Ending::Signal(signal) => {
-            service.log.write(Level::Normal, Line::new("stopping").field("signal", signal));
-            Ok(())
-        }
+    match server.run(limits, || reload(&source, &service)) {
+        Ending::Signal(_) | Ending::Idle => Ok(()),
         Ending::Broken(error) => Err(StartError::system("accept clients", &error)),
     }
 }

@@ -77,6 +77,8 @@ pub enum End {
     Linger,
     /// The rules or the users no longer allow it.
     Revoked,
+    /// The server ends.
+    Stopped,
     /// A fault in this server.
     Internal,
 }
@@ -93,6 +95,7 @@ impl fmt::Display for End {
             Self::Idle => "idle",
             Self::Linger => "linger",
             Self::Revoked => "revoked",
+            Self::Stopped => "stopped",
             Self::Internal => "internal",
         })
     }

@@ -85,6 +85,12 @@ impl Resolver {
         Self { inner: Arc::new(inner) }
     }
 
+    /// How many names are being looked up or wait for that.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        lock(&self.inner.state).lookups.len()
+    }
+
     /// Resolves `name` for `client`, as [`crate::policy::nets::client_block`] has it, waiting until
     /// `deadline`.
     ///

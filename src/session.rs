@@ -105,8 +105,9 @@ pub fn run(
     half_open: impl Sized,
 ) {
     let mut record = Record::new(number, client);
-    let mut session = Session { service, client, record: &mut record };
-    match session.serve(stream, half_open) {
+    let granted = Session { service, client, record: &mut record }.serve(stream, half_open);
+    let record = Arc::new(record);
+    match granted.map(|(granted, intake)| relay(service, &record, granted, intake)) {
         Ok(end) => record.write(&service.log, "close", Level::Normal, end, None),
         Err(Stop::Gone) => record.write(&service.log, "close", Level::Normal, "client", None),
         Err(Stop::Refused { level, reason, error }) => {
@@ -174,6 +175,15 @@ impl Record {
         .field("rule", or_dash(self.rule.as_ref().map(Place::to_string)))
     }
 
+    /// Adds what there is to count.
+    fn counted(&self, line: Line) -> Line {
+        line.field("reply", self.reply.map_or_else(|| "-".into(), |code| format!("{code:02x}")))
+            .field("up", self.traffic.up.load(Ordering::Relaxed))
+            .field("down", self.traffic.down.load(Ordering::Relaxed))
+            .field("dropped", self.dropped.load(Ordering::Relaxed))
+            .field("seconds", format_args!("{:.3}", self.begun.elapsed().as_secs_f64()))
+    }
+
     /// Notes the rule that decided, if one did.
     fn decided_by(&mut self, rule: Option<&Rule>) {
         self.rule = rule.map(|rule| rule.place.clone());
@@ -203,14 +213,7 @@ impl Record {
         if !log.wants(level) || self.logging == Some(Logging::No) {
             return;
         }
-        let line = self
-            .line(event)
-            .field("reply", self.reply.map_or_else(|| "-".into(), |code| format!("{code:02x}")))
-            .field("up", self.traffic.up.load(Ordering::Relaxed))
-            .field("down", self.traffic.down.load(Ordering::Relaxed))
-            .field("dropped", self.dropped.load(Ordering::Relaxed))
-            .field("seconds", format_args!("{:.3}", self.begun.elapsed().as_secs_f64()))
-            .field("reason", reason);
+        let line = self.counted(self.line(event)).field("reason", reason);
         log.write(
             level,
             match error {
@@ -276,7 +279,11 @@ impl Session<'_> {
         self.client.map(|addr| addr.ip())
     }
 
-    fn serve(&mut self, stream: TcpStream, half_open: impl Sized) -> Result<End, Stop> {
+    fn serve(
+        &mut self,
+        stream: TcpStream,
+        half_open: impl Sized,
+    ) -> Result<(Granted, Intake), Stop> {
         relay::prepare(&stream);
         let mut intake = Intake::new(stream, self.record.begun + self.service.handshake_timeout);
         let agreed = match intake.first_octet()? {
@@ -287,7 +294,7 @@ impl Session<'_> {
         };
         drop(half_open);
         match agreed.and_then(|agreed| self.carry_out(agreed, &mut intake)) {
-            Ok(granted) => Ok(self.relay(granted, intake)),
+            Ok(granted) => Ok((granted, intake)),
             Err(stop) => {
                 if let Stop::Refused { .. } = stop {
                     intake.drain();
@@ -506,43 +513,6 @@ impl Session<'_> {
         ident::ask(stream, client.port(), local.port(), deadline)
     }
 
-    /// Relays until the session ends.
-    fn relay(&self, granted: Granted, intake: Intake) -> End {
-        let Service { means, live, policy, linger, .. } = self.service;
-        let Granted { asker, target, work, rates, idle, _slots } = granted;
-        let idle = |default: Option<Duration>| match idle {
-            Some(idle) => Some(idle).filter(|idle| !idle.is_zero()),
-            None => default,
-        };
-        let stopper = Stopper::default();
-        let grant = Grant { asker: asker.clone(), target, stopper: stopper.clone() };
-        let entered = live.enter(self.record.number, grant);
-        if self.service.strict_reload {
-            // Another policy may have come into force since this session was judged.
-            entered.check(&policy.get());
-        }
-        let (client, leftover) = intake.into_tunnel();
-        let traffic = &self.record.traffic;
-        match work {
-            Work::Tunnel(target, helper) => {
-                let limits = Limits { idle: idle(self.service.idle), linger: *linger, rates };
-                relay::run(client, &leftover, target, helper, limits, traffic, &stopper)
-            }
-            Work::Association(sockets) => {
-                let terms = Terms {
-                    asker,
-                    policy: Arc::clone(policy),
-                    resolver: Arc::clone(&means.resolver),
-                    resolve_timeout: means.resolve_timeout,
-                    fragments: self.service.fragments,
-                    idle: idle(self.service.udp_idle),
-                    rates,
-                };
-                relay::udp::run(client, sockets, terms, traffic, &self.record.dropped, &stopper)
-            }
-        }
-    }
-
     fn granted(
         &mut self,
         version: Version,
@@ -591,6 +561,48 @@ impl Session<'_> {
     /// of a new connection, so this does not wait.
     fn send(&self, intake: &mut Intake, message: &[u8]) -> Result<(), Stop> {
         intake.stream.write_all(message).map_err(|_| Stop::Gone)
+    }
+}
+
+/// Relays until the session ends.
+fn relay(service: &Service, record: &Arc<Record>, granted: Granted, intake: Intake) -> End {
+    let Service { means, live, policy, linger, .. } = service;
+    let Granted { asker, target, work, rates, idle, _slots } = granted;
+    let idle = |default: Option<Duration>| match idle {
+        Some(idle) => Some(idle).filter(|idle| !idle.is_zero()),
+        None => default,
+    };
+    let stopper = Stopper::default();
+    let grant = Grant {
+        asker: asker.clone(),
+        target,
+        record: Arc::clone(record),
+        stopper: stopper.clone(),
+    };
+    let entered = live.enter(record.number, grant);
+    if service.strict_reload {
+        // Another policy may have come into force since this session was judged.
+        entered.check(&policy.get());
+    }
+    let (client, leftover) = intake.into_tunnel();
+    let traffic = &record.traffic;
+    match work {
+        Work::Tunnel(target, helper) => {
+            let limits = Limits { idle: idle(service.idle), linger: *linger, rates };
+            relay::run(client, &leftover, target, helper, limits, traffic, &stopper)
+        }
+        Work::Association(sockets) => {
+            let terms = Terms {
+                asker,
+                policy: Arc::clone(policy),
+                resolver: Arc::clone(&means.resolver),
+                resolve_timeout: means.resolve_timeout,
+                fragments: service.fragments,
+                idle: idle(service.udp_idle),
+                rates,
+            };
+            relay::udp::run(client, sockets, terms, traffic, &record.dropped, &stopper)
+        }
     }
 }
 

@@ -26,6 +26,9 @@ const SOL_SOCKET: c_int = 1;
 const SO_REUSEADDR: c_int = 2;
 const SO_KEEPALIVE: c_int = 9;
 const SO_LINGER: c_int = 13;
+const SO_REUSEPORT: c_int = 15;
+const SO_TYPE: c_int = 3;
+const SO_ACCEPTCONN: c_int = 30;
 const SO_DOMAIN: c_int = 39;
 const TCP_KEEPIDLE: c_int = 4;
 const TCP_KEEPINTVL: c_int = 5;
@@ -94,6 +97,8 @@ pub const SIGXFSZ: i32 = 25;
 pub const SIGTERM: i32 = 15;
 /// bits/signum-generic.h: interrupt from the terminal.
 pub const SIGINT: i32 = 2;
+/// A user-defined signal, signal(7).
+pub const SIGUSR1: i32 = 10;
 /// bits/signum-generic.h: the terminal is gone.
 pub const SIGHUP: i32 = 1;
 /// bits/signum-generic.h: quit from the terminal.
@@ -134,6 +139,12 @@ unsafe extern "C" {
 unsafe extern "C" {
     // socket(2), bind(2), connect(2), listen(2)
     safe fn socket(domain: c_int, kind: c_int, protocol: c_int) -> c_int;
+    #[link_name = "shutdown"]
+    safe fn c_shutdown(fd: c_int, how: c_int) -> c_int;
+    fn fcntl(fd: c_int, command: c_int, ...) -> c_int;
+    safe fn dup2(old: c_int, new: c_int) -> c_int;
+    #[link_name = "umask"]
+    safe fn c_umask(mask: c_uint) -> c_uint;
     fn bind(fd: c_int, addr: *const c_void, len: c_uint) -> c_int;
     fn connect(fd: c_int, addr: *const c_void, len: c_uint) -> c_int;
     #[link_name = "listen"]
@@ -341,6 +352,14 @@ pub fn set_reuseaddr(fd: &impl AsFd) -> io::Result<()> {
     set_int(fd.as_fd(), SOL_SOCKET, SO_REUSEADDR, 1)
 }
 
+/// SO_REUSEPORT, socket(7).
+///
+/// # Errors
+/// As setsockopt(2).
+pub fn set_reuseport(fd: &impl AsFd) -> io::Result<()> {
+    set_int(fd.as_fd(), SOL_SOCKET, SO_REUSEPORT, 1)
+}
+
 /// IPV6_V6ONLY, ipv6(7).
 ///
 /// # Errors
@@ -391,6 +410,70 @@ fn getsockopt_int(fd: BorrowedFd<'_>, name: c_int) -> io::Result<c_int> {
         getsockopt(fd.as_raw_fd(), SOL_SOCKET, name, (&raw mut value).cast(), &raw mut len)
     };
     cvt(result).map(|_| value)
+}
+
+/// Whether a descriptor is a stream socket, SO_TYPE, socket(7).
+///
+/// # Errors
+/// ENOTSOCK, or as getsockopt(2).
+pub fn is_stream_socket(fd: &impl AsFd) -> io::Result<bool> {
+    getsockopt_int(fd.as_fd(), SO_TYPE).map(|kind| kind == SOCK_STREAM)
+}
+
+/// Whether a socket listens, SO_ACCEPTCONN, socket(7).
+///
+/// # Errors
+/// ENOTSOCK, or as getsockopt(2).
+pub fn is_listening(fd: &impl AsFd) -> io::Result<bool> {
+    getsockopt_int(fd.as_fd(), SO_ACCEPTCONN).map(|listens| listens != 0)
+}
+
+/// Ends both directions of a socket; on Linux a listening one then fails to accept. shutdown(2).
+///
+/// # Errors
+/// As shutdown(2).
+pub fn shutdown(fd: &impl AsFd) -> io::Result<()> {
+    const SHUT_RDWR: c_int = 2;
+    cvt(c_shutdown(fd.as_fd().as_raw_fd(), SHUT_RDWR)).map(drop)
+}
+
+/// Takes an open descriptor by its number, for what this process was started with: nobody else must
+/// have taken it. It is closed in programs started later.
+///
+/// # Errors
+/// EBADF where it is not open.
+pub fn take_fd(number: i32) -> io::Result<OwnedFd> {
+    const F_SETFD: c_int = 2;
+    const FD_CLOEXEC: c_int = 1;
+    // SAFETY: fcntl(2) with F_SETFD takes an int and touches no memory.
+    cvt(unsafe { fcntl(number, F_SETFD, FD_CLOEXEC) })?;
+    // SAFETY: the descriptor is open, as fcntl(2) has just told, and nobody else owns it, which is
+    // what this function asks of its caller.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// Has `number`, one of 0, 1 and 2, stand for what `fd` is. dup2(2).
+///
+/// # Errors
+/// As dup2(2); EINVAL for another number.
+pub fn replace_fd(fd: &impl AsFd, number: i32) -> io::Result<()> {
+    if !(0..=2).contains(&number) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    // Nobody owns the standard descriptors, so that none is pulled away from under anybody.
+    cvt(dup2(fd.as_fd().as_raw_fd(), number)).map(drop)
+}
+
+/// Sets the mode bits that new files do not get; returns those before. umask(2).
+pub fn umask(mask: u32) -> u32 {
+    c_umask(mask)
+}
+
+/// Removes a variable from the environment. To be called before any other thread is started.
+pub fn unset_env(name: &str) {
+    // SAFETY: there is no other thread that could read the environment at the same time, which is
+    // what this function asks of its caller.
+    unsafe { std::env::remove_var(name) }
 }
 
 /// Whether a socket is of the UNIX domain, SO_DOMAIN, socket(7).

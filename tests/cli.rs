@@ -156,7 +156,11 @@ fn the_help_has_the_options_of_the_table() {
     let forms: BTreeSet<String> = help
         .lines()
         .filter(|line| line.starts_with("    -") || line.starts_with("        --"))
-        .map(|line| line.trim_start().split("  ").next().unwrap().trim_end().to_owned())
+        .map(|line| {
+            // Behind the forms stands the argument, in capitals, and then text.
+            let form = |word: &&str| word.starts_with('-') || !word.contains(char::is_lowercase);
+            line.split_whitespace().take_while(form).collect::<Vec<_>>().join(" ")
+        })
         .collect();
     let options = OPTIONS.iter().map(|opt| match (opt.short, opt.argument) {
         ("", "") => format!("--{}", opt.long),
@@ -246,13 +250,13 @@ fn every_message_before_the_start_is_in_the_manual_and_the_other_way_round() {
         .into_iter()
         .map(|list| list.into_iter().map(|(head, _)| head.replace("\\-", "-")).collect())
         .collect();
-    let [usage, users, _hash, system] = &lists[..] else { panic!("{lists:?}") };
+    let [usage, users, _hash, _inherited, system] = &lists[..] else { panic!("{lists:?}") };
     let wrong = TempFile::new(&format!("{WRONG_USERS}{}:!\n", "n".repeat(256)));
     let open = TempFile::new("");
     fs::set_permissions(&open.0, fs::Permissions::from_mode(0o644)).unwrap();
     let busy = TcpListener::bind("127.0.0.1:0").unwrap();
     let busy = busy.local_addr().unwrap().to_string();
-    let cases: [(&[&str], &Vec<String>, i32); 29] = [
+    let cases: [(&[&str], &Vec<String>, i32); 31] = [
         (&["--nonsense"], usage, 100),
         (&["-x"], usage, 100),
         (&["--listen"], usage, 100),
@@ -265,6 +269,8 @@ fn every_message_before_the_start_is_in_the_manual_and_the_other_way_round() {
         (&["--source", "localhost"], usage, 100),
         (&["--source", "::"], usage, 100),
         (&["--advertise", "::1", "--advertise", "::2"], usage, 100),
+        (&["--inetd", "--listen", "1080"], usage, 100),
+        (&["--unix-mode", "rw"], usage, 100),
         (&["--listen", "localhost:1080"], usage, 100),
         (&["--port-range", "9-5"], usage, 100),
         (&["--early-drop", "9-5"], usage, 100),
@@ -517,7 +523,7 @@ fn a_server_without_standard_descriptors_serves_and_logs_to_its_file() {
     let kill = Command::new("kill").arg(server.id().to_string()).status().unwrap();
     assert!(kill.success());
     assert_eq!(server.wait().unwrap().code(), Some(0));
-    assert!(lines().ends_with("event=stopping signal=TERM\n"), "{}", lines());
+    assert!(lines().ends_with("event=stopping signal=TERM sessions=0\n"), "{}", lines());
 }
 
 #[test]
@@ -556,9 +562,11 @@ fn words(list: usize) -> BTreeSet<String> {
 #[test]
 fn the_manual_has_the_events_of_the_source() {
     let files = ["src/main.rs", "src/log.rs", "src/session.rs", "src/server.rs"];
+    let live = ["src/session/live.rs"];
     let mut source = literals(&files, "Line::new(\"");
     source.extend(literals(&files[2..3], "self.record.line(\""));
     source.extend(literals(&files[2..3], "self.record.tell(log, \""));
+    source.extend(literals(&live, "record.line(\""));
     source.extend(literals(&files[2..3], "record.write(&service.log, \""));
     let manual: BTreeSet<String> = events().into_iter().map(|(event, _)| event).collect();
     assert_eq!(manual, source);
@@ -648,7 +656,13 @@ fn lines_have_the_fields_of_the_manual_in_its_order() {
     read_to_end(&mut refused);
     server.log_line(&["event=close "]);
     server.log_line(&["event=refuse "]);
+    let mut kept = tunnel(&server, target.addr);
+    server.signal("USR1");
+    server.log_line(&["event=session "]);
     server.signal("TERM");
+    server.log_line(&["event=stopping "]);
+    server.signal("INT");
+    assert_eq!(read_to_end(&mut kept), b"");
     server.wait();
     server.log_line(&["event=stopping "]);
     lines.extend(server.log());
@@ -663,6 +677,10 @@ fn lines_have_the_fields_of_the_manual_in_its_order() {
     fs::write(&rules.0, "bogus").unwrap();
     server.signal("HUP");
     server.log_line(&["event=reload-failed "]);
+    lines.extend(server.log());
+
+    let mut server = Server::start(&["--exit-when-idle", "1"]);
+    server.wait();
     lines.extend(server.log());
 
     let server = Server::start(&["--max-sessions", "1"]);

@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use crate::log::Line;
 use crate::policy::nets::client_block;
 use crate::threads::lock;
 
@@ -57,6 +58,18 @@ pub enum Refusal {
     Threads,
 }
 
+impl Refusal {
+    /// All of them.
+    const ALL: [Self; 6] = [
+        Self::Sessions,
+        Self::PerClient,
+        Self::HalfOpen,
+        Self::EarlyDrop,
+        Self::AuthPenalty,
+        Self::Threads,
+    ];
+}
+
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -75,6 +88,8 @@ pub struct Sessions {
     caps: Caps,
     /// What makes a draw from its number: nobody can tell who will be lucky.
     luck: RandomState,
+    /// To be called when the last session has ended.
+    on_idle: Box<dyn Fn() + Send + Sync>,
     state: Mutex<State>,
 }
 
@@ -84,8 +99,18 @@ struct State {
     half_open: Count,
     last_number: u64,
     draws: u64,
-    /// Of each cause: refusals not told of yet, and when the last was.
-    refusals: HashMap<Refusal, (u64, Option<Instant>)>,
+    /// When there came to be no session.
+    idle_since: Option<Instant>,
+    /// Those of each cause.
+    refusals: HashMap<Refusal, Refusals>,
+}
+
+#[derive(Default)]
+struct Refusals {
+    total: u64,
+    /// How many of them have not been told of yet, and when the last was.
+    untold: u64,
+    told: Option<Instant>,
 }
 
 /// A number of sessions, in all and by client.
@@ -117,10 +142,35 @@ impl Count {
 }
 
 impl Sessions {
-    /// No sessions yet.
+    /// No sessions yet. Whenever there are none any more, `on_idle` is called.
     #[must_use]
-    pub fn new(caps: Caps) -> Self {
-        Self { caps, luck: RandomState::new(), state: Mutex::default() }
+    pub fn new(caps: Caps, on_idle: impl Fn() + Send + Sync + 'static) -> Self {
+        let state = State { idle_since: Some(Instant::now()), ..State::default() };
+        let on_idle = Box::new(on_idle);
+        Self { caps, luck: RandomState::new(), on_idle, state: Mutex::new(state) }
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> u64 {
+        lock(&self.state).sessions.total
+    }
+
+    /// How long there has been none.
+    pub fn idle_for(&self) -> Option<Duration> {
+        lock(&self.state).idle_since.map(|since| since.elapsed())
+    }
+
+    /// Tells how many there are, and of each cause how many were refused.
+    pub fn report(&self, line: Line) -> Line {
+        let state = lock(&self.state);
+        let line = line
+            .field("sessions", state.sessions.total)
+            .field("half-open", state.half_open.total)
+            .field("accepted", state.last_number);
+        Refusal::ALL.into_iter().fold(line, |line, refusal| {
+            let total = state.refusals.get(&refusal).map_or(0, |refusals| refusals.total);
+            line.field(&format!("refused-{refusal}"), total)
+        })
     }
 
     /// Takes a slot for a client, and one for the time of its handshake. Each is given back when it
@@ -146,6 +196,7 @@ impl Sessions {
         if this.caps.drops_early(state.sessions.total, this.luck.hash_one(state.draws)) {
             return Err(Refusal::EarlyDrop);
         }
+        state.idle_since = None;
         state.sessions.add(client);
         state.half_open.add(client);
         state.last_number += 1;
@@ -157,13 +208,14 @@ impl Sessions {
     /// one is to be told of, at most one of each cause each second.
     pub fn tell(&self, refusal: Refusal, now: Instant) -> Option<u64> {
         let mut state = lock(&self.state);
-        let (untold, told) = state.refusals.entry(refusal).or_default();
-        *untold += 1;
-        if told.is_some_and(|told| now.duration_since(told) < TELL_EVERY) {
+        let refusals = state.refusals.entry(refusal).or_default();
+        refusals.total += 1;
+        refusals.untold += 1;
+        if refusals.told.is_some_and(|told| now.duration_since(told) < TELL_EVERY) {
             return None;
         }
-        *told = Some(now);
-        Some(std::mem::take(untold))
+        refusals.told = Some(now);
+        Some(std::mem::take(&mut refusals.untold))
     }
 }
 
@@ -184,7 +236,13 @@ impl Slot {
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        lock(&self.sessions.state).sessions.remove(self.client);
+        let mut state = lock(&self.sessions.state);
+        state.sessions.remove(self.client);
+        if state.sessions.total == 0 {
+            state.idle_since = Some(Instant::now());
+            drop(state);
+            (self.sessions.on_idle)();
+        }
     }
 }
 
@@ -214,7 +272,7 @@ mod tests {
 
     #[test]
     fn caps_hold_and_slots_come_back() {
-        let sessions = Arc::new(Sessions::new(caps(3, 2, 9)));
+        let sessions = Arc::new(Sessions::new(caps(3, 2, 9), || ()));
         let admit = |text| Sessions::admit(&sessions, ip(text)).map(|(slot, _)| slot);
         let first = admit("192.0.2.1").ok().unwrap();
         let second = admit("192.0.2.1").ok().unwrap();
@@ -231,7 +289,7 @@ mod tests {
 
     #[test]
     fn one_ipv6_host_is_counted_by_its_64() {
-        let sessions = Arc::new(Sessions::new(caps(9, 1, 9)));
+        let sessions = Arc::new(Sessions::new(caps(9, 1, 9), || ()));
         let _one = Sessions::admit(&sessions, ip("2001:db8::1")).ok().unwrap();
         let other = Sessions::admit(&sessions, ip("2001:db8::2")).err();
         assert_eq!(other, Some(Refusal::PerClient));
@@ -240,7 +298,7 @@ mod tests {
 
     #[test]
     fn one_client_has_a_quarter_of_the_half_open_and_all_together_no_more_than_all() {
-        let sessions = Arc::new(Sessions::new(caps(99, 99, 8)));
+        let sessions = Arc::new(Sessions::new(caps(99, 99, 8), || ()));
         let admit = |n: u8| Sessions::admit(&sessions, Some([192, 0, 2, n].into()));
         let mut open: Vec<_> = (0..8).map(|n| admit(n / 2).ok().unwrap()).collect();
         for client in [0, 3, 4] {
@@ -286,7 +344,7 @@ mod tests {
     fn no_two_servers_drop_the_same_clients_early() {
         let outcome = || -> Vec<bool> {
             let caps = Caps { early_drop: (1, 100), ..caps(1_000, 1_000, 9_000) };
-            let sessions = Arc::new(Sessions::new(caps));
+            let sessions = Arc::new(Sessions::new(caps, || ()));
             let kept: Vec<_> =
                 (0..1_000).map(|_| Sessions::admit(&sessions, ip("192.0.2.1"))).collect();
             kept.iter().map(Result::is_ok).collect()
@@ -301,7 +359,7 @@ mod tests {
 
     #[test]
     fn a_session_that_panics_gives_back_what_it_took() {
-        let sessions = Arc::new(Sessions::new(caps(1, 1, 1)));
+        let sessions = Arc::new(Sessions::new(caps(1, 1, 1), || ()));
         let taken = Sessions::admit(&sessions, ip("192.0.2.1")).ok().unwrap();
         let panics = std::panic::AssertUnwindSafe(move || {
             let _taken = taken;
@@ -314,7 +372,7 @@ mod tests {
 
     #[test]
     fn many_refusals_are_told_of_once_a_second_with_their_count() {
-        let sessions = Sessions::new(caps(0, 0, 0));
+        let sessions = Sessions::new(caps(0, 0, 0), || ());
         let now = Instant::now();
         let told: Vec<_> = [0, 10, 999, 1_000, 1_001, 2_000]
             .map(|millis| sessions.tell(Refusal::Sessions, now + Duration::from_millis(millis)))
@@ -324,7 +382,7 @@ mod tests {
 
     #[test]
     fn each_cause_is_told_of_by_itself() {
-        let sessions = Sessions::new(caps(0, 0, 0));
+        let sessions = Sessions::new(caps(0, 0, 0), || ());
         let now = Instant::now();
         let later = now + TELL_EVERY;
         for refusal in [Refusal::Sessions, Refusal::PerClient] {

@@ -2,16 +2,18 @@
 
 use std::io;
 
-use crate::sys::{self, SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
+use crate::sys::{self, SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGXFSZ};
 
 /// The signals that are waited for.
-const WAITED_FOR: [i32; 3] = [SIGHUP, SIGINT, SIGTERM];
+const WAITED_FOR: [i32; 4] = [SIGHUP, SIGINT, SIGTERM, SIGUSR1];
 
 /// What a signal asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Signal {
     /// To read rules and users anew: SIGHUP.
     Reload,
+    /// To log how the server is doing: SIGUSR1.
+    Report,
     /// To end; the name is the signal's.
     End(&'static str),
 }
@@ -22,7 +24,7 @@ pub enum Signal {
 /// # Errors
 /// As pthread_sigmask(3).
 pub fn block() -> io::Result<()> {
-    sys::block_signals(&[SIGHUP, SIGINT, SIGTERM, SIGXFSZ])
+    sys::block_signals(&[SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGXFSZ])
 }
 
 /// Waits for one of them.
@@ -32,6 +34,7 @@ pub fn block() -> io::Result<()> {
 pub fn wait() -> io::Result<Signal> {
     Ok(match sys::sigwait(&WAITED_FOR)? {
         SIGHUP => Signal::Reload,
+        SIGUSR1 => Signal::Report,
         SIGINT => Signal::End("INT"),
         _ => Signal::End("TERM"),
     })

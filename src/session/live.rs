@@ -1,25 +1,29 @@
-//! The sessions under way, as far as somebody else may have to end them: after a change of rules or
-//! users, those that would not be granted any more.
+//! The sessions under way, for who has to end them or to tell of them: after a change of rules or
+//! users those that would not be granted any more end, with the server all.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
+use crate::log::{Level, Log};
 use crate::policy::rules::Ident;
 use crate::policy::{Asker, Policy};
 use crate::relay::{End, Stopper};
+use crate::session::Record;
 use crate::threads::lock;
 use crate::wire::{Destination, Version};
 
 /// What a session was granted.
 #[derive(Clone)]
-pub struct Grant {
+pub(super) struct Grant {
     /// To whom, and how it was asked for.
-    pub asker: Asker,
+    pub(super) asker: Asker,
     /// For what, and the address at the other end; an association has none.
-    pub target: Option<(Destination, IpAddr)>,
+    pub(super) target: Option<(Destination, IpAddr)>,
+    /// What the log says of it.
+    pub(super) record: Arc<Record>,
     /// What ends its relay.
-    pub stopper: Stopper,
+    pub(super) stopper: Stopper,
 }
 
 impl Grant {
@@ -53,24 +57,41 @@ pub struct Live {
 impl Live {
     /// Puts in the grant of session `number`, which is taken out when what is returned is dropped.
     #[must_use]
-    pub fn enter(&self, number: u64, grant: Grant) -> Entry<'_> {
+    pub(super) fn enter(&self, number: u64, grant: Grant) -> Entry<'_> {
         lock(&self.grants).insert(number, grant);
         Entry { live: self, number }
     }
 
+    /// All of them now: what is done with each may take time and locks.
+    fn all(&self) -> Vec<Grant> {
+        lock(&self.grants).values().cloned().collect()
+    }
+
     /// Ends all sessions that `policy` would not grant.
     pub fn revoke(&self, policy: &Policy) {
-        // Stopping takes other locks: none of this one's.
-        let grants: Vec<Grant> = lock(&self.grants).values().cloned().collect();
-        for grant in grants.iter().filter(|grant| !grant.holds_under(policy)) {
+        for grant in self.all().iter().filter(|grant| !grant.holds_under(policy)) {
             grant.stopper.stop(End::Revoked);
+        }
+    }
+
+    /// Ends all sessions.
+    pub fn end_all(&self, end: End) {
+        self.all().iter().for_each(|grant| grant.stopper.stop(end));
+    }
+
+    /// Writes a line about each session, in the order they were accepted.
+    pub fn report(&self, log: &Log) {
+        let mut grants = self.all();
+        grants.sort_by_key(|grant| grant.record.number);
+        for Grant { record, .. } in grants {
+            log.write(Level::Normal, record.counted(record.line("session")));
         }
     }
 }
 
 impl Entry<'_> {
     /// Ends the session if `policy` would not grant it.
-    pub fn check(&self, policy: &Policy) {
+    pub(super) fn check(&self, policy: &Policy) {
         let grant = lock(&self.live.grants).get(&self.number).cloned();
         if let Some(grant) = grant
             && !grant.holds_under(policy)
@@ -81,7 +102,7 @@ impl Entry<'_> {
 }
 
 /// A session under way.
-pub struct Entry<'a> {
+pub(super) struct Entry<'a> {
     live: &'a Live,
     number: u64,
 }

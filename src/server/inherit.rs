@@ -1,0 +1,181 @@
+//! Sockets that another program has opened: descriptor 0 under inetd and its like, descriptors from
+//! 3 under systemd. What they are is asked of the sockets, never guessed from addresses; the
+//! addresses that wrappers put into the environment are believed only where that is asked for.
+
+use std::env;
+use std::fs::File;
+use std::io;
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt as _;
+use std::process;
+
+use crate::server::listeners::{Client, Listener};
+use crate::sys;
+use crate::wire::canonical;
+
+/// The first descriptor that systemd passes, sd_listen_fds(3).
+const FIRST: i32 = 3;
+
+/// Most descriptors taken: more are a mistake.
+const MOST: i32 = 256;
+
+/// What the environment calls the address and the port of a client: tcpserver, tcpsvd and inetutils;
+/// xinetd and stunnel; systemd; socat; ncat.
+const PEERS: [(&str, &str); 5] = [
+    ("TCPREMOTEIP", "TCPREMOTEPORT"),
+    ("REMOTE_HOST", "REMOTE_PORT"),
+    ("REMOTE_ADDR", "REMOTE_PORT"),
+    ("SOCAT_PEERADDR", "SOCAT_PEERPORT"),
+    ("NCAT_REMOTE_ADDR", "NCAT_REMOTE_PORT"),
+];
+
+/// What was inherited.
+#[derive(Debug, Default)]
+pub struct Inherited {
+    /// Sockets to accept clients from.
+    pub listeners: Vec<Listener>,
+    /// Clients that somebody has accepted.
+    pub clients: Vec<Client>,
+    /// Whether standard error was one of these sockets. It is not any more: nothing but SOCKS may
+    /// come to a client.
+    pub took_stderr: bool,
+}
+
+impl Inherited {
+    /// Whether there is nothing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.listeners.is_empty() && self.clients.is_empty()
+    }
+
+    /// Takes what the environment says of this process, LISTEN_FDS and its fellows, and removes it
+    /// from there. To be called before any thread is started.
+    ///
+    /// # Errors
+    /// What is wrong with a descriptor that was passed.
+    pub fn from_systemd() -> Result<Self, String> {
+        let number = |name: &str| env::var(name).ok().and_then(|text| text.parse::<u32>().ok());
+        let (pid, count) = (number("LISTEN_PID"), number("LISTEN_FDS"));
+        for name in ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"] {
+            sys::unset_env(name);
+        }
+        let mut inherited = Self::default();
+        let count = count.and_then(|count| i32::try_from(count).ok()).unwrap_or_default();
+        if pid == Some(process::id()) {
+            for number in FIRST..FIRST.saturating_add(count.min(MOST)) {
+                let wrong = |error| format!("descriptor {number} of LISTEN_FDS: {error}");
+                let fd = sys::take_fd(number).map_err(|error| wrong(error.to_string()))?;
+                inherited.take(fd).map_err(wrong)?;
+            }
+        }
+        Ok(inherited)
+    }
+
+    /// Takes descriptor 0 of a program that inetd or its like has started.
+    ///
+    /// # Errors
+    /// That it is no stream socket, or a system call failed.
+    pub fn from_inetd() -> Result<Self, String> {
+        let mut inherited = Self::default();
+        let wrong = |error: String| format!("descriptor 0: {error}");
+        let own = io::stdin().as_fd().try_clone_to_owned();
+        let own = own.map_err(|error| wrong(error.to_string()))?;
+        inherited.take(own).map_err(wrong)?;
+        // A connection ends when its last descriptor is closed.
+        let replaced = null().and_then(|null| {
+            sys::replace_fd(&null, 0)?;
+            sys::replace_fd(&null, 1)
+        });
+        replaced.map_err(|error| wrong(error.to_string()))?;
+        Ok(inherited)
+    }
+
+    fn take(&mut self, fd: OwnedFd) -> Result<(), String> {
+        let failed = |error: io::Error| error.to_string();
+        if !sys::is_stream_socket(&fd).unwrap_or(false) {
+            return Err("expected a stream socket, TCP or UNIX".into());
+        }
+        if same_file(fd.as_fd(), io::stderr().as_fd()) {
+            self.took_stderr = true;
+            null().and_then(|null| sys::replace_fd(&null, 2)).map_err(failed)?;
+        }
+        if sys::is_listening(&fd).map_err(failed)? {
+            self.listeners.push(Listener::inherit(fd).map_err(failed)?);
+            return Ok(());
+        }
+        let unix = sys::is_unix(&fd).map_err(failed)?;
+        let stream = TcpStream::from(fd);
+        stream.set_nonblocking(false).map_err(failed)?;
+        let addr = if unix { None } else { Some(canonical(stream.peer_addr().map_err(failed)?)) };
+        self.clients.push(Client { stream, addr });
+        Ok(())
+    }
+
+    /// Has the one client come from where the environment says, as the wrapper knows better.
+    ///
+    /// # Errors
+    /// Where there is not one client, or nothing in the environment.
+    pub fn believe_environment(&mut self) -> Result<(), String> {
+        let [client] = self.clients.as_mut_slice() else {
+            return Err("--peer-env: there is no client yet whose address it could be".into());
+        };
+        let peer = PEERS.iter().find_map(|(ip, port)| {
+            let ip = parse_ip(&env::var(ip).ok()?)?;
+            let port = env::var(port).ok().and_then(|port| port.parse().ok()).unwrap_or_default();
+            Some(SocketAddr::new(ip, port))
+        });
+        client.addr = Some(peer.ok_or("--peer-env: no address of a client in the environment")?);
+        Ok(())
+    }
+}
+
+/// An address as wrappers write it: IPv6 perhaps in brackets or with an IPv4 address mapped.
+fn parse_ip(text: &str) -> Option<IpAddr> {
+    let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
+    bare.parse().ok().map(|ip: IpAddr| ip.to_canonical())
+}
+
+/// A descriptor that gives nothing and takes anything; without /dev/null, the end of a pipe.
+fn null() -> io::Result<OwnedFd> {
+    let file = File::options().read(true).write(true).open("/dev/null").map(OwnedFd::from);
+    file.or_else(|_| io::pipe().map(|(reader, _)| reader.into()))
+}
+
+fn same_file(a: BorrowedFd<'_>, b: BorrowedFd<'_>) -> bool {
+    let identity = |fd: BorrowedFd<'_>| {
+        let found = File::from(fd.try_clone_to_owned().ok()?).metadata().ok()?;
+        Some((found.dev(), found.ino()))
+    };
+    identity(a).is_some_and(|a| identity(b) == Some(a))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_taken_as_wrappers_write_them() {
+        for (text, ip) in [
+            ("192.0.2.1", Some("192.0.2.1")),
+            ("2001:db8::1", Some("2001:db8::1")),
+            ("[0000:0000:0000:0000:0000:0000:0000:0001]", Some("::1")),
+            ("::ffff:192.0.2.1", Some("192.0.2.1")),
+            ("<no address>", None),
+            ("client.example", None),
+            ("", None),
+            ("[::1", None),
+        ] {
+            assert_eq!(parse_ip(text), ip.map(|ip| ip.parse().unwrap()), "{text}");
+        }
+    }
+
+    #[test]
+    fn one_file_is_itself_and_no_other() {
+        let (reader, writer) = io::pipe().unwrap();
+        let twin = reader.try_clone().unwrap();
+        assert!(same_file(reader.as_fd(), twin.as_fd()));
+        let (other, _) = io::pipe().unwrap();
+        assert!(!same_file(writer.as_fd(), other.as_fd()));
+    }
+}

@@ -1,0 +1,220 @@
+//! Listening sockets, TCP and UNIX: opening, accepting, closing. A client of either comes as a
+//! `TcpStream`, which for the relay is any stream socket; only its address tells the two apart.
+
+use std::fmt;
+use std::fs;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileTypeExt as _;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+use crate::log::Escaped;
+use crate::sys;
+use crate::wire::canonical;
+
+/// Clients the system may hold back for an accept loop. It lowers this to net.core.somaxconn.
+const BACKLOG: i32 = 4_096;
+
+/// Where to listen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// An address; port 0 lets the system choose.
+    Tcp(SocketAddr),
+    /// The path of a UNIX socket.
+    Unix(PathBuf),
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(addr) => addr.fmt(f),
+            Self::Unix(path) => write!(f, "unix:{}", Escaped(path.as_os_str().as_encoded_bytes())),
+        }
+    }
+}
+
+/// One thing to listen on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listen {
+    /// Where.
+    pub place: Place,
+    /// Whether a host that lacks this address can do without it.
+    pub optional: bool,
+}
+
+impl Default for Listen {
+    /// 127.0.0.1 port 1080.
+    fn default() -> Self {
+        Self { place: Place::Tcp((Ipv4Addr::LOCALHOST, 1080).into()), optional: false }
+    }
+}
+
+/// How to open sockets.
+#[derive(Clone, Copy, Debug)]
+pub struct Manner {
+    /// The mode of UNIX sockets, as of chmod(2).
+    pub unix_mode: u32,
+    /// Whether several processes may listen on one port, SO_REUSEPORT.
+    pub reuse_port: bool,
+}
+
+/// A client that has just come.
+#[derive(Debug)]
+pub struct Client {
+    /// Its connection: TCP, or a UNIX stream socket.
+    pub stream: TcpStream,
+    /// Where it came from; a client of a UNIX socket has no address.
+    pub addr: Option<SocketAddr>,
+}
+
+/// A listening socket.
+#[derive(Debug)]
+pub struct Listener {
+    socket: Socket,
+    /// Where it listens.
+    pub place: Place,
+    /// Whether it was inherited: another process has it too and goes on with it.
+    pub inherited: bool,
+}
+
+#[derive(Debug)]
+enum Socket {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+/// Opens a listener on each of `wanted`, in order.
+///
+/// # Errors
+/// A message for the first place that cannot be listened on.
+pub fn open(wanted: &[Listen], manner: Manner) -> Result<Vec<Listener>, String> {
+    let mut listeners = Vec::new();
+    for Listen { place, optional } in wanted {
+        let socket = match place {
+            Place::Tcp(addr) => open_tcp(*addr, wanted, manner.reuse_port).map(Socket::Tcp),
+            Place::Unix(path) => open_unix(path, manner.unix_mode).map(Socket::Unix),
+        };
+        match socket.and_then(|socket| Listener::new(socket, false)) {
+            Ok(listener) => listeners.push(listener),
+            Err(error) if *optional && sys::is_family_or_address_missing(&error) => {}
+            Err(error) => return Err(format!("cannot listen on {place}: {error}")),
+        }
+    }
+    Ok(listeners)
+}
+
+fn open_tcp(addr: SocketAddr, all: &[Listen], reuse_port: bool) -> io::Result<TcpListener> {
+    let fd = sys::tcp_socket(addr)?;
+    sys::set_reuseaddr(&fd)?;
+    if reuse_port {
+        sys::set_reuseport(&fd)?;
+    }
+    if addr.is_ipv6() {
+        // `::` takes IPv4 clients too, unless an IPv4 listener was asked for on the same port.
+        let takes_v4 = |other: &Listen| matches!(other.place, Place::Tcp(other) if other.is_ipv4() && other.port() == addr.port());
+        sys::set_v6only(&fd, all.iter().any(takes_v4) && addr.port() != 0)?;
+    }
+    sys::bind_socket(&fd, addr)?;
+    sys::listen(&fd, BACKLOG)?;
+    let listener = TcpListener::from(fd);
+    listener.set_nonblocking(false)?;
+    Ok(listener)
+}
+
+/// A socket that nobody listens on any more is replaced; anything else is in the way.
+fn open_unix(path: &Path, mode: u32) -> io::Result<UnixListener> {
+    let is_socket = fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket());
+    let refused = |error: io::Error| error.kind() == io::ErrorKind::ConnectionRefused;
+    if is_socket && UnixStream::connect(path).is_err_and(refused) {
+        fs::remove_file(path)?;
+    }
+    // Nobody whom the mode keeps out is to come in before it is set.
+    let umask = sys::umask(0o777 & !mode);
+    let bound = UnixListener::bind(path);
+    sys::umask(umask);
+    let listener = bound?;
+    sys::listen(&listener, BACKLOG)?;
+    Ok(listener)
+}
+
+impl Listener {
+    fn new(socket: Socket, inherited: bool) -> io::Result<Self> {
+        let place = match &socket {
+            Socket::Tcp(listener) => Place::Tcp(listener.local_addr()?),
+            Socket::Unix(listener) => {
+                let addr = listener.local_addr()?;
+                Place::Unix(addr.as_pathname().unwrap_or(Path::new("")).to_owned())
+            }
+        };
+        Ok(Self { socket, place, inherited })
+    }
+
+    /// Takes over a socket that listens already.
+    ///
+    /// # Errors
+    /// As getsockname(2).
+    pub fn inherit(fd: OwnedFd) -> io::Result<Self> {
+        let socket = if sys::is_unix(&fd)? {
+            Socket::Unix(UnixListener::from(fd))
+        } else {
+            Socket::Tcp(TcpListener::from(fd))
+        };
+        Self::new(socket, true)
+    }
+
+    /// The address it listens on, unless it is a UNIX socket.
+    #[must_use]
+    pub fn tcp_addr(&self) -> Option<SocketAddr> {
+        match &self.place {
+            Place::Tcp(addr) => Some(canonical(*addr)),
+            Place::Unix(_) => None,
+        }
+    }
+
+    /// Accepts one client.
+    ///
+    /// # Errors
+    /// As accept(2).
+    pub fn accept(&self) -> io::Result<Client> {
+        match &self.socket {
+            Socket::Tcp(listener) => {
+                let (stream, addr) = listener.accept()?;
+                Ok(Client { stream, addr: Some(canonical(addr)) })
+            }
+            Socket::Unix(listener) => {
+                let (stream, _) = listener.accept()?;
+                Ok(Client { stream: OwnedFd::from(stream).into(), addr: None })
+            }
+        }
+    }
+
+    /// Whether accepting is to fail rather than to wait.
+    ///
+    /// # Errors
+    /// As fcntl(2).
+    pub fn set_nonblocking(&self, on: bool) -> io::Result<()> {
+        match &self.socket {
+            Socket::Tcp(listener) => listener.set_nonblocking(on),
+            Socket::Unix(listener) => listener.set_nonblocking(on),
+        }
+    }
+
+    /// Removes the path of a UNIX socket of our own.
+    pub fn remove(&self) {
+        if let (Place::Unix(path), false) = (&self.place, self.inherited) {
+            // It may be gone already.
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match &self.socket {
+            Socket::Tcp(listener) => listener.as_fd(),
+            Socket::Unix(listener) => listener.as_fd(),
+        }
+    }
+}
