@@ -702,6 +702,9 @@ fn lines_have_the_fields_of_the_manual_in_its_order() {
     let mut limited = Command::new("prlimit");
     limited.args(["--nofile=100", SOCKSD, "--listen", "127.0.0.1:0"]);
     let server = Server::spawn(&mut limited);
+    // Once it serves, it has opened all it needs.
+    drop(server.connect());
+    server.log_line(&["event=close "]);
     let pid = server.pid().to_string();
     let status = Command::new("prlimit").args(["--pid", &pid, "--nofile=5"]).status().unwrap();
     assert!(status.success());
