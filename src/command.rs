@@ -51,7 +51,7 @@ pub struct Means {
     pub listening: Vec<SocketAddr>,
 }
 
-/// The rule that admits a session, and the session's place in the rule's caps.
+/// The rule that admits a session, and the session's place in the caps of the rule and of the user.
 #[derive(Debug)]
 pub struct Admission {
     /// The rule, whose settings apply.
@@ -98,8 +98,8 @@ pub enum Failure {
     Command,
     /// A connection to port 0 was asked for.
     PortZero,
-    /// Somebody else than the expected peer connected to a BIND.
-    WrongPeer(SocketAddr),
+    /// Somebody else than the expected peer connected to a BIND, or one whom the rules keep out.
+    WrongPeer(SocketAddr, Option<Denial>),
     /// Nobody connected to a BIND in time.
     NoPeer,
     /// The client left before the answer.
@@ -166,7 +166,7 @@ impl Failure {
             Self::Unresolved(ResolveError::Invalid | ResolveError::NotFound) => "name",
             Self::Family | Self::PortZero => "address",
             Self::Command => "command",
-            Self::WrongPeer(_) => "peer",
+            Self::WrongPeer(..) => "peer",
             Self::ClientGone => "client",
             Self::Io(error) if error.kind() == io::ErrorKind::TimedOut => "timeout",
             Self::Io(_) => "connect",
@@ -187,7 +187,8 @@ impl fmt::Display for Failure {
             Self::Family => f.write_str("address family not served"),
             Self::Command => f.write_str("unknown command"),
             Self::PortZero => f.write_str("port 0 cannot be connected to"),
-            Self::WrongPeer(peer) => write!(f, "unexpected peer {peer}"),
+            Self::WrongPeer(peer, None) => write!(f, "unexpected peer {peer}"),
+            Self::WrongPeer(peer, Some(denial)) => write!(f, "peer {peer}: {denial}"),
             Self::NoPeer => f.write_str("no peer connected in time"),
             Self::ClientGone => f.write_str("client left"),
             Self::NoPort => f.write_str("no port of the range is free"),
@@ -253,6 +254,15 @@ impl Means {
             (true, Some(denial)) => Err(Failure::Denied(denial)),
             (true, None) => Err(Failure::Unresolved(ResolveError::NotFound)),
         }
+    }
+
+    /// Lets a session in by `rule`, where there is room.
+    ///
+    /// # Errors
+    /// `Full`.
+    fn admit(&self, asker: &Asker, rule: &Arc<Rule>) -> Result<Admission, Failure> {
+        let slot = self.caps.admit(asker, rule)?;
+        Ok(Admission { rule: Arc::clone(rule), slot })
     }
 
     /// The address to leave from to one of the family of `ip`, by `rule` or else for all.

@@ -141,7 +141,9 @@ impl Policy {
                 if users.is_none() && !needs.is_empty() {
                     let lines = needs.iter().map(|rule| {
                         let Place { file, line } = &rule.place;
-                        format!("{file}:{line}: a rule with user needs --users or ident")
+                        format!(
+                            "{file}:{line}: a rule with user needs --users, or ident and no group"
+                        )
                     });
                     return Err(lines.collect());
                 }
@@ -229,6 +231,14 @@ impl Policy {
         self.possible(&asker.question(dst.map(destination)))
     }
 
+    /// The rule that surely decides on `dst`, if one does before any that may.
+    #[must_use]
+    pub fn decider(&self, asker: &Asker, dst: Option<&Destination>) -> Option<&Rule> {
+        let question = asker.question(dst.map(destination));
+        let first = self.reachable(&question).next();
+        first.filter(|(_, truth)| *truth == Truth::Yes).map(|(rule, _)| &**rule)
+    }
+
     /// Judges the address `ip`, asked for by the name in `dst` if there is one.
     ///
     /// # Errors
@@ -252,11 +262,12 @@ impl Policy {
 }
 
 impl Asker {
-    /// The user proved by a password, or else by IDENT.
+    /// Whose session it is where `rule` admits it: the user proved by a password, or else by IDENT,
+    /// which counts for rules that ask for it only.
     #[must_use]
-    pub fn identity(&self) -> &User {
+    pub fn user_for(&self, rule: &Rule) -> &User {
         match &self.ident {
-            Ident::Proved(user) if self.user.name().is_none() => user,
+            Ident::Proved(user) if rule.ident && self.user.name().is_none() => user,
             _ => &self.user,
         }
     }
@@ -590,6 +601,10 @@ mod tests {
             ("deny ident user bob\nallow", Ident::Unproved, false),
             ("deny ident user bob\nallow", ident(b"bob"), false),
             ("deny ident user bob\nallow", Ident::NotAsked, false),
+            ("deny ident user none\nallow", Ident::NotAsked, false),
+            ("deny ident user none\nallow", Ident::Unproved, false),
+            ("deny ident user none\nallow", ident(b"alice"), true),
+            ("deny ident user !any\nallow", Ident::NotAsked, false),
         ] {
             let (user, version) = (User::anonymous(), Version::V4);
             let asker = Asker { user, ident, version, ..asker(Command::CONNECT) };
@@ -622,6 +637,8 @@ mod tests {
             ("allow ident to 8.8.8.8", true),
             ("allow ident user bob", true),
             ("deny ident user bob\nallow", true),
+            ("deny ident user none\nallow", true),
+            ("deny ident user !any\nallow", true),
         ] {
             let wants = policy(rules).wants_ident(&asker, Some(&name("a.example", 80)));
             assert_eq!(wants, wanted, "{rules}");
@@ -705,9 +722,14 @@ mod tests {
     #[test]
     fn rules_for_users_without_a_users_file_are_an_error_unless_ident_tells() {
         let errors = |rules: &str| Policy::load(&[rules.into()], None, None).err();
-        for rules in ["allow user alice", "allow user any", "deny user @staff", "allow user !none"]
-        {
-            let message = "--rule:1: a rule with user needs --users or ident";
+        for rules in [
+            "allow user alice",
+            "allow user any",
+            "deny user @staff",
+            "allow user !none",
+            "deny ident user @staff",
+        ] {
+            let message = "--rule:1: a rule with user needs --users, or ident and no group";
             assert_eq!(errors(rules), Some(vec![message.to_owned()]), "{rules}");
         }
         for rules in ["allow ident user alice", "allow user none", "deny user none"] {

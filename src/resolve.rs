@@ -11,6 +11,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::counts::Counts;
 use crate::threads::lock;
 
 /// How long a thread of the pool waits for a name before it ends.
@@ -18,7 +19,7 @@ const STAY: Duration = Duration::from_secs(10);
 
 /// Most names one client may have waiting or running: who waits costs memory, and time to be passed
 /// over while the client has no share left.
-const WAITING_MAX: usize = 512;
+const WAITING_MAX: u64 = 512;
 
 /// Why a name has no address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,7 +48,7 @@ struct Inner {
     /// Most threads at once.
     max: usize,
     /// Most look-ups one client may have running.
-    max_per_client: usize,
+    max_per_client: u64,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -59,9 +60,9 @@ struct State {
     /// Names asked for, waiting or running, and who waits for them.
     lookups: HashMap<Vec<u8>, Vec<Waiter>>,
     /// How many look-ups run for each client.
-    running: Counts,
+    running: Counts<IpAddr>,
     /// How many names each client waits for, running ones included.
-    waiting: Counts,
+    waiting: Counts<IpAddr>,
     threads: usize,
     idle: usize,
 }
@@ -78,7 +79,7 @@ impl Resolver {
     pub fn new(max: usize) -> Self {
         let inner = Inner {
             max,
-            max_per_client: (max / 4).max(1),
+            max_per_client: u64::try_from(max / 4).unwrap_or(u64::MAX).max(1),
             state: Mutex::default(),
             changed: Condvar::new(),
         };
@@ -117,7 +118,7 @@ impl Resolver {
     ) {
         let Some(name) = host_name(name) else { return done(Err(ResolveError::Invalid)) };
         let mut state = lock(&self.inner.state);
-        if state.waiting.of(client) >= WAITING_MAX {
+        if state.waiting.of(&client) >= WAITING_MAX {
             drop(state);
             return done(Err(ResolveError::TooMany));
         }
@@ -199,7 +200,7 @@ impl Inner {
 impl State {
     /// Takes the oldest name that one of those who wait for it has a share left for, and whose
     /// share it is.
-    fn take(&mut self, max_per_client: usize) -> Option<(Vec<u8>, IpAddr)> {
+    fn take(&mut self, max_per_client: u64) -> Option<(Vec<u8>, IpAddr)> {
         let now = Instant::now();
         let Self { queue, lookups, running, waiting: counts, .. } = self;
         let mut index = 0;
@@ -213,7 +214,7 @@ impl State {
                 wanted
             });
             let mut clients = waiting.iter().map(|waiter| waiter.client);
-            if let Some(client) = clients.find(|&client| running.of(client) < max_per_client) {
+            if let Some(client) = clients.find(|&client| running.of(&client) < max_per_client) {
                 running.add(client);
                 return Some((queue.remove(index)?, client));
             }
@@ -226,29 +227,6 @@ impl State {
             }
         }
         None
-    }
-}
-
-/// How many of something each client has.
-#[derive(Default)]
-struct Counts(HashMap<IpAddr, usize>);
-
-impl Counts {
-    fn of(&self, client: IpAddr) -> usize {
-        self.0.get(&client).copied().unwrap_or(0)
-    }
-
-    fn add(&mut self, client: IpAddr) {
-        *self.0.entry(client).or_insert(0) += 1;
-    }
-
-    fn remove(&mut self, client: IpAddr) {
-        if let Some(count) = self.0.get_mut(&client) {
-            *count -= 1;
-            if *count == 0 {
-                self.0.remove(&client);
-            }
-        }
     }
 }
 
@@ -331,7 +309,7 @@ mod tests {
         // Another client may spend its own share on what the first one has to wait for.
         state.lookups.get_mut(&b"c"[..]).unwrap().push(waiter(other, soon()));
         assert_eq!(state.take(2), Some((b"c".to_vec(), other)));
-        assert_eq!(state.running.of(other), 2);
+        assert_eq!(state.running.of(&other), 2);
     }
 
     #[test]
@@ -368,8 +346,8 @@ mod tests {
         );
         assert!(resolver.resolve(other, b"localhost", soon()).is_ok());
         let state = lock(&resolver.inner.state);
-        assert_eq!((state.waiting.of(CLIENT), state.waiting.of(other)), (WAITING_MAX, 0));
-        assert_eq!(state.lookups.len(), WAITING_MAX);
+        assert_eq!((state.waiting.of(&CLIENT), state.waiting.of(&other)), (WAITING_MAX, 0));
+        assert_eq!(u64::try_from(state.lookups.len()).unwrap(), WAITING_MAX);
     }
 
     #[test]
@@ -379,7 +357,7 @@ mod tests {
         state.queue.push_back(b"late".to_vec());
         state.waiting.add(CLIENT);
         assert!(state.take(1).is_none());
-        assert_eq!(state.waiting.of(CLIENT), 0);
+        assert_eq!(state.waiting.of(&CLIENT), 0);
     }
 
     #[test]
@@ -399,8 +377,6 @@ mod tests {
         }
         let state = lock(&resolver.inner.state);
         assert!(state.threads <= 2);
-        assert!(
-            state.lookups.is_empty() && state.running.0.is_empty() && state.waiting.0.is_empty()
-        );
+        assert!(state.lookups.is_empty() && state.running.is_empty() && state.waiting.is_empty());
     }
 }

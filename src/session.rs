@@ -255,8 +255,8 @@ struct Granted {
     rates: Vec<Arc<Rate>>,
     /// The idle limit of the rule that admits it, if that has one.
     idle: Option<Duration>,
-    /// Its places among the sessions of its user and of the rule.
-    _slots: [Slot; 2],
+    /// Its place among the sessions of its user and of the rule.
+    _slot: Slot,
 }
 
 /// What the handshake comes to.
@@ -435,14 +435,31 @@ impl Session<'_> {
         if policy.wants_ident(&asker, asked) {
             asker.ident = self.identify(&policy, version, &userid, intake);
         }
-        if let Ok(rule) = policy.admit(&asker, asked) {
-            self.record.decided_by(Some(rule));
+        // A name may have to be looked up before it is known which rule decides; `-v` does not wait.
+        let sure = policy.decider(&asker, asked);
+        self.record.decided_by(sure);
+        let told = sure.is_some() || log.wants(Level::Verbose);
+        if told {
+            self.record.tell(log, "request");
         }
-        self.record.tell(log, "request");
-        let of_user = means.caps.of_user(&asker)?;
+        let candidates = match asked {
+            Some(dst) if !dst.is_unspecified() || command == Command::CONNECT => {
+                means.candidates(&policy, &asker, dst)?
+            }
+            // Any peer of a BIND, any destination of an association.
+            _ => Vec::new(),
+        };
+        let rule = match candidates.first() {
+            Some(candidate) => Arc::clone(&candidate.rule),
+            None => Arc::clone(policy.admit(&asker, asked).map_err(Failure::Denied)?),
+        };
+        self.record.decided_by(Some(&rule));
+        if !told {
+            self.record.tell(log, "request");
+        }
         let (work, target, admission) = if asked.is_none() {
             let local = intake.local()?;
-            let (sockets, bnd, admission) = associate::open(means, &policy, &asker, local)?;
+            let (sockets, bnd, admission) = associate::open(means, &asker, &rule, local)?;
             self.record.local = Some(bnd);
             self.granted(version, bnd, intake)?;
             (Work::Association(sockets), None, admission)
@@ -450,11 +467,12 @@ impl Session<'_> {
             // Before the reply: a relay that cannot be run must not be granted.
             let helper = threads.reserve().map_err(Failure::NoThread)?;
             let opened = if command == Command::CONNECT {
-                let opened = connect::open(means, &policy, &asker, &dst)?;
+                let opened = connect::open(means, &asker, candidates)?;
                 self.record.local = Some(opened.bnd);
                 opened
             } else {
-                let bound = bind::open(means, &policy, &asker, &dst, intake.local()?)?;
+                let local = intake.local()?;
+                let bound = bind::open(means, &asker, &dst, &candidates, &rule, local)?;
                 self.record.local = Some(bound.bnd);
                 self.granted(version, bound.bnd, intake)?;
                 bound.wait(means, &policy, &asker, &intake.stream)?
@@ -470,7 +488,7 @@ impl Session<'_> {
         // Neither policy nor rule outlives this: they hold lists, which a reload is to set free.
         let Admission { rule, slot } = admission;
         let (rates, idle) = (means.caps.rates(&asker, &rule), rule.settings.idle);
-        Ok(Granted { asker, target, work, rates, idle, _slots: [of_user, slot] })
+        Ok(Granted { asker, target, work, rates, idle, _slot: slot })
     }
 
     /// Finds out who the client is by its host's word.
@@ -529,8 +547,11 @@ impl Session<'_> {
     fn refuse(&mut self, version: Version, failure: &Failure, intake: &mut Intake) -> Stop {
         let bnd = match failure {
             Failure::ClientGone => return Stop::Gone,
-            Failure::WrongPeer(peer) => {
+            Failure::WrongPeer(peer, denial) => {
                 self.record.peer = Some(*peer);
+                if let Some(denial) = denial {
+                    self.record.decided_by(denial.rule());
+                }
                 *peer
             }
             Failure::Denied(denial) => {
@@ -567,7 +588,7 @@ impl Session<'_> {
 /// Relays until the session ends.
 fn relay(service: &Service, record: &Arc<Record>, granted: Granted, intake: Intake) -> End {
     let Service { means, live, policy, linger, .. } = service;
-    let Granted { asker, target, work, rates, idle, _slots } = granted;
+    let Granted { asker, target, work, rates, idle, _slot } = granted;
     let idle = |default: Option<Duration>| match idle {
         Some(idle) => Some(idle).filter(|idle| !idle.is_zero()),
         None => default,

@@ -6,27 +6,25 @@ use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
 
 use crate::command::{Admission, Failure, Means};
-use crate::policy::{Asker, Policy};
+use crate::policy::Asker;
+use crate::policy::rules::Rule;
 use crate::relay::udp::Sockets;
 use crate::wire::{NO_ADDRESS, NO_ADDRESS6};
 
 /// Opens one socket towards the client, at the address `local` where it reached this server, and
-/// one for each family outward; returns them with BND of the reply and the
-/// rule that admits the association: the first that may allow some datagram. What the request says of the
+/// one for each family outward; returns them with BND of the reply.
+/// `rule` is the one that lets it: the first that may allow some datagram. What the request says of the
 /// client's own address is advice, and not needed: the address of its connection is known.
 ///
 /// # Errors
 /// `Denied`, or whatever kept the sockets from being opened.
 pub fn open(
     means: &Means,
-    policy: &Policy,
     asker: &Asker,
+    rule: &Arc<Rule>,
     mut local: SocketAddr,
 ) -> Result<(Sockets, SocketAddr, Admission), Failure> {
-    // No destination is known yet.
-    let rule = policy.admit(asker, None).map_err(Failure::Denied)?;
-    let slot = means.caps.of_rule(asker, rule)?;
-    let admission = Admission { rule: Arc::clone(rule), slot };
+    let admission = means.admit(asker, rule)?;
     let client = means.bind_port(|port| {
         local.set_port(port);
         UdpSocket::bind(local)

@@ -8,7 +8,8 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::command::{Admission, Failure, Means, Opened};
+use crate::command::{Admission, Candidate, Failure, Means, Opened};
+use crate::policy::rules::Rule;
 use crate::policy::{Asker, Policy};
 use crate::sys::{self, PollFd};
 use crate::wire::{Destination, canonical, unspecified};
@@ -25,26 +26,21 @@ pub struct Bound {
     admission: Admission,
 }
 
-/// Listens for a connection from `dst`, for a client that reached this server at `local`, an
-/// address with the scope it may need.
+/// Listens for a connection from `dst`, of which `candidates` are the addresses, none of them for any
+/// peer, for a client that reached this server at `local`, an address with the scope it may need.
+/// `rule` is the one that lets it.
 ///
 /// # Errors
 /// Whatever kept it from doing so.
 pub fn open(
     means: &Means,
-    policy: &Policy,
     asker: &Asker,
     dst: &Destination,
+    candidates: &[Candidate],
+    rule: &Arc<Rule>,
     local: SocketAddr,
 ) -> Result<Bound, Failure> {
-    let candidates =
-        if dst.is_unspecified() { Vec::new() } else { means.candidates(policy, asker, dst)? };
-    let rule = match candidates.first() {
-        Some(candidate) => &candidate.rule,
-        None => policy.admit(asker, Some(dst)).map_err(Failure::Denied)?,
-    };
-    let slot = means.caps.of_rule(asker, rule)?;
-    let admission = Admission { rule: Arc::clone(rule), slot };
+    let admission = means.admit(asker, rule)?;
     let expected: Vec<SocketAddr> = candidates.iter().map(|candidate| candidate.addr).collect();
     // A peer of the client's own family if there is one: then the address it reached us at serves.
     let peer = expected.iter().find(|peer| peer.is_ipv4() == local.is_ipv4()).or(expected.first());
@@ -124,11 +120,11 @@ impl Bound {
                 Err(error) => return Err(error.into()),
             }
         };
-        let expected = self.expected.is_empty() || self.expected.contains(&peer.ip());
-        let verdict = policy.judge(asker, &self.dst, peer.ip());
-        if !expected || verdict.is_err() {
-            return Err(Failure::WrongPeer(peer));
+        if !self.expected.is_empty() && !self.expected.contains(&peer.ip()) {
+            return Err(Failure::WrongPeer(peer, None));
         }
+        let verdict = policy.judge(asker, &self.dst, peer.ip());
+        verdict.map_err(|denial| Failure::WrongPeer(peer, Some(denial)))?;
         Ok(Opened { target, peer, bnd: peer, admission: self.admission })
     }
 }

@@ -1,18 +1,20 @@
 //! What sessions of one user, and those that one rule admits, have in common: how many there may be,
 //! and how fast they may be together. What a rule says of both is in [`crate::policy::rules`].
 //!
-//! A rule is known by its text, so that a reload of rules starts no count anew.
+//! A rule is known by its conditions, so that a reload of rules starts no count anew, not even where
+//! it changes the cap.
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::net::IpAddr;
 use std::num::NonZeroU64;
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use crate::command::Failure;
+use crate::counts::Counts;
 use crate::policy::Asker;
 use crate::policy::nets::client_block;
-use crate::policy::rules::Rule;
+use crate::policy::rules::{Rule, Settings};
 use crate::relay::rate::Rate;
 use crate::threads::lock;
 
@@ -34,14 +36,14 @@ enum Payer {
 /// The counts and the rates. Shared by all sessions.
 pub struct Caps {
     per_user: u64,
-    counts: Arc<Mutex<HashMap<Key, u64>>>,
-    rates: Mutex<HashMap<(Payer, NonZeroU64), Weak<Rate>>>,
+    counts: Arc<Mutex<Counts<Key>>>,
+    rates: Mutex<HashMap<(Payer, NonZeroU64), Arc<Rate>>>,
 }
 
 /// A place in some counts, given back when it is dropped.
 #[derive(Debug)]
 pub struct Slot {
-    counts: Arc<Mutex<HashMap<Key, u64>>>,
+    counts: Arc<Mutex<Counts<Key>>>,
     keys: Vec<Key>,
 }
 
@@ -52,49 +54,28 @@ impl Caps {
         Self { per_user, counts: Arc::default(), rates: Mutex::default() }
     }
 
-    /// Takes a place among the sessions of `asker`'s user; of all places, where it is none.
+    /// Takes a place among the sessions of `asker`'s user, if there is one, and among those that
+    /// `rule` admits.
     ///
     /// # Errors
     /// `Full`.
-    pub fn of_user(&self, asker: &Asker) -> Result<Slot, Failure> {
-        let user = asker.identity().name().map(|name| Key::User(name.to_vec()));
-        self.take(user.map(|key| (key, self.per_user, "max-per-user")))
-    }
-
-    /// Takes a place among the sessions that `rule` admits.
-    ///
-    /// # Errors
-    /// `Full`.
-    pub fn of_rule(&self, asker: &Asker, rule: &Rule) -> Result<Slot, Failure> {
-        let settings = &rule.settings;
-        if settings.max_sessions.is_none() && settings.max_per_client.is_none() {
-            return self.take(None);
-        }
-        let text: Arc<str> = rule.to_string().into();
-        let client = client_block(asker.client);
-        let all = settings
-            .max_sessions
-            .map(|max| (Key::Rule(Arc::clone(&text)), max.get(), "max-sessions of the rule"));
-        let each = settings
-            .max_per_client
-            .map(|max| (Key::RuleAndClient(text, client), max.get(), "max-per-client of the rule"));
-        self.take(all.into_iter().chain(each))
-    }
-
-    /// Takes a place in all of these counts or in none.
-    fn take(
-        &self,
-        wanted: impl IntoIterator<Item = (Key, u64, &'static str)>,
-    ) -> Result<Slot, Failure> {
+    pub fn admit(&self, asker: &Asker, rule: &Rule) -> Result<Slot, Failure> {
         let mut slot = Slot { counts: Arc::clone(&self.counts), keys: Vec::new() };
-        for (key, max, what) in wanted {
-            let mut counts = lock(&self.counts);
-            let count = counts.entry(key.clone()).or_default();
-            if *count >= max {
-                return Err(Failure::Full(what));
+        if let Some(name) = asker.user_for(rule).name() {
+            slot.take(Key::User(name.to_vec()), self.per_user, "max-per-user")?;
+        }
+        let Settings { max_sessions, max_per_client, .. } = rule.settings;
+        if max_sessions.is_some() || max_per_client.is_some() {
+            let conditions = Rule { settings: Settings::default(), ..rule.clone() };
+            let conditions: Arc<str> = conditions.to_string().into();
+            if let Some(max) = max_sessions {
+                let key = Key::Rule(Arc::clone(&conditions));
+                slot.take(key, max.get(), "max-sessions of the rule")?;
             }
-            *count += 1;
-            slot.keys.push(key);
+            if let Some(max) = max_per_client {
+                let key = Key::RuleAndClient(conditions, client_block(asker.client));
+                slot.take(key, max.get(), "max-per-client of the rule")?;
+            }
         }
         Ok(slot)
     }
@@ -104,34 +85,39 @@ impl Caps {
         let mut rates: Vec<Arc<Rate>> = Vec::new();
         rates.extend(rule.settings.rate.map(|rate| Arc::new(Rate::new(rate))));
         if let Some(rate) = rule.settings.rate_user {
-            let payer = match asker.identity().name() {
+            let payer = match asker.user_for(rule).name() {
                 Some(name) => Payer::User(name.to_vec()),
                 None => Payer::Client(client_block(asker.client)),
             };
             let (mut shared, key) = (lock(&self.rates), (payer, rate));
-            // Now and then, rates that nobody shares any more are forgotten.
+            // Now and then those that nobody shares any more and nobody owes anything are forgotten;
+            // one that is in debt would have its user start anew with the next session.
             if shared.len().is_power_of_two() && !shared.contains_key(&key) {
-                shared.retain(|_, rate| rate.strong_count() > 0);
+                let now = Instant::now();
+                shared.retain(|_, rate| Arc::strong_count(rate) > 1 || !rate.is_rested(now));
             }
-            let entry = shared.entry(key).or_default();
-            let own = entry.upgrade().unwrap_or_else(|| Arc::new(Rate::new(rate)));
-            *entry = Arc::downgrade(&own);
-            rates.push(own);
+            let own = shared.entry(key).or_insert_with(|| Arc::new(Rate::new(rate)));
+            rates.push(Arc::clone(own));
         }
         rates
+    }
+}
+
+impl Slot {
+    fn take(&mut self, key: Key, max: u64, what: &'static str) -> Result<(), Failure> {
+        let mut counts = lock(&self.counts);
+        if counts.of(&key) >= max {
+            return Err(Failure::Full(what));
+        }
+        counts.add(key.clone());
+        self.keys.push(key);
+        Ok(())
     }
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
         let mut counts = lock(&self.counts);
-        for key in self.keys.drain(..) {
-            if let Entry::Occupied(mut entry) = counts.entry(key) {
-                *entry.get_mut() -= 1;
-                if *entry.get() == 0 {
-                    entry.remove();
-                }
-            }
-        }
+        self.keys.drain(..).for_each(|key| counts.remove(key));
     }
 }

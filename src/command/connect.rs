@@ -7,23 +7,21 @@ use std::time::Instant;
 
 use crate::command::{Admission, Candidate, Failure, Means, Opened};
 use crate::dial::{self, Target};
-use crate::policy::{Asker, Denial, Policy};
-use crate::wire::{Destination, canonical};
+use crate::policy::{Asker, Denial};
+use crate::wire::canonical;
 
-/// Connects to `dst`, to the first of a name's addresses that answers.
+/// Connects to the first of `candidates`, the addresses of one destination, that answers.
 ///
 /// # Errors
 /// Whatever kept it from doing so.
 pub fn open(
     means: &Means,
-    policy: &Policy,
     asker: &Asker,
-    dst: &Destination,
+    mut candidates: Vec<Candidate>,
 ) -> Result<Opened, Failure> {
-    if dst.port() == 0 {
+    if candidates.iter().any(|candidate| candidate.addr.port() == 0) {
         return Err(Failure::PortZero);
     }
-    let mut candidates = means.candidates(policy, asker, dst)?;
     candidates.retain(|candidate| !leads_back(means, candidate.addr));
     if candidates.is_empty() {
         return Err(Failure::Denied(Denial::LeadsBack));
@@ -34,8 +32,8 @@ pub fn open(
     let mut targets = Vec::new();
     for Candidate { addr, rule } in candidates {
         if !admissions.iter().any(|admission| Arc::ptr_eq(&admission.rule, &rule)) {
-            match means.caps.of_rule(asker, &rule) {
-                Ok(slot) => admissions.push(Admission { rule: Arc::clone(&rule), slot }),
+            match means.admit(asker, &rule) {
+                Ok(admission) => admissions.push(admission),
                 Err(failure) => {
                     full = Some(failure);
                     continue;

@@ -77,6 +77,9 @@ impl Request {
             (_, Destination::Address(_)) if at.is_some() && command != Command::BIND => {
                 "at: only for a name, or for the peer that comes to a BIND"
             }
+            (Version::V4 | Version::V4a, _) if at.is_some_and(|at| at.is_ipv6()) => {
+                "SOCKS 4 has no IPv6 addresses"
+            }
             _ => return Ok(request),
         };
         Err(problem.into())
@@ -115,6 +118,13 @@ impl Request {
                 Some(answer) => line!("ident: asked, {}", Escaped(answer.as_bytes())),
                 None => line!("ident: asked, no answer"),
             }
+        }
+        if let (Destination::Address(expected), Some(at)) = (&self.dst, self.at)
+            && !self.dst.is_unspecified()
+            && at != expected.ip()
+        {
+            line!("verdict: deny: not the peer that was expected");
+            return None;
         }
         let to = destination(&self.dst);
         let ip = match (self.at, to.ip) {
@@ -201,7 +211,7 @@ impl Request {
 
     /// What IDENT comes to.
     fn identify(&self, policy: &Policy) -> Ident {
-        let Some(answer) = &self.ident else { return Ident::Unproved };
+        let (Some(answer), Some(_)) = (&self.ident, self.client) else { return Ident::Unproved };
         let claimed = self.user.as_deref().unwrap_or_default();
         Ident::of_answer(policy.users.as_ref(), self.version, claimed.as_bytes(), answer.as_bytes())
     }

@@ -393,12 +393,13 @@ impl Rule {
         !self.ident && self.user.is_some()
     }
 
-    /// Whether it can match users who gave a password, of whom there have to be some.
+    /// Whether it is about users or groups that there have to be.
     #[must_use]
     pub fn wants_users(&self) -> bool {
-        let about_users =
-            |who: &AnyOf<Who>| who.negated || who.items.iter().any(|item| *item != Who::None);
-        self.wants_password() && self.user.as_ref().is_some_and(about_users)
+        let Some(AnyOf { negated, items }) = &self.user else { return false };
+        let by_password = *negated || items.iter().any(|item| *item != Who::None);
+        let by_group = items.iter().any(|item| matches!(item, Who::Group(_)));
+        by_group || !self.ident && by_password
     }
 
     /// Whose address is not known is nobody else than `unix`, whatever the list says.
@@ -415,6 +416,8 @@ impl Rule {
         let user = match (self.ident, q.ident) {
             (false, _) => q.user,
             (true, Ident::Proved(user)) => Some(user),
+            // It may turn out to prove nobody, which a rule that denies takes for a match.
+            (true, Ident::NotAsked) if !self.allow => return Truth::Maybe,
             (true, Ident::NotAsked) => None,
             // Fails closed: test_ident has an allow rule not match.
             (true, Ident::Unproved | Ident::Different) => return Truth::Yes,

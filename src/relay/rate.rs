@@ -73,6 +73,14 @@ impl Rate {
         allowed
     }
 
+    /// Whether there is nothing to be paid any more: it is as good as a new one.
+    pub fn is_rested(&self, now: Instant) -> bool {
+        [Side::Client, Side::Target].into_iter().all(|from| {
+            let bucket = self.bucket(from, now);
+            (bucket.all, bucket.datagrams) == (0, 0)
+        })
+    }
+
     /// The bucket of the octets from this side, paid off up to `now`.
     fn bucket(&self, from: Side, now: Instant) -> MutexGuard<'_, Bucket> {
         let mut bucket = lock(match from {

@@ -43,7 +43,11 @@ impl Grant {
         }
         match &self.target {
             Some((dst, ip)) => policy.judge(&asker, dst, *ip).is_ok(),
-            None => policy.admit(&asker, None).is_ok(),
+            // Its datagrams are judged by the rules in force, but as those of the user who it was.
+            None => {
+                let same = asker.user == self.asker.user && asker.ident == self.asker.ident;
+                same && policy.admit(&asker, None).is_ok()
+            }
         }
     }
 }
