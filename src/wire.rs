@@ -4,6 +4,7 @@
 //! "not enough yet" is a value it returns, so no message depends on how TCP cut the stream.
 
 pub mod ident;
+pub mod proxy;
 pub mod socks4;
 pub mod socks5;
 pub mod udp;
@@ -29,6 +30,8 @@ pub enum DecodeError {
     AddressType(u8),
     /// RSV of a UDP request header is not 0000.
     Reserved,
+    /// A PROXY header is missing or malformed, in the way named.
+    ProxyHeader(&'static str),
 }
 
 impl fmt::Display for DecodeError {
@@ -39,6 +42,7 @@ impl fmt::Display for DecodeError {
             Self::Overlong => write!(f, "field longer than {STRING_MAX} octets"),
             Self::AddressType(octet) => write!(f, "bad address type {octet:#04x}"),
             Self::Reserved => f.write_str("reserved octets are not zero"),
+            Self::ProxyHeader(fault) => write!(f, "PROXY header: {fault}"),
         }
     }
 }
