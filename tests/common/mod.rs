@@ -10,6 +10,7 @@
 )]
 #![allow(missing_docs, unreachable_pub)]
 
+pub mod dns;
 pub mod netns;
 pub mod udp;
 
