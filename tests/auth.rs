@@ -19,11 +19,6 @@ use common::*;
 const OFFER: &[u8] = &[5, 1, 2];
 const RIGHT: &[u8] = b"\x01\x05alice\x06secret";
 
-fn login(name: &[u8], password: &[u8]) -> Vec<u8> {
-    let len = |octets: &[u8]| u8::try_from(octets.len()).unwrap();
-    [&[1, len(name)][..], name, &[len(password)], password].concat()
-}
-
 #[test]
 fn auth_01_auth_02_the_right_password_is_accepted_however_it_is_cut() {
     let users = TempFile::alice();

@@ -33,6 +33,10 @@ pub const SOON: Duration = Duration::from_secs(5);
 /// The real binary.
 pub const SOCKSD: &str = env!("CARGO_BIN_EXE_socksd");
 
+/// The hash of the password "secret": openssl passwd -6 -salt saltsalt secret
+pub const SECRET: &str = "$6$saltsalt$TVLlQcbpFVof5W3Yz4DTP6gRstiNuHwwTt6GLc1E5n0U0aDehy0S5knV8wiO\
+                          QSpT0Y77vwPZN.Pq.H91p5hVO1";
+
 /// A running server, killed when it is dropped.
 pub struct Server {
     child: Child,
@@ -282,18 +286,28 @@ pub struct Target {
 impl Target {
     /// Runs `serve` on a thread for each connection.
     pub fn on(ip: &str, serve: impl Fn(TcpStream) + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind((ip.parse::<IpAddr>().unwrap(), 0)).unwrap();
-        let addr = listener.local_addr().unwrap();
+        Self::at(&[SocketAddr::new(ip.parse().unwrap(), 0)], serve)
+    }
+
+    /// The same on several addresses, of which the first is told of as its own.
+    fn at(addrs: &[SocketAddr], serve: impl Fn(TcpStream) + Send + Sync + 'static) -> Self {
         let accepted = Arc::new(AtomicUsize::new(0));
-        let (count, serve) = (Arc::clone(&accepted), Arc::new(serve));
-        thread::spawn(move || {
-            for stream in listener.incoming().map_while(Result::ok) {
-                count.fetch_add(1, Ordering::SeqCst);
-                let serve = Arc::clone(&serve);
-                thread::spawn(move || serve(stream));
-            }
-        });
-        Self { addr, accepted }
+        let serve = Arc::new(serve);
+        let listen = |addr: &SocketAddr| {
+            let listener = TcpListener::bind(addr).unwrap();
+            let addr = listener.local_addr().unwrap();
+            let (count, serve) = (Arc::clone(&accepted), Arc::clone(&serve));
+            thread::spawn(move || {
+                for stream in listener.incoming().map_while(Result::ok) {
+                    count.fetch_add(1, Ordering::SeqCst);
+                    let serve = Arc::clone(&serve);
+                    thread::spawn(move || serve(stream));
+                }
+            });
+            addr
+        };
+        let addrs: Vec<SocketAddr> = addrs.iter().map(listen).collect();
+        Self { addr: addrs[0], accepted }
     }
 
     /// Sends back what it gets and closes at the end of input.
@@ -302,15 +316,11 @@ impl Target {
     }
 
     pub fn echo_on(ip: &str) -> Self {
-        Self::on(ip, |mut stream| {
-            let mut buffer = vec![0; 65_536];
-            while let Ok(len @ 1..) = stream.read(&mut buffer) {
-                if stream.write_all(&buffer[..len]).is_err() {
-                    break;
-                }
-            }
-            let _ = stream.shutdown(Shutdown::Write);
-        })
+        Self::on(ip, echo)
+    }
+
+    pub fn echo_at(addrs: &[SocketAddr]) -> Self {
+        Self::at(addrs, echo)
     }
 
     /// How many connections have come.
@@ -323,6 +333,16 @@ impl Target {
         thread::sleep(Duration::from_millis(100));
         assert_eq!(self.accepted(), 0, "a connection came to {}", self.addr);
     }
+}
+
+fn echo(mut stream: TcpStream) {
+    let mut buffer = vec![0; 65_536];
+    while let Ok(len @ 1..) = stream.read(&mut buffer) {
+        if stream.write_all(&buffer[..len]).is_err() {
+            break;
+        }
+    }
+    let _ = stream.shutdown(Shutdown::Write);
 }
 
 /// A port of 127.0.0.1 that refuses connections for as long as the socket bound to it is kept.
@@ -361,6 +381,18 @@ pub fn request5_name(cmd: u8, name: &[u8], port: u16) -> Vec<u8> {
 
 /// The greeting that offers method 00.
 pub const HELLO: &[u8] = &[5, 1, 0];
+
+/// The sub-negotiation of RFC 1929: what a client sends.
+pub fn login(name: &[u8], password: &[u8]) -> Vec<u8> {
+    let len = |octets: &[u8]| u8::try_from(octets.len()).unwrap();
+    [&[1, len(name)][..], name, &[len(password)], password].concat()
+}
+
+/// Has a client log in with the password "secret"; the request may follow.
+pub fn log_in(client: &mut TcpStream, name: &str) {
+    client.write_all(&[&[5, 1, 2][..], &login(name.as_bytes(), b"secret")].concat()).unwrap();
+    assert_eq!(read(client, 4), [5, 2, 1, 0], "{name}");
+}
 
 /// Reads a whole version 5 reply: REP and BND.
 pub fn reply5(stream: &mut TcpStream) -> (u8, SocketAddr) {
@@ -413,11 +445,7 @@ impl TempFile {
 
     /// The same, with further fields behind her hash.
     pub fn alice_with(fields: &str) -> Self {
-        // openssl passwd -6 -salt saltsalt secret
-        Self::new(&format!(
-            "alice:$6$saltsalt$TVLlQcbpFVof5W3Yz4DTP6gRstiNuHwwTt6GLc1E5n0U0aDehy0S5knV8wiO\
-             QSpT0Y77vwPZN.Pq.H91p5hVO1{fields}\n",
-        ))
+        Self::new(&format!("alice:{SECRET}{fields}\n"))
     }
 
     pub fn path(&self) -> &str {
@@ -469,4 +497,39 @@ pub fn in_network_of(server: &Server, program: &str) -> Command {
     }
     command.arg(program).stdin(Stdio::null());
     command
+}
+
+/// A small xorshift generator, so that a failing run can be repeated from its printed seed.
+pub struct Random(u64);
+
+impl Random {
+    pub fn seeded() -> Self {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        let seed = match std::env::var("SOCKSD_TEST_SEED") {
+            Ok(text) => text.parse().unwrap(),
+            Err(_) => now.unwrap().as_secs() | 1,
+        };
+        println!("SOCKSD_TEST_SEED={seed}");
+        Self(seed)
+    }
+
+    /// A generator of one's own, for one of many threads.
+    pub fn of(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    pub fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    pub fn below(&mut self, limit: usize) -> usize {
+        usize::try_from(self.next() % u64::try_from(limit).unwrap()).unwrap()
+    }
+
+    pub fn pick<'a, T>(&mut self, of: &'a [T]) -> &'a T {
+        &of[self.below(of.len())]
+    }
 }

@@ -1,0 +1,626 @@
+//! What the rules of a running server let through, and what they keep out: whom, where to, by which
+//! method, how many and how fast. What a rule means is tested beside it, in `policy`.
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::unwrap_used
+)]
+
+mod common;
+
+use std::io::{self, Read as _, Write as _};
+use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::ops::Deref;
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::dns::Dns;
+use common::netns::{ip, isolated};
+use common::udp::{self, Association};
+use common::*;
+
+/// REP of what is denied, and of a session for which there is no room.
+const DENIED: u8 = 0x02;
+const FULL: u8 = 0x01;
+
+/// CD of a refusal.
+const REJECTED: u8 = 91;
+
+/// An address that is nobody's, in a block for documents.
+const NOBODYS: &str = "203.0.113.9";
+
+/// A public address that tests give to their own network, and two more.
+const PUBLIC: &str = "93.184.216.34";
+const PUBLIC_STRANGER: &str = "93.184.216.35";
+const PUBLIC6: &str = "2606:2800:220:1::34";
+
+/// A server with its rules in a file.
+struct Ruled {
+    server: Server,
+    _rules: TempFile,
+}
+
+impl Ruled {
+    fn with(rules: &str, args: &[&str]) -> Self {
+        let file = TempFile::new(rules);
+        let server = Server::start(&[&["--rules", file.path()], args].concat());
+        Self { server, _rules: file }
+    }
+
+    fn by(rules: &str) -> Self {
+        Self::with(rules, &[])
+    }
+}
+
+impl Deref for Ruled {
+    type Target = Server;
+
+    fn deref(&self) -> &Server {
+        &self.server
+    }
+}
+
+/// The line of the rule that a log line names, or nothing.
+fn rule_of(line: &str) -> Option<usize> {
+    field(line, "rule").rsplit_once(':').map(|(_, number)| number.parse().unwrap())
+}
+
+/// Users alice of the group staff, and bob; each with the password "secret".
+fn staff_and_bob() -> TempFile {
+    TempFile::new(&format!("alice:{SECRET}::staff\nbob:{SECRET}\n"))
+}
+
+/// Sends a version 5 request of a client that proves nothing; returns REP, BND and the connection.
+fn ask5(mut client: TcpStream, request: &[u8]) -> (u8, SocketAddr, TcpStream) {
+    client.write_all(&[HELLO, request].concat()).unwrap();
+    assert_eq!(read(&mut client, 2), [5, 0]);
+    let (rep, bnd) = reply5(&mut client);
+    (rep, bnd, client)
+}
+
+/// The same of a user.
+fn ask5_as(name: &str, mut client: TcpStream, request: &[u8]) -> (u8, SocketAddr, TcpStream) {
+    log_in(&mut client, name);
+    client.write_all(request).unwrap();
+    let (rep, bnd) = reply5(&mut client);
+    (rep, bnd, client)
+}
+
+/// Asserts that requests are refused in versions 5 and 4 as what is denied, and the connection
+/// closed; returns how many there were.
+fn assert_denied(server: &Server, five: &[Vec<u8>], four: &[Vec<u8>]) -> usize {
+    for request in five {
+        let (rep, _, mut client) = ask5(server.connect(), request);
+        assert_eq!((rep, read_to_end(&mut client)), (DENIED, Vec::new()), "{request:02x?}");
+    }
+    for request in four {
+        let mut client = server.sent(request);
+        let cd = reply4(&mut client).0;
+        assert_eq!((cd, read_to_end(&mut client)), (REJECTED, Vec::new()), "{request:02x?}");
+    }
+    five.len() + four.len()
+}
+
+/// Asserts that a tunnel leads to an echo.
+fn assert_echoes(tunnel: &mut TcpStream) {
+    tunnel.write_all(b"ping").unwrap();
+    assert_eq!(read(tunnel, 4), b"ping");
+}
+
+/// Asserts that no datagram has come.
+fn assert_no_datagram(socket: &UdpSocket) {
+    socket.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+    let error = socket.recv(&mut [0; 16]).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+}
+
+/// Closes a session and waits until the server has told of it.
+fn end(server: &Server, session: TcpStream) {
+    let client = session.local_addr().unwrap();
+    drop(session);
+    server.log_line(&["event=close", &format!("client={client} ")]);
+}
+
+#[test]
+fn v4_03_v4_23_v5_24_what_is_denied_is_told_so_and_not_connected() {
+    let server = Ruled::by("deny to 127.0.0.1 # by a rule\nallow to 127.0.0.0/8 port 1-1000\n");
+    let (one, two) = (Target::echo(), Target::echo_on("127.0.0.2"));
+    for (target, rule) in [(&one, Some(1)), (&two, None)] {
+        let port = target.addr.port();
+        let name = target.addr.ip().to_string();
+        let mut five = vec![request5(1, target.addr), request5(2, target.addr)];
+        five.push(request5_name(1, name.as_bytes(), port));
+        let mut four = vec![request4(1, target.addr, b"root"), request4(2, target.addr, b"")];
+        four.push(request4a(1, 1, name.as_bytes(), port, b""));
+        let count = assert_denied(&server, &five, &four);
+        let dst = format!("dst={}", target.addr);
+        let lines = server.log_lines(&["event=refuse", "reason=denied", &dst], count);
+        assert!(lines.iter().all(|line| rule_of(line) == rule), "{lines:#?}");
+    }
+    // SEC-08: datagrams, while an association is allowed for what else it may do.
+    let inside = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let association = Association::open(&server);
+    association.send(inside.local_addr().unwrap(), b"denied by a rule");
+    association.send(two.addr, b"allowed by none");
+    assert_no_datagram(&inside);
+    drop(association);
+    server.log_line(&["event=close", "command=udp", "up=0", "dropped=2"]);
+    one.assert_untouched();
+    two.assert_untouched();
+}
+
+#[test]
+fn v4_23_a_bind_is_judged_by_its_dst_and_by_its_peer() {
+    let server = Ruled::by("allow command bind to 127.0.0.2,127.0.0.3\ndeny\n");
+    let any = SocketAddr::from(([0, 0, 0, 0], 0));
+    let dst = SocketAddr::from(([127, 0, 0, 2], 0));
+    for (dst, peer, rep) in [
+        (dst, [127, 0, 0, 2], 0),
+        (dst, [127, 0, 0, 3], DENIED),
+        (any, [127, 0, 0, 2], 0),
+        (any, [127, 0, 0, 3], 0),
+        (any, [127, 0, 0, 4], DENIED),
+    ] {
+        let (first, bnd, mut client) = ask5(server.connect(), &request5(2, dst));
+        assert_eq!(first, 0);
+        let mut peer = connect_from(peer.into(), bnd);
+        assert_eq!(reply5(&mut client), (rep, peer.local_addr().unwrap()), "{dst}");
+        if rep == 0 {
+            client.write_all(b"ping").unwrap();
+            assert_eq!(read(&mut peer, 4), b"ping");
+        } else {
+            assert_eq!(read_to_end(&mut client), b"");
+            assert_ends_silently(&mut peer, SOON);
+        }
+    }
+    assert_denied(&server, &[request5(2, SocketAddr::from(([127, 0, 0, 4], 0)))], &[]);
+}
+
+#[test]
+fn what_the_name_alone_decides_is_not_looked_up() {
+    isolated("what_the_name_alone_decides_is_not_looked_up", || {
+        let dns = Dns::start(&[("www.good.test", &["127.0.0.1"])]);
+        let target = Target::echo();
+        let rules = "deny to .blocked.test\n\
+                     deny version 4,4a,5 to www.good.test port 81\n\
+                     allow to .good.test port 80,81\n\
+                     allow command connect to 127.0.0.1\n\
+                     allow command udp to .late.test\n";
+        let server = Ruled::by(rules);
+        let (mut five, mut four) = (Vec::new(), Vec::new());
+        for (name, port) in [
+            (&b"blocked.test"[..], 80),
+            (b"a.b.BLOCKED.test.", 80),
+            (b"blocked.test.", 443),
+            (b"www.good.test", 81),
+        ] {
+            five.extend([1, 2].map(|cmd| request5_name(cmd, name, port)));
+            four.extend([1, 2].map(|cd| request4a(cd, 9, name, port, b"")));
+        }
+        // No rule is for these, but one for addresses, which is for another command.
+        for name in [&b"other.test"[..], b"good.test.other", b"late.test", b"xgood.test"] {
+            five.push(request5_name(2, name, 80));
+            four.push(request4a(2, 9, name, 80, b""));
+        }
+        assert_denied(&server, &five, &four);
+        let association = Association::open(&server);
+        let names = ["blocked.test", "www.BLOCKED.test", "other.test", "xgood.test"];
+        names.iter().for_each(|name| association.send_to_name(name, 80, b"denied"));
+        association.send_to_name("www.good.test", 81, b"denied");
+        association.send_to_name("www.good.test", 82, b"denied");
+        assert_no_datagram(&association.socket);
+        end(&server, association.control);
+        server.log_line(&["event=close", "command=udp", "up=0", "dropped=6"]);
+        assert_eq!(dns.all_asked(), [""; 0]);
+        target.assert_untouched();
+
+        // Where the address might be allowed, only a look-up can tell.
+        let request = request5_name(1, b"www.good.test", target.addr.port());
+        assert_eq!(ask5(server.connect(), &request).0, 0);
+        assert_eq!(dns.asked("www.good.test"), 1);
+    });
+}
+
+/// The network of the tests about rebinding: the same port of an address inside and one outside,
+/// and names for them.
+struct Rebinding {
+    dns: Dns,
+    inside: Target,
+    outside: Target,
+    port: u16,
+}
+
+impl Rebinding {
+    fn start() -> Self {
+        for address in [PUBLIC, PUBLIC_STRANGER] {
+            ip(&format!("addr add {address}/32 dev lo"));
+        }
+        ip(&format!("addr add {PUBLIC6}/128 dev lo nodad"));
+        let dns = Dns::start(&[
+            ("inside.example.org", &["127.0.0.5"]),
+            ("six.example.org", &["::1"]),
+            ("mapped.example.org", &["::ffff:127.0.0.5"]),
+            ("nat64.example.org", &["64:ff9b::7f00:5"]),
+            ("mixed.example.org", &["127.0.0.5", PUBLIC]),
+            ("dual.example.org", &["127.0.0.5", "::1", PUBLIC6]),
+            ("good.example.org", &[PUBLIC]),
+        ]);
+        let inside = Target::echo_on("127.0.0.5");
+        let port = inside.addr.port();
+        // On all addresses of IPv6 and on one of IPv4.
+        let outside = Target::echo_at(&[
+            SocketAddr::new(PUBLIC.parse().unwrap(), port),
+            SocketAddr::new(PUBLIC6.parse().unwrap(), port),
+        ]);
+        Self { dns, inside, outside, port }
+    }
+
+    fn names(&self, names: &[&str], code: u8) -> Vec<Vec<u8>> {
+        names.iter().map(|name| request5_name(code, name.as_bytes(), self.port)).collect()
+    }
+}
+
+/// Rules under which a name must not lead inside.
+const NO_WAY_INSIDE: [&str; 6] = [
+    "allow to any",
+    "allow",
+    "allow to .example.org",
+    "allow to !other.example.org",
+    "allow to any,.example.org,inside.example.org",
+    "deny to other.test\nallow to public\nallow to inside.example.org",
+];
+
+#[test]
+fn sec_04_a_public_name_does_not_lead_inside() {
+    isolated("sec_04_a_public_name_does_not_lead_inside", || {
+        let net = Rebinding::start();
+        let inside =
+            ["inside.example.org", "six.example.org", "mapped.example.org", "nat64.example.org"];
+        for rules in NO_WAY_INSIDE {
+            let server = Ruled::by(rules);
+            let five = [net.names(&inside, 1), net.names(&inside, 2)].concat();
+            let name = b"inside.example.org";
+            let four = [1, 2].map(|cd| request4a(cd, 1, name, net.port, b""));
+            let before = net.dns.asked("inside.example.org");
+            let count = assert_denied(&server, &five, &four);
+            assert_eq!(net.dns.asked("inside.example.org") - before, 4, "{rules}");
+            server.log_lines(&["event=refuse", "reason=denied"], count);
+            // What of a name is outside is used, and nothing else of it.
+            let names = ["mixed.example.org", "dual.example.org", "good.example.org"];
+            for request in net.names(&names, 1) {
+                let (rep, _, mut client) = ask5(server.connect(), &request);
+                assert_eq!(rep, 0, "{rules}");
+                assert_echoes(&mut client);
+            }
+            let mixed = request4a(1, 1, b"mixed.example.org", net.port, b"");
+            let mut client = server.sent(&mixed);
+            assert_eq!(reply4(&mut client).0, 90);
+            assert_echoes(&mut client);
+        }
+        net.inside.assert_untouched();
+        assert_eq!(net.outside.accepted(), 4 * NO_WAY_INSIDE.len());
+
+        // Whoever names what is inside means it.
+        for (rules, rule) in [
+            ("allow to 127.0.0.5", 1),
+            ("allow to all", 1),
+            ("allow to loopback", 1),
+            ("allow to .example.org,127.0.0.0/8", 1),
+            ("allow to any\nallow to 127.0.0.5-127.0.0.6", 2),
+        ] {
+            let server = Ruled::by(rules);
+            let requests = net.names(&["inside.example.org"], 1);
+            let (rep, _, mut client) = ask5(server.connect(), &requests[0]);
+            assert_eq!(rep, 0, "{rules}");
+            assert_echoes(&mut client);
+            drop(client);
+            assert_eq!(rule_of(&server.log_line(&["event=close"])), Some(rule));
+        }
+        assert_eq!(net.inside.accepted(), 5);
+    });
+}
+
+#[test]
+fn sec_08_a_public_name_does_not_lead_datagrams_inside() {
+    isolated("sec_08_a_public_name_does_not_lead_datagrams_inside", || {
+        let net = Rebinding::start();
+        let inside = UdpSocket::bind(("127.0.0.5", net.port)).unwrap();
+        let outside = UdpSocket::bind((PUBLIC, net.port)).unwrap();
+        outside.set_read_timeout(Some(SOON)).unwrap();
+        for rules in NO_WAY_INSIDE {
+            let server = Ruled::by(rules);
+            let association = Association::open(&server);
+            for name in ["inside.example.org", "mapped.example.org", "nat64.example.org"] {
+                association.send_to_name(name, net.port, b"inside");
+            }
+            for name in ["mixed.example.org", "good.example.org"] {
+                association.send_to_name(name, net.port, name.as_bytes());
+                let mut buffer = [0; 64];
+                let (len, relay) = outside.recv_from(&mut buffer).unwrap();
+                assert_eq!(&buffer[..len], name.as_bytes(), "{rules}");
+                // The answer comes back, whatever names the address of the name.
+                outside.send_to(b"answer", relay).unwrap();
+                assert_eq!(association.receive(), b"answer", "{rules}");
+            }
+            assert_no_datagram(&association.socket);
+            end(&server, association.control);
+            server.log_line(&["event=close", "command=udp", "dropped=3"]);
+        }
+        assert_no_datagram(&inside);
+
+        let server = Ruled::by("allow to .example.org,127.0.0.5");
+        let association = Association::open(&server);
+        association.send_to_name("inside.example.org", net.port, b"meant");
+        inside.set_read_timeout(Some(SOON)).unwrap();
+        let mut buffer = [0; 64];
+        let (len, relay) = inside.recv_from(&mut buffer).unwrap();
+        assert_eq!(&buffer[..len], b"meant");
+        inside.send_to(b"answer", relay).unwrap();
+        assert_eq!(association.receive(), b"answer");
+    });
+}
+
+#[test]
+fn under_a_rule_of_names_nobody_but_those_names_answers_a_datagram() {
+    isolated("under_a_rule_of_names_nobody_but_those_names_answers_a_datagram", || {
+        let net = Rebinding::start();
+        let named = UdpSocket::bind((PUBLIC, net.port)).unwrap();
+        let strangers = [
+            // Another address, and another port of the same one.
+            UdpSocket::bind((PUBLIC_STRANGER, net.port)).unwrap(),
+            UdpSocket::bind((PUBLIC, 0)).unwrap(),
+        ];
+        let server = Ruled::by("allow to good.example.org");
+        let association = Association::open(&server);
+        association.send_to_name("good.example.org", net.port, b"question");
+        named.set_read_timeout(Some(SOON)).unwrap();
+        let (_, relay) = named.recv_from(&mut [0; 64]).unwrap();
+        strangers.iter().for_each(|socket| drop(socket.send_to(b"stranger", relay).unwrap()));
+        named.send_to(b"answer", relay).unwrap();
+        assert_eq!(association.receive(), b"answer");
+        // Nor does the address by itself get a datagram, which is not what the rule says.
+        association.send(named.local_addr().unwrap(), b"by address");
+        assert_no_datagram(&named);
+        end(&server, association.control);
+        server.log_line(&["event=close", "command=udp", "dropped=3"]);
+    });
+}
+
+/// What a server chooses of the methods that a client offers.
+fn choice(server: &Server, from: u8, offer: &[u8]) -> u8 {
+    let mut client = connect_from(Ipv4Addr::new(127, 0, 0, from), server.addr);
+    client.write_all(&[&[5, u8::try_from(offer.len()).unwrap()], offer].concat()).unwrap();
+    let [5, method] = read(&mut client, 2)[..] else { panic!("no version 5") };
+    if method == 0xff {
+        assert_eq!(read_to_end(&mut client), b"", "V5-05");
+    }
+    method
+}
+
+#[test]
+fn v5_03_v5_04_sec_16_the_method_follows_from_the_rules_a_client_can_reach() {
+    const FF: u8 = 0xff;
+    let users = staff_and_bob();
+    // What a client offers, and what is chosen by one set of rules for one client.
+    const OFFERS: [&[u8]; 8] =
+        [&[0], &[2], &[0, 2], &[2, 0], &[1, 2, 0x80], &[1, 0], &[1], &[0xff, 3]];
+    let nothing = [FF; 8];
+    let free = [0, 2, 0, 0, 2, 0, FF, FF];
+    let both = [0, 2, 2, 2, 2, 0, FF, FF];
+    let only_password = [FF, 2, 2, 2, 2, FF, FF, FF];
+    for (rules, from, expected) in [
+        ("allow to any", 1, free),
+        ("allow user any to any", 1, only_password),
+        ("allow user @staff,bob to any port 80", 1, only_password),
+        ("allow user !bob to all", 1, only_password),
+        ("deny user none\nallow to any", 1, only_password),
+        ("allow user alice to 10.0.0.0/8\nallow to any", 1, both),
+        ("deny user bob\nallow to any", 1, both),
+        // Each client has its own rules.
+        ("allow from 127.0.0.2 user any\nallow from 127.0.0.1", 1, free),
+        ("allow from 127.0.0.2 user any\nallow from 127.0.0.1", 2, only_password),
+        ("allow from 127.0.0.2 user any\nallow from 127.0.0.1", 3, nothing),
+        // Rules for another version, or behind one that decides, are none.
+        ("allow version 4,4a", 1, nothing),
+        ("allow version 4 user any\nallow", 1, free),
+        ("allow to all\nallow user any", 1, free),
+        ("deny from 127.0.0.1\nallow", 1, nothing),
+        ("deny\nallow user alice", 1, nothing),
+        ("", 1, nothing),
+    ] {
+        let server = Ruled::with(rules, &["--users", users.path()]);
+        let chosen = OFFERS.map(|offer| choice(&server, from, offer));
+        assert_eq!(chosen, expected, "{rules} from 127.0.0.{from}");
+        let reason = if expected == nothing { "reason=denied" } else { "reason=method" };
+        let refused = chosen.iter().filter(|method| **method == FF).count();
+        server.log_lines(&["event=refuse", reason, "rule=- "], refused);
+    }
+    // Without users there is nothing to check a password by.
+    let server = Ruled::by("allow");
+    let chosen = OFFERS.map(|offer| choice(&server, 1, offer));
+    assert_eq!(chosen, [0, FF, 0, 0, FF, 0, FF, FF]);
+}
+
+#[test]
+fn auth_09_a_rule_for_a_user_is_for_that_user_only() {
+    let users = staff_and_bob();
+    let target = Target::echo();
+    let request = request5(1, target.addr);
+    // Rules, and which rule admits nobody in particular, alice, and bob; 0 where none does.
+    for (rules, nobody, alice, bob) in [
+        ("allow user alice to all\nallow user none to all", 2, 1, 0),
+        ("allow user @staff to all\nallow to all", 2, 1, 2),
+        ("deny user bob\nallow user any,none to all", 2, 2, 0),
+        ("allow user !@staff to all\nallow user none to all", 2, 0, 1),
+        ("allow user !none to all\nallow user none to all", 2, 1, 1),
+        ("deny user none port 1-1023\nallow user none to all\nallow user bob to all", 2, 0, 3),
+    ] {
+        let server = Ruled::with(rules, &["--users", users.path(), "--auth-penalty", "0"]);
+        let asked = [
+            ask5(server.connect(), &request),
+            ask5_as("alice", server.connect(), &request),
+            ask5_as("bob", server.connect(), &request),
+        ];
+        for ((rep, _, mut client), (name, rule)) in
+            asked.into_iter().zip([("-", nobody), ("alice", alice), ("bob", bob)])
+        {
+            assert_eq!(rep, if rule == 0 { DENIED } else { 0 }, "{name}: {rules}");
+            if rep == 0 {
+                assert_echoes(&mut client);
+            } else {
+                assert_eq!(read_to_end(&mut client), b"");
+            }
+            drop(client);
+            let line = server.log_line(&[&format!("user={name} "), "reply="]);
+            if rep == 0 {
+                assert_eq!(rule_of(&line), Some(rule), "{line}");
+            }
+        }
+        let served = target.accepted();
+        // A wrong password opens nothing, not even what is open to all.
+        let mut client =
+            server.sent(&[&[5, 1, 2][..], &login(b"alice", b"wrong"), &request].concat());
+        assert_eq!(read_to_end(&mut client), [5, 2, 1, 1]);
+        server.log_line(&["event=refuse", "user=alice ", "reason=auth"]);
+        assert_eq!(target.accepted(), served);
+    }
+}
+
+#[test]
+fn auth_11_sec_14_socks_4_matches_no_rule_with_a_user() {
+    let users = staff_and_bob();
+    let target = Target::echo();
+    let port = target.addr.port();
+    let requests = |userid: &[u8]| {
+        let name = request4a(1, 1, b"localhost", port, userid);
+        vec![request4(1, target.addr, userid), request4(2, target.addr, userid), name]
+    };
+    for rules in [
+        "allow user any to all",
+        "allow user alice to all",
+        "allow user @staff to all",
+        "allow user !bob to all",
+        "allow user !none to all",
+        "allow version 4,4a user alice,bob to all",
+        "deny user none\nallow to all",
+        "deny user !any\nallow to all",
+    ] {
+        let server = Ruled::with(rules, &["--users", users.path()]);
+        let all = [&b"alice"[..], b"bob", b"", b"none", b"any"].map(requests).concat();
+        assert_denied(&server, &[], &all);
+        target.assert_untouched();
+    }
+    for rules in ["allow user none to all", "deny user any\nallow version 4,4a to all"] {
+        let server = Ruled::with(rules, &["--users", users.path()]);
+        for request in &requests(b"alice")[..1] {
+            assert_eq!(reply4(&mut server.sent(request)).0, 90, "{rules}");
+        }
+    }
+}
+
+/// Asserts that there is no room for a session, which the log tells as of `limit`.
+fn assert_full(server: &Server, (rep, _, mut client): (u8, SocketAddr, TcpStream), limit: &str) {
+    assert_eq!((rep, read_to_end(&mut client)), (FULL, Vec::new()), "{limit}");
+    let error = format!("error=\"{limit} reached\"");
+    let client = format!("client={} ", client.local_addr().unwrap());
+    server.log_line(&["event=refuse", "reason=limit", "reply=01", &error, &client]);
+}
+
+#[test]
+fn a_rule_admits_as_many_sessions_as_it_says_of_all_commands_together() {
+    let server = Ruled::by("allow port 0-999\nallow to all max-sessions 3\n");
+    let target = Target::echo();
+    let (connect, any) = (request5(1, target.addr), SocketAddr::from(([0, 0, 0, 0], 1_000)));
+    let (rep, _, tunnel) = ask5(server.connect(), &connect);
+    assert_eq!(rep, 0);
+    let (rep, _, bind) = ask5(server.connect(), &request5(2, target.addr));
+    assert_eq!(rep, 0);
+    let mut four = server.sent(&request4(1, target.addr, b""));
+    assert_eq!(reply4(&mut four).0, 90);
+    for request in [connect.clone(), request5(2, target.addr), request5(2, any)] {
+        assert_full(&server, ask5(server.connect(), &request), "max-sessions of the rule");
+    }
+    let mut refused = server.sent(&request4(1, target.addr, b""));
+    assert_eq!(read_to_end(&mut refused)[..2], [0, REJECTED]);
+    assert_eq!(target.accepted(), 2, "what there is no room for is not connected");
+    // One that has ended makes room, whichever it was.
+    for session in [tunnel, four] {
+        end(&server, session);
+        let (rep, _, mut again) = ask5(server.connect(), &connect);
+        assert_eq!(rep, 0);
+        assert_echoes(&mut again);
+        assert_full(&server, ask5(server.connect(), &connect), "max-sessions of the rule");
+        end(&server, again);
+        assert_eq!(ask5(server.connect(), &request5(2, target.addr)).0, 0);
+        server.log_lines(&["event=close", "command=bind", "reason=client"], 1);
+        let (rep, _, again) = ask5(server.connect(), &connect);
+        assert_eq!(rep, 0);
+        std::mem::forget(again);
+    }
+    drop(bind);
+}
+
+#[test]
+fn an_association_counts_among_the_sessions_of_its_rule() {
+    let server = Ruled::by("allow to all max-sessions 1\n");
+    let target = Target::echo();
+    let association = Association::open(&server);
+    let request = request5(1, target.addr);
+    assert_full(&server, ask5(server.connect(), &request), "max-sessions of the rule");
+    assert_eq!(Association::over(server.connect()).err(), Some(FULL));
+    target.assert_untouched();
+    end(&server, association.control);
+    assert_echoes(&mut tunnel(&server, target.addr));
+}
+
+#[test]
+fn a_rule_admits_as_many_sessions_of_each_client_as_it_says() {
+    let server = Ruled::by("allow to all max-per-client 2\n");
+    let target = Target::echo();
+    let request = request5(1, target.addr);
+    let ask = |last| ask5(connect_from(Ipv4Addr::new(127, 0, 0, last), server.addr), &request);
+    let mut held: Vec<_> = [2, 3, 2, 3].into_iter().map(ask).collect();
+    assert!(held.iter().all(|(rep, ..)| *rep == 0));
+    for last in [2, 3] {
+        assert_full(&server, ask(last), "max-per-client of the rule");
+    }
+    end(&server, held.remove(0).2);
+    assert_full(&server, ask(3), "max-per-client of the rule");
+    let (rep, _, mut again) = ask(2);
+    assert_eq!(rep, 0);
+    assert_echoes(&mut again);
+    assert_full(&server, ask(2), "max-per-client of the rule");
+    assert_eq!(target.accepted(), 5);
+}
+
+#[test]
+fn a_user_has_as_many_sessions_as_max_per_user_says_by_all_rules_together() {
+    let users = staff_and_bob();
+    let rules = "allow user any to 127.0.0.1\nallow user any to all\nallow to all\n";
+    let server = Ruled::with(rules, &["--users", users.path(), "--max-per-user", "2"]);
+    let (one, two) = (Target::echo(), Target::echo_on("127.0.0.2"));
+    let ask = |name: &str, from, target: &Target| {
+        let client = connect_from(Ipv4Addr::new(127, 0, 0, from), server.addr);
+        ask5_as(name, client, &request5(1, target.addr))
+    };
+    let (rep, _, first) = ask("alice", 1, &one);
+    assert_eq!(rep, 0);
+    let (rep, _, mut second) = ask("alice", 2, &two);
+    assert_eq!(rep, 0);
+    for (from, target) in [(1, &one), (2, &two), (3, &one)] {
+        assert_full(&server, ask("alice", from, target), "max-per-user");
+    }
+    // No other user, nor one that is none, is kept out by that.
+    let (rep, _, mut bobs) = ask("bob", 1, &one);
+    assert_eq!(rep, 0);
+    let nobodys: Vec<_> = (0..3).map(|_| ask5(server.connect(), &request5(1, one.addr))).collect();
+    assert!(nobodys.iter().all(|(rep, ..)| *rep == 0));
+    assert_echoes(&mut bobs);
+    assert_echoes(&mut second);
+    end(&server, first);
+    assert_eq!(ask("alice", 3, &two).0, 0);
+    assert_eq!((one.accepted(), two.accepted()), (5, 2));
+}
