@@ -14,6 +14,7 @@ use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::ops::Deref;
 use std::process::Command;
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -378,7 +379,9 @@ fn under_a_rule_of_names_nobody_but_those_names_answers_a_datagram() {
         association.send_to_name("good.example.org", net.port, b"question");
         named.set_read_timeout(Some(SOON)).unwrap();
         let (_, relay) = named.recv_from(&mut [0; 64]).unwrap();
-        strangers.iter().for_each(|socket| drop(socket.send_to(b"stranger", relay).unwrap()));
+        for stranger in &strangers {
+            stranger.send_to(b"stranger", relay).unwrap();
+        }
         named.send_to(b"answer", relay).unwrap();
         assert_eq!(association.receive(), b"answer");
         // Nor does the address by itself get a datagram, which is not what the rule says.
@@ -484,6 +487,7 @@ fn auth_09_a_rule_for_a_user_is_for_that_user_only() {
         let mut client =
             server.sent(&[&[5, 1, 2][..], &login(b"alice", b"wrong"), &request].concat());
         assert_eq!(read_to_end(&mut client), [5, 2, 1, 1]);
+        drop(client);
         server.log_line(&["event=refuse", "user=alice ", "reason=auth"]);
         assert_eq!(target.accepted(), served);
     }
@@ -525,7 +529,10 @@ fn auth_11_sec_14_socks_4_matches_no_rule_with_a_user() {
 fn assert_full(server: &Server, (rep, _, mut client): (u8, SocketAddr, TcpStream), limit: &str) {
     assert_eq!((rep, read_to_end(&mut client)), (FULL, Vec::new()), "{limit}");
     let error = format!("error=\"{limit} reached\"");
-    let client = format!("client={} ", client.local_addr().unwrap());
+    let from = client.local_addr().unwrap();
+    // It is told of once the client has gone too.
+    drop(client);
+    let client = format!("client={from} ");
     server.log_line(&["event=refuse", "reason=limit", "reply=01", &error, &client]);
 }
 
@@ -547,6 +554,7 @@ fn a_rule_admits_as_many_sessions_as_it_says_of_all_commands_together() {
     assert_eq!(read_to_end(&mut refused)[..2], [0, REJECTED]);
     assert_eq!(target.accepted(), 2, "what there is no room for is not connected");
     // One that has ended makes room, whichever it was.
+    let mut kept = Vec::new();
     for session in [tunnel, four] {
         end(&server, session);
         let (rep, _, mut again) = ask5(server.connect(), &connect);
@@ -558,7 +566,7 @@ fn a_rule_admits_as_many_sessions_as_it_says_of_all_commands_together() {
         server.log_lines(&["event=close", "command=bind", "reason=client"], 1);
         let (rep, _, again) = ask5(server.connect(), &connect);
         assert_eq!(rep, 0);
-        std::mem::forget(again);
+        kept.push(again);
     }
     drop(bind);
 }
@@ -623,4 +631,435 @@ fn a_user_has_as_many_sessions_as_max_per_user_says_by_all_rules_together() {
     end(&server, first);
     assert_eq!(ask("alice", 3, &two).0, 0);
     assert_eq!((one.accepted(), two.accepted()), (5, 2));
+}
+
+/// A target that tells each client where it came from.
+fn tells_source(ip: &str) -> Target {
+    Target::on(ip, |mut stream| {
+        let _ = write!(stream, "{}", stream.peer_addr().unwrap().ip());
+    })
+}
+
+#[test]
+fn a_rule_says_where_its_sessions_leave_from() {
+    let (five, six) = (tells_source("127.0.0.1"), tells_source("127.0.0.1"));
+    let six_port = six.addr.port();
+    let rules = format!(
+        "allow command udp to all source 127.0.0.7\n\
+         allow to all port {six_port} source 127.0.0.6\n\
+         allow version 4 to all\n\
+         allow to all source 127.0.0.5,::1\n"
+    );
+    let server = Ruled::with(&rules, &["--source", "127.0.0.4"]);
+    for (target, source) in [(&five, "127.0.0.5"), (&six, "127.0.0.6")] {
+        let (rep, bnd, mut client) = ask5(server.connect(), &request5(1, target.addr));
+        assert_eq!((rep, bnd.ip().to_string()), (0, source.into()));
+        assert_eq!(read_to_end(&mut client), source.as_bytes());
+    }
+    // One without a source of its own has that of all.
+    let mut client = server.sent(&request4(1, five.addr, b""));
+    assert_eq!(reply4(&mut client).0, 90);
+    assert_eq!(read_to_end(&mut client), b"127.0.0.4");
+    let target = UdpSocket::bind("127.0.0.1:0").unwrap();
+    target.set_read_timeout(Some(SOON)).unwrap();
+    let association = Association::open(&server);
+    association.send(target.local_addr().unwrap(), b"ping");
+    let (_, relay) = target.recv_from(&mut [0; 16]).unwrap();
+    assert_eq!(relay.ip().to_string(), "127.0.0.7");
+    target.send_to(b"pong", relay).unwrap();
+    assert_eq!(association.receive(), b"pong");
+}
+
+#[test]
+fn from_a_source_that_this_host_lacks_nothing_leaves_at_all() {
+    let target = Target::echo();
+    let sink = UdpSocket::bind("127.0.0.1:0").unwrap();
+    for family in [&[][..], &["-4"]] {
+        let server = Ruled::with(&format!("allow to all source {NOBODYS}"), family);
+        let (rep, _, mut client) = ask5(server.connect(), &request5(1, target.addr));
+        assert_eq!((rep, read_to_end(&mut client)), (0x01, Vec::new()));
+        drop(client);
+        let mut client = server.sent(&request4(1, target.addr, b""));
+        assert_eq!(read_to_end(&mut client)[..2], [0, REJECTED]);
+        drop(client);
+        server.log_lines(&["event=refuse", "reason=connect", "error="], 2);
+        match Association::over(server.connect()) {
+            // There is the other family.
+            Ok(association) if family.is_empty() => {
+                association.send(sink.local_addr().unwrap(), b"ping");
+                assert_no_datagram(&sink);
+            }
+            Ok(_) => panic!("an association that can send nothing"),
+            Err(rep) => assert_eq!(rep, 0x01),
+        }
+    }
+    target.assert_untouched();
+}
+
+/// A target that sends this many octets to whoever connects, and closes.
+fn sends(octets: usize) -> Target {
+    Target::on("127.0.0.1", move |mut stream| {
+        let _ = stream.write_all(&vec![0x55; octets]);
+    })
+}
+
+#[test]
+fn a_rate_holds_for_each_session_and_each_way_by_itself() {
+    const OCTETS: usize = 400_000;
+    const RATE: usize = 400_000;
+    // A tenth of a second's worth may pass at once.
+    let least = Duration::from_millis(900);
+    let server = Ruled::by(&format!("deny port 1\nallow to all rate {RATE}\n"));
+    let source = sends(OCTETS);
+    let (tx, drained) = std::sync::mpsc::channel();
+    let drain = Target::on("127.0.0.1", move |mut stream| {
+        let _ = tx.send(read_to_end(&mut stream).len());
+    });
+    let begun = Instant::now();
+    let (mut down, mut up) = (tunnel(&server, source.addr), tunnel(&server, drain.addr));
+    let mut both = tunnel(&server, Target::echo().addr);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            assert_eq!(read_to_end(&mut down).len(), OCTETS);
+            assert!(begun.elapsed() > least, "down: {:?}", begun.elapsed());
+        });
+        scope.spawn(move || {
+            up.write_all(&vec![0x55; OCTETS]).unwrap();
+            up.shutdown(Shutdown::Write).unwrap();
+            assert_eq!(drained.recv().unwrap(), OCTETS);
+            assert!(begun.elapsed() > least, "up: {:?}", begun.elapsed());
+        });
+        // What goes up and comes down again is not charged to both.
+        let mut writing = both.try_clone().unwrap();
+        scope.spawn(move || {
+            writing.write_all(&vec![0x55; OCTETS]).unwrap();
+            writing.shutdown(Shutdown::Write).unwrap();
+        });
+        assert_eq!(read_to_end(&mut both).len(), OCTETS);
+        assert!(begun.elapsed() > least, "both: {:?}", begun.elapsed());
+    });
+    assert!(begun.elapsed() < 2 * least, "sessions share no rate: {:?}", begun.elapsed());
+}
+
+#[test]
+fn all_sessions_of_a_user_share_the_rate_of_the_user() {
+    const OCTETS: usize = 200_000;
+    let users = staff_and_bob();
+    let rules = "allow user any to all rate-user 400000\nallow to all rate-user 400000\n";
+    let server = Ruled::with(rules, &["--users", users.path()]);
+    let source = sends(OCTETS);
+    let request = request5(1, source.addr);
+    let took = |sessions: Vec<(u8, SocketAddr, TcpStream)>| {
+        let begun = Instant::now();
+        thread::scope(|scope| {
+            for (rep, _, mut client) in sessions {
+                assert_eq!(rep, 0);
+                scope.spawn(move || assert_eq!(read_to_end(&mut client).len(), OCTETS));
+            }
+        });
+        begun.elapsed()
+    };
+    let as_user = |name, last| {
+        let client = connect_from(Ipv4Addr::new(127, 0, 0, last), server.addr);
+        ask5_as(name, client, &request)
+    };
+    let of_nobody =
+        |last| ask5(connect_from(Ipv4Addr::new(127, 0, 0, last), server.addr), &request);
+    // The first octets pass before all sessions are there: a little less than a second.
+    let least = Duration::from_millis(800);
+    for name in ["alice", "bob"] {
+        let time = took(vec![as_user(name, 1), as_user(name, 2)]);
+        assert!(time > least, "{name} from two addresses: {time:?}");
+    }
+    // Whoever is no user is known by the address.
+    let time = took(vec![of_nobody(1), of_nobody(1)]);
+    assert!(time > least, "one address: {time:?}");
+    let time = took(vec![as_user("alice", 1), as_user("bob", 1), of_nobody(1), of_nobody(2)]);
+    assert!(time < 2 * least, "two users and two addresses: {time:?}");
+}
+
+#[test]
+fn a_session_that_passes_nothing_ends_at_the_idle_limit_of_its_rule() {
+    let rules = "allow from 127.0.0.2 to all idle 1\n\
+                 allow from 127.0.0.3 to all idle 0\n\
+                 allow to all\n";
+    let args = ["--idle-timeout", "2", "--udp-idle-timeout", "2"];
+    let server = Ruled::with(rules, &args);
+    let (target, udp_echo) = (Target::echo(), udp::echo_on("127.0.0.1"));
+    let open = |last| {
+        let from = || connect_from(Ipv4Addr::new(127, 0, 0, last), server.addr);
+        let (rep, _, tunnel) = ask5(from(), &request5(1, target.addr));
+        assert_eq!(rep, 0);
+        (tunnel, Association::over(from()).unwrap())
+    };
+    let begun = Instant::now();
+    let (mut quick, mut never, mut plain) = (open(2), open(3), open(1));
+    let idle_after = |(tunnel, association): &mut (TcpStream, Association), seconds| {
+        let limit = Duration::from_secs(seconds);
+        for stream in [tunnel, &mut association.control] {
+            assert_ends_silently(stream, SOON);
+            let took = begun.elapsed();
+            assert!(took > limit && took < 2 * limit, "{took:?}");
+        }
+    };
+    idle_after(&mut quick, 1);
+    let lines = server.log_lines(&["event=close", "reason=idle", "client=127.0.0.2:"], 2);
+    assert!(lines.iter().all(|line| rule_of(line) == Some(1)));
+    idle_after(&mut plain, 2);
+    server.log_lines(&["event=close", "reason=idle", "client=127.0.0.1:"], 2);
+    assert_echoes(&mut never.0);
+    never.1.send(udp_echo, b"ping");
+    assert_eq!(never.1.receive(), b"ping");
+}
+
+#[test]
+fn a_rule_may_have_nothing_logged_or_more_than_is_usual() {
+    let rules = "allow from 127.0.0.2 to all port 1024-65535 log no\n\
+                 deny from 127.0.0.3 log no\n\
+                 allow from 127.0.0.4 to all log verbose\n\
+                 allow from 127.0.0.5 to 192.0.2.0/24 log no\n\
+                 allow from 127.0.0.1 to all\n";
+    let server = Ruled::by(rules);
+    let target = Target::echo();
+    let request = request5(1, target.addr);
+    let ask = |last, request: &[u8]| {
+        ask5(connect_from(Ipv4Addr::new(127, 0, 0, last), server.addr), request)
+    };
+    for last in [2, 4, 1] {
+        let (rep, _, mut client) = ask(last, &request);
+        assert_eq!(rep, 0);
+        assert_echoes(&mut client);
+    }
+    drop(Association::over(connect_from([127, 0, 0, 2].into(), server.addr)).unwrap());
+    let mut four = connect_from([127, 0, 0, 3].into(), server.addr);
+    four.write_all(&request4(1, target.addr, b"")).unwrap();
+    assert_eq!(reply4(&mut four).0, REJECTED);
+    // What no rule decides is logged, though one that logs nothing might have allowed the name.
+    assert_eq!(ask(5, &request5_name(1, b"localhost", 80)).0, DENIED);
+    // So is what is refused of a rule that is not reached.
+    assert_eq!(ask(2, &request5(1, SocketAddr::from(([127, 0, 0, 1], 80)))).0, DENIED);
+
+    server.log_line(&["event=close", "client=127.0.0.1:"]);
+    server.log_line(&["event=refuse", "client=127.0.0.5:", "rule=- "]);
+    server.log_line(&["event=refuse", "client=127.0.0.2:", "rule=- "]);
+    server.log_line(&["event=close", "client=127.0.0.4:"]);
+    let events = |client: &str| -> Vec<String> {
+        let lines = server.log().into_iter().filter(|line| line.contains(client));
+        lines.map(|line| field(&line, "event").to_owned()).collect()
+    };
+    assert_eq!(events("client=127.0.0.2:"), ["refuse"]);
+    assert_eq!(events("client=127.0.0.3:"), [""; 0]);
+    assert_eq!(events("client=127.0.0.4:"), ["request", "connect", "close"]);
+    assert_eq!(events("client=127.0.0.1:"), ["close"]);
+}
+
+/// What became of a client.
+enum Outcome {
+    Served(TcpStream),
+    /// With this REP.
+    Refused(u8),
+    /// Without an answer, when it was accepted.
+    TurnedAway,
+}
+
+impl Outcome {
+    /// Sends all of a version 5 exchange at once.
+    fn begin(server: SocketAddr, from: Ipv4Addr, octets: &[u8]) -> Option<TcpStream> {
+        let mut client = connect_from(from, server);
+        client.set_read_timeout(Some(6 * SOON)).unwrap();
+        client.write_all(octets).is_ok().then_some(client)
+    }
+
+    /// Reads the answers, `before` octets of them before the reply, and one octet from the target.
+    fn of(client: Option<TcpStream>, before: usize) -> Self {
+        let Some(mut client) = client else { return Self::TurnedAway };
+        let mut first = vec![0; before];
+        match client.read_exact(&mut first) {
+            Ok(()) => {}
+            Err(error) => {
+                let gone = [io::ErrorKind::UnexpectedEof, io::ErrorKind::ConnectionReset];
+                assert!(gone.contains(&error.kind()), "{error}");
+                assert!(first.iter().all(|octet| *octet == 0), "cut within its answer: {first:?}");
+                return Self::TurnedAway;
+            }
+        }
+        match reply5(&mut client).0 {
+            0 => {
+                assert_eq!(read(&mut client, 1), b"!");
+                Self::Served(client)
+            }
+            rep => {
+                assert_eq!(read_to_end(&mut client), b"");
+                Self::Refused(rep)
+            }
+        }
+    }
+}
+
+/// Lets this process, and what it starts, have many descriptors.
+fn raise_descriptors() {
+    let (soft, hard) = socksd::sys::getrlimit_nofile().unwrap();
+    socksd::sys::setrlimit_nofile(soft.max(hard.min(16_384)), hard).unwrap();
+}
+
+/// A target that says a word to whoever connects and keeps the connection, without a thread each.
+struct Keeper {
+    addr: SocketAddr,
+    kept: Arc<Mutex<Vec<TcpStream>>>,
+}
+
+impl Keeper {
+    fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        socksd::sys::listen(&listener, 4_096).unwrap();
+        let addr = listener.local_addr().unwrap();
+        let kept: Arc<Mutex<Vec<TcpStream>>> = Arc::default();
+        let keeping = Arc::clone(&kept);
+        thread::spawn(move || {
+            for mut stream in listener.incoming().map_while(Result::ok) {
+                let _ = stream.write_all(b"!");
+                keeping.lock().unwrap().push(stream);
+            }
+        });
+        Self { addr, kept }
+    }
+
+    /// Closes all connections, of which there are to be as many; then no session is left.
+    fn let_go(&self, count: usize, server: &Server, descriptors_before: usize) {
+        let kept = std::mem::take(&mut *self.kept.lock().unwrap());
+        assert_eq!(kept.len(), count);
+        drop(kept);
+        eventually("all its descriptors are closed", || server.holds().0 == descriptors_before);
+        // The last sessions are being counted out.
+        thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// Clients of one kind.
+struct Group {
+    /// They come from 127.0.`net`.1 and on.
+    net: u8,
+    hosts: usize,
+    clients: usize,
+    user: Option<&'static str>,
+    /// How many of them are to be served, and how many refused with a reply.
+    served: usize,
+    refused: usize,
+}
+
+/// Has all clients of all groups at once ask for `target`, of the groups in turn; returns those who
+/// are served.
+fn storm(server: SocketAddr, target: SocketAddr, groups: &[Group]) -> Vec<TcpStream> {
+    const THREADS: usize = 20;
+    let most = groups.iter().map(|group| group.clients).max().unwrap();
+    let turns: Vec<(usize, usize)> = (0..most)
+        .flat_map(|n| (0..groups.len()).map(move |group| (group, n)))
+        .filter(|(group, n)| *n < groups[*group].clients)
+        .collect();
+    let outcomes: Vec<(usize, Outcome)> = thread::scope(|scope| {
+        let threads: Vec<_> = (0..THREADS)
+            .map(|thread| {
+                let mine = turns.iter().copied().skip(thread).step_by(THREADS);
+                scope.spawn(move || {
+                    let begun: Vec<_> = mine
+                        .map(|(group, n)| {
+                            let Group { net, hosts, user, .. } = groups[group];
+                            let host = u8::try_from(n % hosts + 1).unwrap();
+                            let from = Ipv4Addr::new(127, 0, net, host);
+                            let request = request5(1, target);
+                            let octets = match user {
+                                Some(name) => {
+                                    let login = login(name.as_bytes(), b"secret");
+                                    [&[5, 1, 2][..], &login, &request].concat()
+                                }
+                                None => [HELLO, &request].concat(),
+                            };
+                            let before = if user.is_some() { 4 } else { 2 };
+                            (group, Outcome::begin(server, from, &octets), before)
+                        })
+                        .collect();
+                    let ended = begun.into_iter();
+                    ended
+                        .map(|(group, client, before)| (group, Outcome::of(client, before)))
+                        .collect::<Vec<_>>()
+                })
+            })
+            .collect();
+        threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
+    });
+    let mut counts = vec![(0, 0, 0); groups.len()];
+    let mut all_served = Vec::new();
+    for (group, outcome) in outcomes {
+        let (served, refused, turned_away) = &mut counts[group];
+        match outcome {
+            Outcome::Served(client) => {
+                *served += 1;
+                all_served.push(client);
+            }
+            Outcome::Refused(rep) => {
+                assert_eq!(rep, FULL);
+                *refused += 1;
+            }
+            Outcome::TurnedAway => *turned_away += 1,
+        }
+    }
+    let expected: Vec<_> = groups
+        .iter()
+        .map(|group| (group.served, group.refused, group.clients - group.served - group.refused))
+        .collect();
+    assert_eq!(counts, expected);
+    all_served
+}
+
+#[test]
+fn sec_12_caps_of_every_kind_hold_exactly_under_2000_clients_at_once() {
+    raise_descriptors();
+    let users = staff_and_bob();
+    let rules = "allow user alice to all\n\
+                 allow from 127.0.2.0/24 to all max-sessions 150\n\
+                 allow from 127.0.3.0/24 to all max-per-client 7\n\
+                 allow from 127.0.4.0/24,127.0.0.0/24 to all\n";
+    let args = ["--users", users.path(), "--max-per-user", "100", "--max-per-client", "300"];
+    let limits = ["--max-sessions", "4000", "--max-half-open", "100000", "--early-drop", "100-100"];
+    let server = Ruled::with(rules, &[&args[..], &limits].concat());
+    let target = Keeper::start();
+    let group = |net, hosts, clients, served, refused| {
+        let user = (net == 1).then_some("alice");
+        Group { net, hosts, clients, user, served, refused }
+    };
+    // Its users are known from here on, so that logging in takes no time.
+    log_in(&mut server.connect(), "alice");
+    server.log_line(&["event=close", "user=alice"]);
+    let before = server.holds().0;
+    // The second time shows that all places were given back.
+    for _ in 0..2 {
+        let held = storm(
+            server.addr,
+            target.addr,
+            &[
+                group(1, 10, 300, 100, 200),
+                group(2, 10, 500, 150, 350),
+                group(3, 20, 400, 140, 260),
+                group(4, 2, 800, 600, 0),
+            ],
+        );
+        assert_eq!(held.len(), 990);
+        drop(held);
+        target.let_go(990, &server, before);
+    }
+}
+
+#[test]
+fn sec_12_the_cap_of_all_sessions_holds_exactly_under_2000_clients_at_once() {
+    raise_descriptors();
+    let limits = ["--max-sessions", "500", "--max-half-open", "100000", "--early-drop", "100-100"];
+    let server = Ruled::with("allow to all", &limits);
+    let target = Keeper::start();
+    let before = server.holds().0;
+    for _ in 0..2 {
+        let group =
+            Group { net: 5, hosts: 40, clients: 2_000, user: None, served: 500, refused: 0 };
+        drop(storm(server.addr, target.addr, &[group]));
+        target.let_go(500, &server, before);
+    }
 }
