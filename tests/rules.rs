@@ -1063,3 +1063,205 @@ fn sec_12_the_cap_of_all_sessions_holds_exactly_under_2000_clients_at_once() {
         target.let_go(500, &server, before);
     }
 }
+
+/// Words of random rules: each matches some of the questions below, and not others.
+const RULE_WORDS: [(&str, &[&str]); 6] = [
+    ("version", &["4", "4a", "5"]),
+    ("command", &["connect", "connect", "bind", "udp"]),
+    ("from", &["127.0.0.1", "127.0.0.2-127.0.0.4", "127.0.0.4/30", "loopback", "any", "public"]),
+    ("user", &["alice", "bob", "@staff", "any", "none"]),
+    (
+        "to",
+        &[
+            "any",
+            "any",
+            "all",
+            "loopback",
+            "127.0.0.6",
+            "127.0.0.8-127.0.0.9",
+            "10.9.0.0/16",
+            "private",
+            "::1",
+            "public",
+            "www.example.org",
+            ".example.org",
+            ".test",
+            "list:some",
+        ],
+    ),
+    ("port", &["80", "443", "0-1023", "1024-65535"]),
+];
+
+/// Names, and the address of each.
+const NAMES: [(&str, &str); 6] = [
+    ("www.example.org", "127.0.0.6"),
+    ("deep.www.example.org", PUBLIC),
+    ("inside.test", "10.9.0.1"),
+    ("other.test", "127.0.0.8"),
+    ("listed.example", PUBLIC),
+    ("six.test", "::1"),
+];
+
+fn random_rule(random: &mut Random) -> String {
+    let mut rule = (*random.pick(&["allow", "allow", "deny"])).to_owned();
+    for (keyword, items) in RULE_WORDS {
+        let often = if keyword == "to" { 2 } else { 4 };
+        if random.below(often) == 0 {
+            let negated = if random.below(4) == 0 { "!" } else { "" };
+            let list: Vec<&str> = (0..=random.below(3)).map(|_| *random.pick(items)).collect();
+            rule += &format!(" {keyword} {negated}{}", list.join(","));
+        }
+    }
+    rule
+}
+
+/// Something to ask of a server, and of `--explain`.
+struct Question {
+    from: IpAddr,
+    user: Option<&'static str>,
+    version: &'static str,
+    to: &'static str,
+    /// The address of a name.
+    at: Option<&'static str>,
+    port: u16,
+}
+
+impl Question {
+    fn random(random: &mut Random) -> Self {
+        let from = match random.below(10) {
+            0 => PUBLIC_STRANGER.parse().unwrap(),
+            last => Ipv4Addr::new(127, 0, 0, u8::try_from(last).unwrap()).into(),
+        };
+        let version = *random.pick(&["4", "4a", "5", "5", "5"]);
+        let (to, at) = loop {
+            let named = version == "4a" || version == "5" && random.below(2) == 0;
+            let (name, address) = *random.pick(&NAMES);
+            if version == "5" || !address.contains(':') {
+                break if named { (name, Some(address)) } else { (address, None) };
+            }
+        };
+        Self {
+            from,
+            user: if version == "5" {
+                *random.pick(&[None, Some("alice"), Some("bob")])
+            } else {
+                None
+            },
+            version,
+            to,
+            at,
+            port: *random.pick(&[80, 443, 8080]),
+        }
+    }
+
+    /// As `--explain` takes it.
+    fn text(&self) -> String {
+        let Self { from, user, version, to, at, port } = self;
+        let to = if to.contains(':') { format!("[{to}]:{port}") } else { format!("{to}:{port}") };
+        let user = user.map(|user| format!("user={user} ")).unwrap_or_default();
+        let at = at.map(|at| format!(" at={at}")).unwrap_or_default();
+        format!("from={from} {user}version={version} command=connect to={to}{at}")
+    }
+
+    /// Asks the server; tells whether it is allowed.
+    fn put(&self, server: &Server) -> bool {
+        let IpAddr::V4(from) = self.from else { panic!("{}", self.from) };
+        let mut client = connect_from(from, server.addr);
+        let ip: Option<IpAddr> = self.to.parse().ok();
+        if self.version != "5" {
+            let request = match ip {
+                Some(ip) => request4(1, SocketAddr::new(ip, self.port), b"alice"),
+                None => request4a(1, 7, self.to.as_bytes(), self.port, b"alice"),
+            };
+            client.write_all(&request).unwrap();
+            let cd = reply4(&mut client).0;
+            assert!([90, REJECTED].contains(&cd), "{cd}");
+            return cd == 90;
+        }
+        client.write_all(if self.user.is_some() { &[5, 2, 0, 2] } else { HELLO }).unwrap();
+        match (read(&mut client, 2)[1], self.user) {
+            (0, _) => {}
+            (2, Some(name)) => {
+                client.write_all(&login(name.as_bytes(), b"secret")).unwrap();
+                assert_eq!(read(&mut client, 2), [1, 0]);
+            }
+            (method, _) => {
+                assert_eq!(method, 0xff);
+                return false;
+            }
+        }
+        client
+            .write_all(&match ip {
+                Some(ip) => request5(1, SocketAddr::new(ip, self.port)),
+                None => request5_name(1, self.to.as_bytes(), self.port),
+            })
+            .unwrap();
+        let rep = reply5(&mut client).0;
+        assert!([0, DENIED].contains(&rep), "{rep}");
+        rep == 0
+    }
+}
+
+#[test]
+fn explain_agrees_with_the_server_on_500_random_questions() {
+    isolated("explain_agrees_with_the_server_on_500_random_questions", || {
+        const SETS: usize = 25;
+        const QUESTIONS: usize = 20;
+        for address in [PUBLIC, PUBLIC_STRANGER, "10.9.0.1"] {
+            ip(&format!("addr add {address}/32 dev lo"));
+        }
+        let table = NAMES.map(|(name, address)| (name, [address]));
+        let table: Vec<(&str, &[&str])> = table.iter().map(|(name, at)| (*name, &at[..])).collect();
+        let dns = Dns::start(&table);
+        // Whoever is connected to takes it.
+        let _targets = [80, 443, 8080].map(|port| {
+            let every = |ip: &str| SocketAddr::new(ip.parse().unwrap(), port);
+            let four = ["127.0.0.6", "127.0.0.8", PUBLIC, "10.9.0.1"].map(every);
+            Target::echo_at(&[&four[..], &[every("::1")]].concat())
+        });
+        let users = staff_and_bob();
+        let list = TempFile::new("listed.example\n127.0.0.6\n");
+        let mut random = Random::seeded();
+        let (mut allowed, mut decided, mut methods) = (0, 0, 0);
+        for _ in 0..SETS {
+            let mut rules = format!("list some {}\n", list.path());
+            for _ in 0..=random.below(6) {
+                rules += &(random_rule(&mut random) + "\n");
+            }
+            let file = TempFile::new(&rules);
+            let policy = ["--rules", file.path(), "--users", users.path()];
+            let server = Server::start(&policy);
+            for number in 1..=QUESTIONS {
+                let question = Question::random(&mut random);
+                let text = question.text();
+                let looked_up = dns.asked(question.to);
+                let served = question.put(&server);
+                let session = format!("session={number} ");
+                let line = server.log_line(&[&session, " reply="]);
+
+                let output = Command::new(SOCKSD).args(policy).args(["--explain", &text]).output();
+                let output = output.unwrap();
+                let told = String::from_utf8(output.stdout).unwrap();
+                let context = format!("{rules}{text}\n{told}{line}");
+                assert_eq!(output.status.code(), Some(if served { 0 } else { 1 }), "{context}");
+                let verdict = if served { "verdict: allow\n" } else { "verdict: deny: " };
+                assert!(told.contains(verdict), "{context}");
+
+                // The rule that decides. Where a name was not even looked up, a rule that denies
+                // some address may stand before the one that was enough to deny all.
+                let matching = told.lines().find_map(|line| line.strip_suffix(": matches"));
+                let explained = matching.map(|line| line.split(": ").next().unwrap());
+                let logged = Some(field(&line, "rule")).filter(|rule| *rule != "-");
+                if question.at.is_none() || dns.asked(question.to) > looked_up {
+                    assert_eq!(logged, explained, "{context}");
+                    decided += usize::from(logged.is_some());
+                }
+                methods += usize::from(line.contains(" reply=- "));
+                allowed += usize::from(served);
+            }
+        }
+        // Chance has to ask about everything.
+        println!("{allowed} allowed, {decided} by a rule, {methods} without a method");
+        assert!(allowed > 30 && decided > 100 && methods > 5);
+    });
+}
