@@ -231,12 +231,14 @@ impl State {
 }
 
 /// The name of a host as it goes to the resolver: lower case, without its trailing dot. `None` for
-/// what can be no such name: letters, digits, hyphen, underscore and dots only, so that no NUL,
-/// bracket, scope or control octet reaches the C library.
+/// what can be no such name: letters, digits, hyphen and underscore only in labels that are not
+/// empty, so that no NUL, bracket, scope or control octet reaches the C library, nor a second dot
+/// that it would ignore and rules would not.
 fn host_name(name: &[u8]) -> Option<Vec<u8>> {
     let name = name.strip_suffix(b".").unwrap_or(name);
-    let good = |octet: &u8| octet.is_ascii_alphanumeric() || b"-_.".contains(octet);
-    (!name.is_empty() && name.iter().all(good)).then(|| name.to_ascii_lowercase())
+    let part = |octet: &u8| octet.is_ascii_alphanumeric() || b"-_".contains(octet);
+    let is_label = |label: &[u8]| !label.is_empty() && label.iter().all(part);
+    name.split(|&octet| octet == b'.').all(is_label).then(|| name.to_ascii_lowercase())
 }
 
 fn look_up(name: &[u8]) -> Resolved {
@@ -277,6 +279,10 @@ mod tests {
         for name in [
             &b""[..],
             b".",
+            // The C library would ignore the last dot as well, and so pass by rules for the name.
+            b"localhost..",
+            b".localhost",
+            b"a..localhost",
             b"localhost\0.example",
             b"[::1]",
             b"::1%lo",
