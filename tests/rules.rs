@@ -1265,3 +1265,362 @@ fn explain_agrees_with_the_server_on_500_random_questions() {
         assert!(allowed > 30 && decided > 100 && methods > 5);
     });
 }
+
+// What went wrong in other servers, as far as no other test is about it.
+
+/// How a client shows who it is.
+#[derive(Clone, Copy, Debug)]
+enum Way {
+    V4,
+    V4a,
+    NoMethod,
+    As(&'static str),
+}
+
+#[test]
+fn cve_2024_54662_every_way_to_log_in_gets_the_rule_for_it_with_its_own_settings() {
+    let users = staff_and_bob();
+    let rules = "allow user @staff to 127.0.0.1,127.0.0.2 source 127.0.0.21\n\
+                 allow version 5 user none to 127.0.0.2 source 127.0.0.22\n\
+                 allow version 4 to 127.0.0.3,127.0.0.2 source 127.0.0.23\n\
+                 allow version 4a to 127.0.0.3 source 127.0.0.24\n\
+                 allow user any to 127.0.0.3\n\
+                 deny user bob\n\
+                 allow to 127.0.0.4\n";
+    let server = Ruled::with(rules, &["--users", users.path(), "--source", "127.0.0.20"]);
+    let targets = ["127.0.0.1", "127.0.0.2", "127.0.0.3", "127.0.0.4"].map(tells_source);
+    // For each target the rule and what it has sessions leave from.
+    let none = (0, "");
+    let all = (7, "127.0.0.20");
+    for (way, expected) in [
+        (Way::V4, [none, (3, "127.0.0.23"), (3, "127.0.0.23"), all]),
+        (Way::V4a, [none, none, (4, "127.0.0.24"), all]),
+        (Way::NoMethod, [none, (2, "127.0.0.22"), none, all]),
+        (Way::As("alice"), [(1, "127.0.0.21"), (1, "127.0.0.21"), (5, "127.0.0.20"), all]),
+        (Way::As("bob"), [none, none, (5, "127.0.0.20"), none]),
+    ] {
+        for (target, (rule, source)) in targets.iter().zip(expected) {
+            let before = target.accepted();
+            let context = format!("{way:?} to {}", target.addr);
+            let (name, request) = (target.addr.ip().to_string(), request5(1, target.addr));
+            let four = |request: &[u8]| {
+                let mut client = server.sent(request);
+                (reply4(&mut client).0 == 90, client)
+            };
+            let (served, mut client) = match way {
+                Way::V4 => four(&request4(1, target.addr, b"alice")),
+                Way::V4a => four(&request4a(1, 1, name.as_bytes(), target.addr.port(), b"alice")),
+                Way::NoMethod => {
+                    let (rep, _, client) = ask5(server.connect(), &request);
+                    (rep == 0, client)
+                }
+                Way::As(user) => {
+                    let (rep, _, client) = ask5_as(user, server.connect(), &request);
+                    (rep == 0, client)
+                }
+            };
+            assert_eq!(served, rule != 0, "{context}");
+            assert_eq!(read_to_end(&mut client), source.as_bytes(), "{context}");
+            let from = format!("client={} ", client.local_addr().unwrap());
+            drop(client);
+            let line = server.log_line(&[&from, "reply="]);
+            assert_eq!(target.accepted() - before, usize::from(served), "{context}");
+            if served {
+                assert_eq!(rule_of(&line), Some(rule), "{line}");
+            }
+        }
+    }
+}
+
+#[test]
+fn cve_2023_43644_nothing_is_served_behind_a_failed_login() {
+    let users = staff_and_bob();
+    let rules = "allow user any to all\nallow from 127.0.0.9 to all\n";
+    let server = Ruled::with(rules, &["--users", users.path(), "--auth-penalty", "0"]);
+    let target = Target::echo();
+    let any = SocketAddr::from(([0, 0, 0, 0], 0));
+    let requests =
+        [request5(1, target.addr), request5(2, target.addr), request5(3, any), HELLO.to_vec()];
+    let (wrong, right) = (login(b"alice", b"wrong"), login(b"alice", b"secret"));
+    for request in &requests {
+        for (messages, answers) in [
+            // Behind a wrong password; behind a right one that comes after it; behind a second try.
+            (vec![&[5, 1, 2][..], &wrong, request], &[5, 2, 1, 1][..]),
+            (vec![&[5, 1, 2], &wrong, &right, request], &[5, 2, 1, 1]),
+            (vec![&[5, 1, 2], &wrong, &[5, 1, 2], &right, request], &[5, 2, 1, 1]),
+            // Behind no acceptable method, with and without the password.
+            (vec![&[5, 1, 0], request], &[5, 0xff]),
+            (vec![&[5, 1, 0], &right, request], &[5, 0xff]),
+            (vec![&[5, 1, 1], &[5, 1, 2], &right, request], &[5, 0xff]),
+        ] {
+            let mut client = server.sent(&messages.concat());
+            assert_eq!(read_to_end(&mut client), answers, "{messages:02x?}");
+        }
+    }
+    // Nor does another version walk round it.
+    let port = target.addr.port();
+    let four = [1, 2].map(|cd| request4(cd, target.addr, b"alice")).to_vec();
+    let names = [1, 2].map(|cd| request4a(cd, 1, b"localhost", port, b"alice")).to_vec();
+    assert_denied(&server, &[], &[four, names].concat());
+    // What was said before in the same connection counts for nothing.
+    let mut client = server.sent(&[&[5, 1, 0][..], &request4(1, target.addr, b"alice")].concat());
+    assert_eq!(read_to_end(&mut client), [5, 0xff]);
+    target.assert_untouched();
+}
+
+#[test]
+fn cve_2002_2368_fields_of_any_length_end_neither_server_nor_other_sessions() {
+    let users = TempFile::new(&format!("alice:{SECRET}\n{}:{SECRET}\n", "u".repeat(255)));
+    let rules = "deny to .blocked.test\nallow user any to all\nallow to all\n";
+    let server = Ruled::with(rules, &["--users", users.path(), "--auth-penalty", "0"]);
+    let target = Target::echo();
+    let mut other = tunnel(&server, target.addr);
+    let before = server.holds().0;
+    // The longest there are, and what they are good for.
+    let (rep, _, mut client) =
+        ask5_as(&"u".repeat(255), server.connect(), &request5(1, target.addr));
+    assert_eq!(rep, 0);
+    assert_echoes(&mut client);
+    drop(client);
+    let mut client = server.sent(&request4(1, target.addr, &[b'u'; 255]));
+    assert_eq!(reply4(&mut client).0, 90);
+    drop(client);
+    let served = target.accepted();
+    for len in [255, 256, 257, 1_023, 1_024, 4_096, 65_536] {
+        let long = vec![b'a'; len];
+        let port = target.addr.port();
+        for octets in [
+            request4(1, target.addr, &long)[..8 + len].to_vec(),
+            request4a(1, 1, &long, port, b""),
+            request4a(1, 1, b"localhost", port, &long)[..8 + len].to_vec(),
+        ] {
+            let mut client = server.connect();
+            // It may be cut before all has been sent.
+            let _ = client.write_all(&octets);
+            let _ = client.shutdown(Shutdown::Write);
+            let mut answer = Vec::new();
+            let _ = client.read_to_end(&mut answer);
+            assert!(answer.is_empty() || answer[..2] == [0, REJECTED], "{len}: {answer:02x?}");
+        }
+    }
+    for (uname, passwd) in [(0, 0), (255, 255), (0, 255), (255, 0)] {
+        let login = login(&vec![b'x'; uname], &vec![0xff; passwd]);
+        let mut client = server.sent(&[&[5, 1, 2][..], &login].concat());
+        assert_eq!(read_to_end(&mut client), [5, 2, 1, 1]);
+        // microsocks 47d1680: one that never ends is no password.
+        let mut client = server.sent(&[&[5, 1, 2][..], &login[..login.len() - 1]].concat());
+        client.shutdown(Shutdown::Write).unwrap();
+        assert_eq!(read_to_end(&mut client), [5, 2]);
+    }
+    assert_eq!(target.accepted(), served);
+    assert_echoes(&mut other);
+    // microsocks e8cc58f: nor does any of them leave a descriptor behind.
+    eventually("all descriptors are closed", || server.holds().0 == before);
+}
+
+#[test]
+fn cve_2007_2031_a_request_of_http_is_no_request_at_all() {
+    let server = Ruled::by("allow to all");
+    let target = Target::echo();
+    let addr = target.addr;
+    for head in ["GET http://", "POST http://", "CONNECT "] {
+        for len in [0, 300, 20_000] {
+            let path = "a".repeat(len);
+            let request = format!("{head}{addr}/{path} HTTP/1.1\r\nHost: {addr}\r\n\r\n");
+            let mut client = server.connect();
+            let _ = client.write_all(request.as_bytes());
+            assert_ends_silently(&mut client, SOON);
+        }
+    }
+    server.log_lines(&["event=refuse", "reason=protocol", "rule=- "], 9);
+    target.assert_untouched();
+    assert_echoes(&mut tunnel(&server, addr));
+}
+
+#[test]
+fn cve_2023_38545_a_name_too_long_is_refused_and_not_looked_up_however_slowly_it_comes() {
+    isolated(
+        "cve_2023_38545_a_name_too_long_is_refused_and_not_looked_up_however_slowly_it_comes",
+        || {
+            let dns = Dns::start(&[]);
+            let target = Target::echo();
+            let server = Ruled::by("allow to all");
+            let long = "localhost.".repeat(26);
+            for (len, slow) in [(256, false), (256, true), (260, false)] {
+                let name = &long.as_bytes()[..len];
+                let request = request4a(1, 1, name, target.addr.port(), b"");
+                let mut client = server.connect();
+                for part in request.chunks(if slow { 16 } else { 1_024 }) {
+                    let _ = client.write_all(part);
+                    thread::sleep(Duration::from_millis(2));
+                }
+                assert_eq!(read(&mut client, 8)[..2], [0, REJECTED]);
+            }
+            // One of 255 octets is longer than any name can be, and cut short nowhere either.
+            let name = &long.as_bytes()[..255];
+            let request = [HELLO, &request5_name(1, name, target.addr.port())].concat();
+            let mut client = server.connect();
+            for part in request.chunks(16) {
+                client.write_all(part).unwrap();
+                thread::sleep(Duration::from_millis(2));
+            }
+            assert_eq!(read(&mut client, 2), [5, 0]);
+            assert_ne!(reply5(&mut client).0, 0);
+            assert_eq!(dns.all_asked(), [""; 0]);
+            target.assert_untouched();
+        },
+    );
+}
+
+#[test]
+fn ghsa_qwrf_gfpj_qvj6_no_spelling_of_what_is_denied_gets_past() {
+    isolated("ghsa_qwrf_gfpj_qvj6_no_spelling_of_what_is_denied_gets_past", || {
+        // As inet_aton(3) and the resolver would have them.
+        let dns = Dns::start(&[
+            ("blocked.test", &["127.0.0.1"]),
+            ("blocked.test.", &["127.0.0.1"]),
+            ("[blocked.test]", &["127.0.0.1"]),
+            ("[127.0.0.1]", &["127.0.0.1"]),
+            ("[::1]", &["::1"]),
+            ("alias.test", &["127.0.0.1"]),
+            ("alias6.test", &["::1"]),
+            ("public.test", &[PUBLIC]),
+            ("www.public.test", &[PUBLIC]),
+        ]);
+        let (v4, v6) = (Target::echo(), Target::echo_on("::1"));
+        for rules in [
+            "deny to .blocked.test,127.0.0.0/8,::1\nallow to all",
+            "deny to blocked.test,loopback\nallow to all",
+            "list bad /dev/stdin\ndeny to list:bad\nallow to all",
+        ] {
+            let list = TempFile::new("blocked.test\n127.0.0.0/8\n::1\n");
+            let server = Ruled::by(&rules.replace("/dev/stdin", list.path()));
+            let ports = [v4.addr.port(), v6.addr.port()];
+            for name in [
+                "blocked.test",
+                "BLOCKED.Test",
+                "blocked.test.",
+                "blocked.test..",
+                ".blocked.test",
+                "[blocked.test]",
+                "[127.0.0.1]",
+                "[::1]",
+                "[::ffff:127.0.0.1]",
+                "127.1",
+                "127.0.0.1.",
+                "0x7f.1",
+                "017700000001",
+                "2130706433",
+                "::ffff:127.0.0.1",
+                "::ffff:7f00:1",
+                "::127.0.0.1",
+                "64:ff9b::7f00:1",
+                "2002:7f00:1::",
+                "::1",
+                "0:0:0:0:0:0:0:1",
+                "::1%lo",
+                "alias.test",
+                "alias6.test",
+                "blocked.test\0.example.org",
+                " blocked.test",
+                "blocked.test ",
+                "0.0.0.0",
+                "::",
+            ] {
+                for port in ports {
+                    let request = request5_name(1, name.as_bytes(), port);
+                    let (rep, _, mut client) = ask5(server.connect(), &request);
+                    assert_ne!(rep, 0, "{name:?} under {rules}");
+                    assert_eq!(read_to_end(&mut client), b"");
+                    let mut client = server.sent(&request4a(1, 1, name.as_bytes(), port, b""));
+                    assert_eq!(reply4(&mut client).0, REJECTED, "{name:?} under {rules}");
+                }
+            }
+            for address in ["::ffff:127.0.0.1", "::127.0.0.1", "64:ff9b::7f00:1", "2002:7f00:1::"] {
+                for port in ports {
+                    let addr = SocketAddr::new(address.parse().unwrap(), port);
+                    assert_denied(&server, &[request5(1, addr)], &[]);
+                }
+            }
+        }
+        // Where a name is denied and what it leads to is not, the name has to be found out.
+        ip(&format!("addr add {PUBLIC}/32 dev lo"));
+        let public = Target::echo_on(PUBLIC);
+        let server = Ruled::by("deny to .public.test\nallow to any\n");
+        for name in ["public.test", "WWW.public.TEST.", "public.test..", "www..public.test"] {
+            let request = request5_name(1, name.as_bytes(), public.addr.port());
+            assert_ne!(ask5(server.connect(), &request).0, 0, "{name}");
+        }
+        assert_eq!(ask5(server.connect(), &request5(1, public.addr)).0, 0);
+        assert_eq!(public.accepted(), 1);
+
+        let denied = dns.all_asked().into_iter().filter(|name| !name.starts_with("alias"));
+        assert_eq!(denied.collect::<Vec<_>>(), [""; 0]);
+        v4.assert_untouched();
+        v6.assert_untouched();
+    });
+}
+
+#[test]
+fn gost_no_password_is_right_for_an_empty_or_locked_one() {
+    let users = format!("alice:\nbob:!\ncarol:*\ndave:!{SECRET}\nerin:{SECRET}\n");
+    let users = TempFile::new(&users);
+    let server =
+        Ruled::with("allow user any to all", &["--users", users.path(), "--auth-penalty", "0"]);
+    let target = Target::echo();
+    for name in ["alice", "bob", "carol", "dave", ""] {
+        for password in ["", "!", "*", "secret", SECRET] {
+            let login = login(name.as_bytes(), password.as_bytes());
+            let octets = [&[5, 1, 2][..], &login, &request5(1, target.addr)].concat();
+            assert_eq!(read_to_end(&mut server.sent(&octets)), [5, 2, 1, 1], "{name} {password}");
+        }
+    }
+    server.log_lines(&["event=refuse", "reason=auth"], 25);
+    target.assert_untouched();
+    assert_eq!(ask5_as("erin", server.connect(), &request5(1, target.addr)).0, 0);
+}
+
+#[test]
+fn udp_26_as_in_3proxy_once_not_only_the_first_target_of_an_association_is_judged() {
+    let (good, bad) = (udp::echo_on("127.0.0.1"), UdpSocket::bind("127.0.0.2:0").unwrap());
+    let server = Ruled::by("deny to 127.0.0.2\nallow to all\n");
+    let association = Association::open(&server);
+    for round in 0..3 {
+        association.send(good, b"allowed");
+        assert_eq!(association.receive(), b"allowed", "{round}");
+        association.send(bad.local_addr().unwrap(), b"denied");
+        association.send_to_name("127.0.0.2", bad.local_addr().unwrap().port(), b"denied");
+        association.send_to_name("127.2", bad.local_addr().unwrap().port(), b"denied");
+    }
+    assert_no_datagram(&bad);
+    end(&server, association.control);
+    server.log_line(&["event=close", "command=udp", "up=21", "down=21", "dropped=9"]);
+}
+
+#[test]
+fn udp_05_as_in_v2ray_once_no_datagram_passes_that_no_password_stands_behind() {
+    let users = staff_and_bob();
+    let server = Ruled::with("allow user alice to all", &["--users", users.path()]);
+    let target = UdpSocket::bind("127.0.0.1:0").unwrap();
+    target.set_read_timeout(Some(SOON)).unwrap();
+    let mut datagram = Vec::new();
+    socksd::wire::udp::encode_header(target.local_addr().unwrap(), &mut datagram);
+    datagram.push(b'x');
+    // Not at the port of the server, which has none for datagrams.
+    let stranger = UdpSocket::bind("127.0.0.9:0").unwrap();
+    stranger.send_to(&datagram, server.addr).unwrap();
+    // Not where another user's association is, from elsewhere; and not when that is over.
+    let any = SocketAddr::from(([0, 0, 0, 0], 0));
+    assert_eq!(ask5_as("bob", server.connect(), &request5(3, any)).0, DENIED);
+    let (rep, bnd, control) = ask5_as("alice", server.connect(), &request5(3, any));
+    assert_eq!(rep, 0);
+    stranger.send_to(&datagram, bnd).unwrap();
+    assert_no_datagram(&target);
+    let own = UdpSocket::bind("127.0.0.1:0").unwrap();
+    own.send_to(&datagram, bnd).unwrap();
+    target.set_read_timeout(Some(SOON)).unwrap();
+    assert_eq!(target.recv(&mut [0; 16]).unwrap(), 1);
+    end(&server, control);
+    own.send_to(&datagram, bnd).unwrap();
+    assert_no_datagram(&target);
+}
