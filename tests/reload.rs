@@ -475,3 +475,44 @@ fn under_load_fifty_reloads_lose_no_session_and_no_octet() {
         thread::sleep(Duration::from_millis(250));
     }
 }
+
+#[test]
+fn no_session_slips_through_a_strict_reload_while_it_begins() {
+    const THREADS: u8 = 8;
+    let server = Reloaded::start("deny\n", "", &["--strict-reload"]);
+    let target = Target::echo();
+    let mut through = 0;
+    for round in 0..10 {
+        server.rule("allow to all\n");
+        let over = AtomicBool::new(false);
+        let kept: Vec<TcpStream> = thread::scope(|scope| {
+            let threads: Vec<_> = (1..=THREADS)
+                .map(|from| {
+                    let (server, over, target) = (&server, &over, target.addr);
+                    scope.spawn(move || {
+                        let mut kept = Vec::new();
+                        while !over.load(Ordering::SeqCst) && kept.len() < 20 {
+                            let mut client =
+                                connect_from(Ipv4Addr::new(127, 0, 0, from), server.addr);
+                            let octets = [HELLO, &request5(1, target)].concat();
+                            client.write_all(&octets).unwrap();
+                            if read(&mut client, 2) == [5, 0] && reply5(&mut client).0 == 0 {
+                                kept.push(client);
+                            }
+                        }
+                        kept
+                    })
+                })
+                .collect();
+            thread::sleep(Duration::from_millis(3 * round));
+            server.rule("deny\n");
+            over.store(true, Ordering::SeqCst);
+            threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
+        });
+        through += kept.len();
+        for mut session in kept {
+            assert_ends_silently(&mut session, SOON);
+        }
+    }
+    assert!(through > 50, "{through}");
+}

@@ -813,6 +813,20 @@ fn a_session_that_passes_nothing_ends_at_the_idle_limit_of_its_rule() {
 }
 
 #[test]
+fn a_session_that_waits_for_its_turn_at_a_rate_is_not_idle() {
+    // Each gets its portion of 100 octets every three seconds.
+    let server = Ruled::by("allow to all rate-user 1000 idle 1\n");
+    let source = sends(10_000);
+    let sessions: Vec<TcpStream> = (0..30).map(|_| tunnel(&server, source.addr)).collect();
+    thread::sleep(Duration::from_secs(4));
+    let closed = server.log().into_iter().find(|line| line.contains("event=close"));
+    assert_eq!(closed, None);
+    drop(sessions);
+    let lines = server.log_lines(&["event=close"], 30);
+    assert!(lines.iter().all(|line| field(line, "down") != "0"), "{lines:#?}");
+}
+
+#[test]
 fn a_rule_may_have_nothing_logged_or_more_than_is_usual() {
     let rules = "allow from 127.0.0.2 to all port 1024-65535 log no\n\
                  deny from 127.0.0.3 log no\n\
@@ -851,6 +865,34 @@ fn a_rule_may_have_nothing_logged_or_more_than_is_usual() {
     assert_eq!(events("client=127.0.0.3:"), [""; 0]);
     assert_eq!(events("client=127.0.0.4:"), ["request", "connect", "close"]);
     assert_eq!(events("client=127.0.0.1:"), ["close"]);
+}
+
+#[test]
+fn of_a_name_the_addresses_are_used_whose_rules_have_room() {
+    isolated("of_a_name_the_addresses_are_used_whose_rules_have_room", || {
+        Dns::start(&[("two.test", &["127.0.0.5", "127.0.0.6"])]);
+        let five = SocketAddr::from(([127, 0, 0, 5], 80));
+        let six = SocketAddr::from(([127, 0, 0, 6], 80));
+        let target = Target::echo_at(&[five, six]);
+        let rules = "allow to 127.0.0.5 max-sessions 1\nallow to 127.0.0.6 max-sessions 1\n";
+        let server = Ruled::by(rules);
+        let ask = || ask5(server.connect(), &request5_name(1, b"two.test", 80));
+        // What was kept for the address not used is given back before the reply.
+        for (first, second) in [(five, 2), (six, 1)] {
+            let held = tunnel(&server, first);
+            let (rep, _, other) = ask();
+            assert_eq!(rep, 0);
+            assert_full(&server, ask(), "max-sessions of the rule");
+            end(&server, held);
+            let (rep, _, again) = ask();
+            assert_eq!(rep, 0);
+            let client = format!("client={} ", other.local_addr().unwrap());
+            end(&server, other);
+            assert_eq!(rule_of(&server.log_line(&["event=close", &client])), Some(second));
+            end(&server, again);
+        }
+        assert_eq!(target.accepted(), 6);
+    });
 }
 
 /// What became of a client.
