@@ -328,6 +328,12 @@ impl Target {
         self.accepted.load(Ordering::SeqCst)
     }
 
+    /// Asserts that so many connections have come, of which the last may be on their way.
+    pub fn assert_accepted(&self, count: usize) {
+        eventually("all connections have come", || self.accepted() >= count);
+        assert_eq!(self.accepted(), count, "connections came to {}", self.addr);
+    }
+
     /// Asserts that no connection has come, nor comes shortly.
     pub fn assert_untouched(&self) {
         thread::sleep(Duration::from_millis(100));
