@@ -349,6 +349,7 @@ fn the_manual_renders_without_a_complaint() {
         "SYNOPSIS",
         "DESCRIPTION",
         "SIGNALS",
+        "ENVIRONMENT",
         "FILES",
         "EXIT STATUS",
         "EXAMPLES",

@@ -878,9 +878,13 @@ fn a_signal_ends_the_server_with_status_0_whatever_it_is_doing() {
         let mut tunnel = tunnel(&server, target.addr);
         let _waiting = server.connect();
         server.signal(signal);
-        assert_eq!(server.wait(), Some(0), "{signal}");
-        server.log_line(&["event=stopping", &format!("signal={signal}")]);
-        assert_ends_silently(&mut tunnel, SOON);
+        server.log_line(&["event=stopping", &format!("signal={signal}"), "sessions=2"]);
         TcpStream::connect(server.addr).unwrap_err();
+        tunnel.write_all(b"goes on").unwrap();
+        assert_eq!(read(&mut tunnel, 7), b"goes on");
+        server.signal(signal);
+        assert_eq!(server.wait(), Some(0), "{signal}");
+        assert_eq!(read_to_end(&mut tunnel), b"");
+        server.log_line(&["event=close", "reason=stopped"]);
     }
 }
