@@ -16,6 +16,7 @@ use crate::config::{Config, PolicySource};
 use crate::dial::PerFamily;
 use crate::log::{Escaped, Level};
 use crate::policy::explain::Request;
+use crate::policy::nets::Block;
 use crate::server::Limits;
 use crate::server::listeners::{Listen, Manner, Place};
 use crate::server::sessions::Caps;
@@ -52,7 +53,7 @@ const fn values(
 }
 
 /// All options that are not numbers, in the order of the manual.
-pub const OPTIONS: [Opt; 25] = [
+pub const OPTIONS: [Opt; 26] = [
     flag("4", "ipv4-only", "reach IPv4 targets only"),
     flag("6", "ipv6-only", "reach IPv6 targets only"),
     values("", "advertise", "ADDR", "address told to clients for BIND and UDP, one per family"),
@@ -77,6 +78,7 @@ pub const OPTIONS: [Opt; 25] = [
     flag("", "no-fragments", "drop fragments of datagrams"),
     flag("", "peer-env", "take the client's address from the environment of the wrapper"),
     value("port-range", "LO-HI", "ports for BIND and UDP"),
+    value("proxy-protocol", "CLIENTS", "balancers that begin with a PROXY header"),
     flag("q", "quiet", "log only trouble and failed authentication"),
     flag("", "reuse-port", "let several processes listen on one port"),
     values("", "rule", "TEXT", "a rule, before those of --rules"),
@@ -366,6 +368,7 @@ fn config(matches: &Matches) -> Result<Config, UsageError> {
         inetd: matches.opt_present("inetd"),
         peer_env: matches.opt_present("peer-env"),
         limits: Limits { drain: seconds(&DRAIN)?, idle: some_seconds(&EXIT_WHEN_IDLE)? },
+        balancers: balancers(matches)?,
         policy: PolicySource {
             texts: matches.opt_strs("rule"),
             rules: matches.opt_str("rules").map(PathBuf::from),
@@ -440,6 +443,20 @@ fn listen(matches: &Matches) -> Result<Vec<Listen>, UsageError> {
         return Err(UsageError("options --inetd and --listen exclude each other".into()));
     }
     Ok(listen)
+}
+
+/// Blocks of addresses, and the word `unix`, between commas.
+fn balancers(matches: &Matches) -> Result<(Vec<Block>, bool), UsageError> {
+    let (mut blocks, mut unix) = (Vec::new(), false);
+    for item in matches.opt_str("proxy-protocol").iter().flat_map(|text| text.split(',')) {
+        if item == "unix" {
+            unix = true;
+        } else {
+            let wrong = |what| UsageError(format!("--proxy-protocol: {what}"));
+            blocks.push(Block::parse(item.as_bytes()).map_err(wrong)?);
+        }
+    }
+    Ok((blocks, unix))
 }
 
 fn unix_mode(matches: &Matches) -> Result<u32, UsageError> {

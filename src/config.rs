@@ -13,6 +13,7 @@ use crate::command::{Means, PortRange};
 use crate::dial::PerFamily;
 use crate::log::{Level, Log};
 use crate::policy::explain::Request;
+use crate::policy::nets::Block;
 use crate::policy::{Current, Policy};
 use crate::resolve::Resolver;
 use crate::server::inherit::Inherited;
@@ -36,6 +37,8 @@ pub struct Config {
     pub peer_env: bool,
     /// When to end.
     pub limits: Limits,
+    /// From where clients come who begin with a PROXY header, and whether those of UNIX sockets do.
+    pub balancers: (Vec<Block>, bool),
     /// Where the rules and the users are.
     pub policy: PolicySource,
     /// Whether a reload ends the sessions that the new rules and users would not grant.
@@ -202,6 +205,8 @@ impl Config {
             log,
             allow_4a: self.allow_4a,
             handshake_timeout: self.handshake_timeout,
+            balancers: self.balancers.0,
+            unix_balancer: self.balancers.1,
             ident_port: self.ident_port,
             ident_timeout: self.ident_timeout,
             idle: self.idle_timeout,

@@ -9,7 +9,7 @@ pub mod signals;
 
 use std::fs;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread::{self, JoinHandle};
@@ -18,9 +18,9 @@ use std::time::{Duration, Instant};
 use crate::log::{Level, Line};
 use crate::relay::End;
 use crate::server::listeners::{Client, Listener};
-use crate::server::sessions::{Caps, Refusal, Sessions};
+use crate::server::sessions::{Caps, HalfOpen, Refusal, Sessions, Slot};
 use crate::server::signals::Signal;
-use crate::session::{self, Service};
+use crate::session::{self, Seat, Service};
 use crate::sys::{self, PollFd};
 use crate::threads::lock;
 
@@ -265,6 +265,26 @@ impl Accepting {
     }
 }
 
+/// The slots of a session.
+struct Seated {
+    slot: Slot,
+    half_open: Option<HalfOpen>,
+}
+
+impl Seat for Seated {
+    fn number(&self) -> u64 {
+        self.slot.number()
+    }
+
+    fn belongs_to(&mut self, client: Option<IpAddr>) -> Result<(), String> {
+        self.slot.belongs_to(client).map_err(|refusal| format!("{refusal} limit reached"))
+    }
+
+    fn handshake_is_over(&mut self) {
+        self.half_open = None;
+    }
+}
+
 /// Where clients are let in or turned away.
 #[derive(Clone)]
 struct Door {
@@ -279,8 +299,9 @@ impl Door {
         if self.service.shuts_out(ip) {
             return self.refuse(addr, Refusal::AuthPenalty, None);
         }
-        let (slot, half_open) = match Sessions::admit(&self.sessions, ip) {
-            Ok(slots) => slots,
+        let (sessions, is_balancer) = (&self.sessions, self.service.is_balancer(ip));
+        let mut seated = match Sessions::admit(sessions, Some(ip).filter(|_| !is_balancer)) {
+            Ok((slot, half_open)) => Seated { slot, half_open: Some(half_open) },
             Err(refusal) => return self.refuse(addr, refusal, None),
         };
         let thread = match self.service.threads.reserve() {
@@ -289,8 +310,8 @@ impl Door {
         };
         let service = Arc::clone(&self.service);
         thread.run(move || {
-            session::run(&service, stream, addr, slot.number(), half_open);
-            drop(slot);
+            session::run(&service, stream, addr, &mut seated);
+            drop(seated);
         });
     }
 

@@ -19,7 +19,7 @@ use crate::command::caps::Slot;
 use crate::command::{Admission, Failure, Means, Opened, associate, bind, connect};
 use crate::dial::{self, Target};
 use crate::log::{Level, Line, Log};
-use crate::policy::nets::{Set, client_block};
+use crate::policy::nets::{Block, Set, client_block};
 use crate::policy::rules::{Ident, Logging, Place, Rule};
 use crate::policy::{Asker, Current, Policy};
 use crate::relay::rate::Rate;
@@ -28,6 +28,7 @@ use crate::relay::{self, End, Limits, Stopper, Traffic};
 use crate::session::live::{Grant, Live};
 use crate::sys::{self, PollFd};
 use crate::threads::{Reserved, Threads};
+use crate::wire::proxy::{self, Header};
 use crate::wire::socks4::{self, Cd};
 use crate::wire::socks5::{self, Method, Rep};
 use crate::wire::userpass;
@@ -64,6 +65,10 @@ pub struct Service {
     pub allow_4a: bool,
     /// How long a client may take from its connection to the end of its request.
     pub handshake_timeout: Duration,
+    /// From where clients come who begin with a PROXY header.
+    pub balancers: Vec<Block>,
+    /// Whether clients of UNIX sockets do.
+    pub unix_balancer: bool,
     /// The port at which a client's host answers IDENT queries.
     pub ident_port: u16,
     /// How long it may take to do so.
@@ -85,6 +90,15 @@ impl Service {
         self.penalties.shut_out(client_block(client), Instant::now())
     }
 
+    /// Whether a client at this address has to tell first for whom it comes.
+    #[must_use]
+    pub fn is_balancer(&self, client: Option<IpAddr>) -> bool {
+        match client {
+            Some(ip) => self.balancers.iter().any(|block| block.holds(ip)),
+            None => self.unix_balancer,
+        }
+    }
+
     /// Puts another policy in force.
     pub fn change_policy(&self, policy: Policy) {
         self.policy.set(policy);
@@ -94,18 +108,27 @@ impl Service {
     }
 }
 
-/// Serves one client that has just been accepted, to the end, and logs it as session `number`.
-/// `stream` may also be a UNIX stream socket, whose `client` has no address.
-/// Closes `stream`, and drops `half_open` as soon as the handshake is over.
-pub fn run(
-    service: &Service,
-    stream: TcpStream,
-    client: Option<SocketAddr>,
-    number: u64,
-    half_open: impl Sized,
-) {
-    let mut record = Record::new(number, client);
-    let granted = Session { service, client, record: &mut record }.serve(stream, half_open);
+/// A session's place among all others, which the server counts.
+pub trait Seat {
+    /// The number of the session in the log.
+    fn number(&self) -> u64;
+
+    /// Counts it for `client`, whom a balancer has told of, from now on.
+    ///
+    /// # Errors
+    /// The cap that is reached.
+    fn belongs_to(&mut self, client: Option<IpAddr>) -> Result<(), String>;
+
+    /// Counts it no more among those whose handshake is not complete.
+    fn handshake_is_over(&mut self);
+}
+
+/// Serves one client that has just been accepted, to the end, and logs it.
+/// `stream` may also be a UNIX stream socket, whose `client` has no address. Closes `stream`.
+pub fn run(service: &Service, stream: TcpStream, client: Option<SocketAddr>, seat: &mut impl Seat) {
+    let mut record = Record::new(seat.number(), client);
+    let session = Session { service, client, reached: None, record: &mut record };
+    let granted = session.serve(stream, seat);
     let record = Arc::new(record);
     match granted.map(|(granted, intake)| relay(service, &record, granted, intake)) {
         Ok(end) => record.write(&service.log, "close", Level::Normal, end, None),
@@ -270,6 +293,8 @@ struct Agreed {
 struct Session<'a> {
     service: &'a Service,
     client: Option<SocketAddr>,
+    /// Where the client has reached a balancer.
+    reached: Option<SocketAddr>,
     record: &'a mut Record,
 }
 
@@ -279,20 +304,19 @@ impl Session<'_> {
         self.client.map(|addr| addr.ip())
     }
 
-    fn serve(
-        &mut self,
-        stream: TcpStream,
-        half_open: impl Sized,
-    ) -> Result<(Granted, Intake), Stop> {
+    fn serve(mut self, stream: TcpStream, seat: &mut impl Seat) -> Result<(Granted, Intake), Stop> {
         relay::prepare(&stream);
         let mut intake = Intake::new(stream, self.record.begun + self.service.handshake_timeout);
+        if self.service.is_balancer(self.ip()) {
+            self.introduction(&mut intake, seat)?;
+        }
         let agreed = match intake.first_octet()? {
             socks4::VN => self.handshake4(&mut intake),
             socks5::VER => self.handshake5(&mut intake),
             // Such a client would not understand any reply.
             other => return Err(Stop::refused("protocol", DecodeError::Version(other))),
         };
-        drop(half_open);
+        seat.handshake_is_over();
         match agreed.and_then(|agreed| self.carry_out(agreed, &mut intake)) {
             Ok(granted) => Ok((granted, intake)),
             Err(stop) => {
@@ -302,6 +326,23 @@ impl Session<'_> {
                 Err(stop)
             }
         }
+    }
+
+    /// The header in which a balancer tells of its client.
+    fn introduction(&mut self, intake: &mut Intake, seat: &mut impl Seat) -> Result<(), Stop> {
+        let header = intake.decode(proxy::decode)?;
+        // The octets of the header are none of the handshake's.
+        intake.taken = 0;
+        (self.client, self.reached) = match header {
+            Header::Local => return Ok(()),
+            Header::Unknown => (None, None),
+            Header::Proxied { client, server } => (Some(client), Some(server)),
+        };
+        self.record.client = self.client;
+        if self.service.shuts_out(self.ip()) {
+            return Err(Stop::refused("penalty", "too many failures before"));
+        }
+        seat.belongs_to(self.ip()).map_err(|full| Stop::refused("limit", full))
     }
 
     /// SOCKS 4 and 4A: the request is all there is.
@@ -525,10 +566,13 @@ impl Session<'_> {
         let (local, client) = (intake.local()?, self.client.ok_or(IdentError::NoHost)?);
         let mut addr = client;
         addr.set_port(self.service.ident_port);
-        // A link-local address is no source without its scope; the system then finds it.
-        let source = Some(local.ip()).filter(|&ip| ip.is_ipv4() || !Set::Linklocal.holds(ip));
+        // A link-local address is no source without its scope, and a balancer's is none of this
+        // host's; the system then finds one.
+        let usable = |ip: &IpAddr| ip.is_ipv4() || !Set::Linklocal.holds(*ip);
+        let source = Some(local.ip()).filter(|ip| self.reached.is_none() && usable(ip));
         let (stream, _) = dial::connect(&[Target { addr, source }], deadline)?;
-        ident::ask(stream, client.port(), local.port(), deadline)
+        let port = self.reached.unwrap_or(local).port();
+        ident::ask(stream, client.port(), port, deadline)
     }
 
     fn granted(

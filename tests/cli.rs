@@ -256,7 +256,7 @@ fn every_message_before_the_start_is_in_the_manual_and_the_other_way_round() {
     fs::set_permissions(&open.0, fs::Permissions::from_mode(0o644)).unwrap();
     let busy = TcpListener::bind("127.0.0.1:0").unwrap();
     let busy = busy.local_addr().unwrap().to_string();
-    let cases: [(&[&str], &Vec<String>, i32); 31] = [
+    let cases: [(&[&str], &Vec<String>, i32); 32] = [
         (&["--nonsense"], usage, 100),
         (&["-x"], usage, 100),
         (&["--listen"], usage, 100),
@@ -271,6 +271,7 @@ fn every_message_before_the_start_is_in_the_manual_and_the_other_way_round() {
         (&["--advertise", "::1", "--advertise", "::2"], usage, 100),
         (&["--inetd", "--listen", "1080"], usage, 100),
         (&["--unix-mode", "rw"], usage, 100),
+        (&["--proxy-protocol", "10.0.0.1,balancer"], usage, 100),
         (&["--listen", "localhost:1080"], usage, 100),
         (&["--port-range", "9-5"], usage, 100),
         (&["--early-drop", "9-5"], usage, 100),

@@ -9,7 +9,7 @@ use crate::command::{Admission, Failure, Means};
 use crate::policy::Asker;
 use crate::policy::rules::Rule;
 use crate::relay::udp::Sockets;
-use crate::wire::{NO_ADDRESS, NO_ADDRESS6};
+use crate::wire::{NO_ADDRESS, NO_ADDRESS6, unspecified};
 
 /// Opens one socket towards the client, at the address `local` where it reached this server, and
 /// one for each family outward; returns them with BND of the reply.
@@ -22,12 +22,15 @@ pub fn open(
     means: &Means,
     asker: &Asker,
     rule: &Arc<Rule>,
-    mut local: SocketAddr,
+    local: SocketAddr,
 ) -> Result<(Sockets, SocketAddr, Admission), Failure> {
     let admission = means.admit(asker, rule)?;
+    let advertised = means.advertise.of_family(local.ip());
+    // Behind a NAT or a balancer, datagrams to the advertised address may come in anywhere.
+    let mut listen = if advertised.is_some() { unspecified(local.ip()) } else { local };
     let client = means.bind_port(|port| {
-        local.set_port(port);
-        UdpSocket::bind(local)
+        listen.set_port(port);
+        UdpSocket::bind(listen)
     })?;
     let outward = |any: SocketAddr, wanted: bool| {
         let ip = means.source(rule, any.ip()).unwrap_or(any.ip());
@@ -46,6 +49,6 @@ pub fn open(
         socket.set_nonblocking(true)?;
     }
     let port = client.local_addr()?.port();
-    let bnd = SocketAddr::new(means.advertise.of_family(local.ip()).unwrap_or(local.ip()), port);
+    let bnd = SocketAddr::new(advertised.unwrap_or(local.ip()), port);
     Ok((Sockets { client, v4, v6 }, bnd, admission))
 }

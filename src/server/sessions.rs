@@ -122,14 +122,14 @@ struct Count {
 }
 
 impl Count {
-    fn add(&mut self, client: IpAddr) {
+    fn add(&mut self, client: Option<IpAddr>) {
         self.total += 1;
-        self.by_client.add(client);
+        client.into_iter().for_each(|client| self.by_client.add(client));
     }
 
-    fn remove(&mut self, client: IpAddr) {
+    fn remove(&mut self, client: Option<IpAddr>) {
         self.total -= 1;
-        self.by_client.remove(client);
+        client.into_iter().for_each(|client| self.by_client.remove(client));
     }
 }
 
@@ -166,23 +166,30 @@ impl Sessions {
     }
 
     /// Takes a slot for a client, and one for the time of its handshake. Each is given back when it
-    /// is dropped.
+    /// is dropped. `None` is for a balancer, which has yet to tell for whom it comes: no cap of one
+    /// client is for it.
     ///
     /// # Errors
     /// The cap that is reached.
-    pub fn admit(this: &Arc<Self>, client: Option<IpAddr>) -> Result<(Slot, HalfOpen), Refusal> {
-        let client = client_block(client);
+    pub fn admit(
+        this: &Arc<Self>,
+        client: Option<Option<IpAddr>>,
+    ) -> Result<(Slot, HalfOpen), Refusal> {
+        let client = client.map(client_block);
         let mut state = lock(&this.state);
         if state.sessions.total >= this.caps.sessions {
             return Err(Refusal::Sessions);
         }
-        if state.sessions.by_client.of(&client) >= this.caps.per_client {
-            return Err(Refusal::PerClient);
-        }
-        if state.half_open.total >= this.caps.half_open
-            || state.half_open.by_client.of(&client) >= (this.caps.half_open / 4).max(1)
-        {
+        if state.half_open.total >= this.caps.half_open {
             return Err(Refusal::HalfOpen);
+        }
+        if let Some(client) = client {
+            if state.sessions.by_client.of(&client) >= this.caps.per_client {
+                return Err(Refusal::PerClient);
+            }
+            if state.half_open.by_client.of(&client) >= (this.caps.half_open / 4).max(1) {
+                return Err(Refusal::HalfOpen);
+            }
         }
         state.draws += 1;
         if this.caps.drops_early(state.sessions.total, this.luck.hash_one(state.draws)) {
@@ -214,7 +221,7 @@ impl Sessions {
 /// The right of one session to be there.
 pub struct Slot {
     sessions: Arc<Sessions>,
-    client: IpAddr,
+    client: Option<IpAddr>,
     number: u64,
 }
 
@@ -223,6 +230,22 @@ impl Slot {
     #[must_use]
     pub fn number(&self) -> u64 {
         self.number
+    }
+
+    /// Counts it for `client` from now on.
+    ///
+    /// # Errors
+    /// `PerClient`.
+    pub fn belongs_to(&mut self, client: Option<IpAddr>) -> Result<(), Refusal> {
+        let client = client_block(client);
+        let mut state = lock(&self.sessions.state);
+        if state.sessions.by_client.of(&client) >= self.sessions.caps.per_client {
+            return Err(Refusal::PerClient);
+        }
+        state.sessions.remove(self.client);
+        self.client = Some(client);
+        state.sessions.add(self.client);
+        Ok(())
     }
 }
 
@@ -241,7 +264,7 @@ impl Drop for Slot {
 /// The right of one session to take its time over the handshake.
 pub struct HalfOpen {
     sessions: Arc<Sessions>,
-    client: IpAddr,
+    client: Option<IpAddr>,
 }
 
 impl Drop for HalfOpen {
@@ -254,8 +277,8 @@ impl Drop for HalfOpen {
 mod tests {
     use super::*;
 
-    fn ip(text: &str) -> Option<IpAddr> {
-        Some(text.parse().unwrap())
+    fn ip(text: &str) -> Option<Option<IpAddr>> {
+        Some(Some(text.parse().unwrap()))
     }
 
     fn caps(sessions: u64, per_client: u64, half_open: u64) -> Caps {
@@ -291,7 +314,7 @@ mod tests {
     #[test]
     fn one_client_has_a_quarter_of_the_half_open_and_all_together_no_more_than_all() {
         let sessions = Arc::new(Sessions::new(caps(99, 99, 8), || ()));
-        let admit = |n: u8| Sessions::admit(&sessions, Some([192, 0, 2, n].into()));
+        let admit = |n: u8| Sessions::admit(&sessions, Some(Some([192, 0, 2, n].into())));
         let mut open: Vec<_> = (0..8).map(|n| admit(n / 2).ok().unwrap()).collect();
         for client in [0, 3, 4] {
             assert_eq!(admit(client).err(), Some(Refusal::HalfOpen), "{client}");
@@ -303,6 +326,22 @@ mod tests {
         assert!(admit(0).is_ok());
         assert!(admit(4).is_ok());
         assert_eq!(lock(&sessions.state).sessions.total, 8);
+    }
+
+    #[test]
+    fn a_session_through_a_balancer_is_counted_for_its_client() {
+        let sessions = Arc::new(Sessions::new(caps(9, 1, 4), || ()));
+        let admit = || Sessions::admit(&sessions, None).ok().unwrap();
+        let (mut one, _half) = admit();
+        let (mut other, _half) = admit();
+        let client = Some([192, 0, 2, 1].into());
+        assert!(one.belongs_to(client).is_ok());
+        assert_eq!(other.belongs_to(client), Err(Refusal::PerClient));
+        assert_eq!(Sessions::admit(&sessions, Some(client)).err(), Some(Refusal::PerClient));
+        drop(one);
+        assert!(other.belongs_to(client).is_ok());
+        drop(other);
+        assert!(lock(&sessions.state).sessions.by_client.is_empty());
     }
 
     #[test]

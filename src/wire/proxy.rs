@@ -36,9 +36,11 @@ const V2_FIXED: usize = 16;
 /// Whose connection this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Header {
-    /// The addresses of the connection itself hold: LOCAL, which is the balancer's own health
-    /// check, or a client of whom it can tell no IP address (UNKNOWN, AF_UNSPEC, AF_UNIX).
+    /// The addresses of the connection itself hold: LOCAL, the balancer's own health check.
     Local,
+    /// It is relayed for a client of whom the balancer can tell no IP address: UNKNOWN, AF_UNSPEC,
+    /// AF_UNIX.
+    Unknown,
     /// It is relayed. Neither address is an IPv4-mapped one, so their families may differ.
     Proxied {
         /// The source: who connected to the balancer.
@@ -84,7 +86,7 @@ fn decode_v1(r: &mut Reader<'_>) -> Result<Header, DecodeError> {
             r.take(end.ok_or(DecodeError::Incomplete)?)?;
         }
         expect(r, b"\r\n", "bad protocol")?;
-        return Ok(Header::Local);
+        return Ok(Header::Unknown);
     }
     expect(r, b"TCP", "bad protocol")?;
     let parse: fn(&str) -> Option<IpAddr> = match r.octet()? {
@@ -125,7 +127,7 @@ fn decode_v2(r: &mut Reader<'_>) -> Result<Header, DecodeError> {
         // The family of LOCAL means nothing.
         _ if is_local => (0, |_| Ok(Header::Local)),
         // AF_UNSPEC without and with STREAM, AF_UNIX with STREAM.
-        0x00 | 0x01 | 0x31 => (0, |_| Ok(Header::Local)),
+        0x00 | 0x01 | 0x31 => (0, |_| Ok(Header::Unknown)),
         0x11 => (12, addresses::<4>),
         0x21 => (36, addresses::<16>),
         0x02 | 0x12 | 0x22 | 0x32 => return Err(DecodeError::ProxyHeader("not a stream")),
