@@ -12,9 +12,10 @@ use std::time::Duration;
 use getopts::{Fail, Matches, Options};
 
 use crate::command::PortRange;
-use crate::config::{Config, PolicySource};
+use crate::config::{Config, LogTo, PolicySource};
 use crate::dial::PerFamily;
-use crate::log::{Escaped, Level};
+use crate::log::syslog::FACILITIES;
+use crate::log::{Escaped, Format, Level};
 use crate::policy::explain::Request;
 use crate::policy::nets::Block;
 use crate::server::Limits;
@@ -53,7 +54,7 @@ const fn values(
 }
 
 /// All options that are not numbers, in the order of the manual.
-pub const OPTIONS: [Opt; 26] = [
+pub const OPTIONS: [Opt; 28] = [
     flag("4", "ipv4-only", "reach IPv4 targets only"),
     flag("6", "ipv6-only", "reach IPv6 targets only"),
     values("", "advertise", "ADDR", "address told to clients for BIND and UDP, one per family"),
@@ -74,6 +75,7 @@ pub const OPTIONS: [Opt; 26] = [
         "where to listen, also PORT for both loopbacks, or unix:PATH [127.0.0.1:1080]",
     ),
     value("log", "FILE", "append the log to FILE [standard error]"),
+    value("log-format", "FORMAT", "text or json [text]"),
     flag("", "no-4a", "speak SOCKS 4 without host names"),
     flag("", "no-fragments", "drop fragments of datagrams"),
     flag("", "peer-env", "take the client's address from the environment of the wrapper"),
@@ -85,6 +87,7 @@ pub const OPTIONS: [Opt; 26] = [
     value("rules", "FILE", "who may do what [clients from inside or with a password, to outside]"),
     values("", "source", "ADDR", "address to leave from, one per family"),
     flag("", "strict-reload", "end sessions that new rules or users would not grant"),
+    value("syslog", "FACILITY", "send the log to the syslog daemon"),
     value("unix-mode", "MODE", "mode of UNIX sockets, octal [600]"),
     value("users", "FILE", "users and hashes are in FILE; without rules, demand a password"),
     flag("V", "version", "print the version and exit"),
@@ -378,8 +381,9 @@ fn config(matches: &Matches) -> Result<Config, UsageError> {
         ident_port: u16::try_from(number(matches, &IDENT_PORT)?).unwrap_or(u16::MAX),
         ident_timeout: seconds(&IDENT_TIMEOUT)?,
         auth_penalty: seconds(&AUTH_PENALTY)?,
-        log: matches.opt_str("log").map(PathBuf::from),
+        log: log_to(matches)?,
         level,
+        format: format(matches)?,
         advertise: addresses(matches, "advertise")?,
         source: addresses(matches, "source")?,
         ports: port_range(matches)?,
@@ -417,6 +421,36 @@ fn number(matches: &Matches, option: &Number) -> Result<u64, UsageError> {
 
 fn count(matches: &Matches, option: &Number) -> Result<usize, UsageError> {
     number(matches, option).map(|number| usize::try_from(number).unwrap_or(usize::MAX))
+}
+
+fn log_to(matches: &Matches) -> Result<LogTo, UsageError> {
+    let name = match (matches.opt_str("log"), matches.opt_str("syslog")) {
+        (None, None) => return Ok(LogTo::Stderr),
+        (Some(path), None) => return Ok(LogTo::File(path.into())),
+        (None, Some(name)) => name,
+        (Some(_), Some(_)) => {
+            return Err(UsageError("options --log and --syslog exclude each other".into()));
+        }
+    };
+    let found = FACILITIES.into_iter().find(|(known, _)| *known == name);
+    found.map(|(_, facility)| LogTo::Syslog(facility)).ok_or_else(|| {
+        UsageError(format!(
+            "--syslog {}: expected {}",
+            name.escape_debug(),
+            FACILITIES.map(|(name, _)| name).join(", ")
+        ))
+    })
+}
+
+fn format(matches: &Matches) -> Result<Format, UsageError> {
+    match matches.opt_str("log-format").as_deref() {
+        None | Some("text") => Ok(Format::Text),
+        Some("json") => Ok(Format::Json),
+        Some(other) => {
+            let other = other.escape_debug();
+            Err(UsageError(format!("--log-format {other}: expected text or json")))
+        }
+    }
 }
 
 fn listen(matches: &Matches) -> Result<Vec<Listen>, UsageError> {
@@ -580,6 +614,13 @@ mod tests {
             ("--unix-mode 1000", "--unix-mode 1000: expected MODE, octal to 777"),
             ("--inetd -l 1", "options --inetd and --listen exclude each other"),
             ("-4 -6", "options -4 and -6 exclude each other"),
+            ("--log a --syslog user", "options --log and --syslog exclude each other"),
+            ("--log-format xml", "--log-format xml: expected text or json"),
+            (
+                "--syslog kern",
+                "--syslog kern: expected user, mail, daemon, auth, syslog, lpr, news, uucp, cron, \
+                 authpriv, ftp, local0, local1, local2, local3, local4, local5, local6, local7",
+            ),
             ("-q -v", "options -q and -v exclude each other"),
             ("--nonsense", "unknown option --nonsense"),
             ("-x", "unknown option -x"),

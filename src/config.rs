@@ -11,7 +11,8 @@ use crate::auth::penalties::Penalties;
 use crate::command::caps::Caps as SharedCaps;
 use crate::command::{Means, PortRange};
 use crate::dial::PerFamily;
-use crate::log::{Level, Log};
+use crate::log::syslog::Facility;
+use crate::log::{Format, Level, Log};
 use crate::policy::explain::Request;
 use crate::policy::nets::Block;
 use crate::policy::{Current, Policy};
@@ -49,10 +50,12 @@ pub struct Config {
     pub ident_timeout: Duration,
     /// How long a client is shut out that fails to authenticate; zero for never.
     pub auth_penalty: Duration,
-    /// The log file, in place of standard error.
-    pub log: Option<PathBuf>,
+    /// Where to log.
+    pub log: LogTo,
     /// How much to log.
     pub level: Level,
+    /// What the lines look like.
+    pub format: Format,
     /// Addresses told to clients in BIND and UDP ASSOCIATE replies.
     pub advertise: PerFamily,
     /// Addresses to leave from.
@@ -87,6 +90,17 @@ pub struct Config {
     pub idle_timeout: Option<Duration>,
     /// How long an association may pass no datagram; `None` for ever.
     pub udp_idle_timeout: Option<Duration>,
+}
+
+/// Where to log.
+#[derive(Debug, PartialEq, Eq)]
+pub enum LogTo {
+    /// To standard error.
+    Stderr,
+    /// To the end of this file.
+    File(PathBuf),
+    /// To the syslog daemon.
+    Syslog(Facility),
 }
 
 /// Where the rules and the users are.
@@ -171,10 +185,11 @@ impl Config {
     pub fn start(self) -> Result<Started, StartError> {
         let inherited = self.inherited().map_err(|error| StartError::Config(vec![error]))?;
         let policy = self.policy.load()?;
-        let log = match &self.log {
-            None => Log::to_stderr(self.level),
-            Some(path) => Log::to_file(self.level, path)
-                .map_err(|error| StartError::system(&format!("open {}", path.display()), &error))?,
+        let (level, format) = (self.level, self.format);
+        let log = match self.log {
+            LogTo::Stderr => Log::to_stderr(level, format),
+            LogTo::File(path) => Log::to_file(level, format, path).map_err(StartError::System)?,
+            LogTo::Syslog(facility) => Log::to_syslog(level, format, facility),
         };
         let caps = server::fit(self.caps)
             .map_err(|error| StartError::system("read the limit on descriptors", &error))?;

@@ -1,8 +1,10 @@
-//! The log: one event, one line of `key=value`, one write.
+//! The log: one event, one line of `key=value` or one object of JSON, one write.
 //!
 //! What a peer sent is escaped before it comes here as text, so no line can be forged or split.
-//! Writing never blocks a session: a line that a full pipe or disk would not take is dropped and
-//! counted, and the count is told with the next line that goes out.
+//! Writing never blocks a session: a line that a full pipe or disk, or the syslog daemon, would not
+//! take is dropped and counted, and the count is told with the next line that goes out.
+
+pub mod syslog;
 
 use std::fmt::{self, Display, Write as _};
 use std::fs::{File, OpenOptions};
@@ -10,11 +12,12 @@ use std::io::{self, IsTerminal as _, Write as _};
 use std::net::SocketAddr;
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::date::{DAY, Date};
+use crate::log::syslog::{Facility, Severity, Syslog};
 use crate::sys::{self, PollFd};
 use crate::threads::lock;
 
@@ -29,25 +32,51 @@ pub enum Level {
     Verbose,
 }
 
+/// What a line looks like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// `key=value`, with blanks between.
+    Text,
+    /// An object of JSON, RFC 8259.
+    Json,
+}
+
+impl Format {
+    fn render(self, text: String) -> String {
+        match self {
+            Self::Text => text,
+            Self::Json => json(&text),
+        }
+    }
+}
+
 /// Where lines go. Shared by all threads.
 pub struct Log {
     level: Level,
+    format: Format,
+    /// The file, if it is one that was opened by name.
+    path: Option<PathBuf>,
     sink: Mutex<Sink>,
 }
 
 struct Sink {
-    /// `None` where there is none to write to.
-    file: Option<File>,
+    out: Out,
     /// Lines that did not go out and have not been told of.
     dropped: u64,
     /// Whether the last line was cut short by a full disk or terminal.
     torn: bool,
 }
 
+enum Out {
+    /// `None` where there is none to write to.
+    File(Option<File>),
+    Syslog(Syslog),
+}
+
 impl Log {
     /// Logs to standard error.
     #[must_use]
-    pub fn to_stderr(level: Level) -> Self {
+    pub fn to_stderr(level: Level, format: Format) -> Self {
         let stderr = io::stderr();
         let shared = || stderr.as_fd().try_clone_to_owned().map(File::from);
         let file = if stderr.is_terminal() {
@@ -61,20 +90,38 @@ impl Log {
         } else {
             shared()
         };
-        Self::new(level, file.ok())
+        Self::new(level, format, None, Out::File(file.ok()))
     }
 
     /// Logs to the end of the file at `path`, which is made if need be, readable by its owner only.
     ///
     /// # Errors
-    /// As open(2).
-    pub fn to_file(level: Level, path: &Path) -> io::Result<Self> {
-        let file = OpenOptions::new().append(true).create(true).mode(0o600).open(path)?;
-        Ok(Self::new(level, Some(file)))
+    /// A message with the reason of open(2).
+    pub fn to_file(level: Level, format: Format, path: PathBuf) -> Result<Self, String> {
+        let file = open(&path)?;
+        Ok(Self::new(level, format, Some(path), Out::File(Some(file))))
     }
 
-    fn new(level: Level, file: Option<File>) -> Self {
-        Self { level, sink: Mutex::new(Sink { file, dropped: 0, torn: false }) }
+    /// Logs to the syslog daemon of this host, whether or not it runs yet.
+    #[must_use]
+    pub fn to_syslog(level: Level, format: Format, facility: Facility) -> Self {
+        Self::new(level, format, None, Out::Syslog(Syslog::new(facility)))
+    }
+
+    fn new(level: Level, format: Format, path: Option<PathBuf>, out: Out) -> Self {
+        Self { level, format, path, sink: Mutex::new(Sink { out, dropped: 0, torn: false }) }
+    }
+
+    /// Opens the file of [`Log::to_file`] anew, since the one of that name may be another by now.
+    /// Any other log stays as it is.
+    ///
+    /// # Errors
+    /// A message with the reason of open(2); the log then goes on to the file that was open.
+    pub fn reopen(&self) -> Result<(), String> {
+        let Some(path) = &self.path else { return Ok(()) };
+        let file = open(path)?;
+        lock(&self.sink).out = Out::File(Some(file));
+        Ok(())
     }
 
     /// Whether a line of `level` would be written.
@@ -91,20 +138,37 @@ impl Log {
         let mut sink = lock(&self.sink);
         if sink.dropped > 0 {
             let told = Line::new("log-dropped").field("lines", sink.dropped);
-            if sink.put(told) {
+            if sink.put(Level::Quiet, self.format, told) {
                 sink.dropped = 0;
             }
         }
-        if !sink.put(line) {
+        if !sink.put(level, self.format, line) {
             sink.dropped += 1;
         }
     }
 }
 
+fn open(path: &Path) -> Result<File, String> {
+    // A FIFO without a reader is an error then, and does not keep a reload waiting.
+    let flags = sys::O_NONBLOCK | sys::O_NOCTTY;
+    let mut options = OpenOptions::new();
+    let file = options.append(true).create(true).mode(0o600).custom_flags(flags).open(path);
+    file.map_err(|error| format!("cannot open {}: {error}", path.display()))
+}
+
 impl Sink {
     /// Writes one line if that can be done at once; tells whether it was written whole.
-    fn put(&mut self, line: Line) -> bool {
-        let Some(file) = &mut self.file else { return false };
+    fn put(&mut self, level: Level, format: Format, Line(line): Line) -> bool {
+        let file = match &mut self.out {
+            Out::File(Some(file)) => file,
+            Out::File(None) => return false,
+            Out::Syslog(syslog) => {
+                // The daemon notes the time itself.
+                let (_, line) = line.split_once(' ').unwrap_or_default();
+                let severity = Severity::of(level, line);
+                return syslog.send(severity, &format.render(line.into()));
+            }
+        };
         let mut fds = [PollFd::new(file, sys::POLLOUT)];
         // A pipe that is ready takes a line of up to PIPE_BUF (4,096) octets whole.
         let polled = sys::poll(&mut fds, Some(Duration::ZERO));
@@ -112,8 +176,12 @@ impl Sink {
         if polled.is_err() || !fd.has(sys::POLLOUT) || fd.has(sys::POLLERR) {
             return false;
         }
-        // What is left of a torn line ends where this one begins.
-        let text = [if self.torn { "\n" } else { "" }, &line.0, "\n"].concat();
+        let mut text = format.render(line);
+        text.push('\n');
+        if self.torn {
+            // What is left of a torn line ends where this one begins.
+            text.insert(0, '\n');
+        }
         match file.write(text.as_bytes()) {
             Ok(len) => {
                 self.torn = len < text.len();
@@ -143,10 +211,10 @@ impl Line {
         self
     }
 
-    /// Adds a text for a human, quoted and escaped.
+    /// Adds the last field, `error`: a text for a human, quoted and escaped.
     #[must_use]
     pub fn text(mut self, key: &str, value: impl Display) -> Self {
-        let _ = write!(self.0, " {key}={:?}", value.to_string());
+        let _ = write!(self.0, " {key}={}", Quoted(&value.to_string()));
         self
     }
 
@@ -172,6 +240,82 @@ impl Line {
             Some(addr) => self.field(key, addr),
             None => self.field(key, '-'),
         }
+    }
+}
+
+/// The fields that are numbers in JSON, besides those of [`NUMERIC_PREFIX`]; any other value that is
+/// known is a string.
+pub const NUMERIC: [&str; 17] = [
+    "session",
+    "up",
+    "down",
+    "dropped",
+    "seconds",
+    "count",
+    "lines",
+    "rules",
+    "users",
+    "sessions",
+    "per-client",
+    "half-open",
+    "uptime",
+    "threads",
+    "descriptors",
+    "names",
+    "accepted",
+];
+
+/// What fields begin with that are numbers as well.
+pub const NUMERIC_PREFIX: &str = "refused-";
+
+/// A line as an object of JSON. It is made of the text, so the two cannot tell different things,
+/// and text, the default, costs nothing more.
+fn json(text: &str) -> String {
+    let mut json = String::with_capacity(2 * text.len());
+    // The last field alone can have blanks in it; it is quoted as in JSON already.
+    let (fields, error) = match text.split_once(" error=") {
+        Some((fields, error)) => (fields, Some(error)),
+        None => (text, None),
+    };
+    let mut separator = '{';
+    for (key, value) in fields.split(' ').filter_map(|field| field.split_once('=')) {
+        let _ = match value {
+            "-" => write!(json, "{separator}\"{key}\":null"),
+            _ if NUMERIC.contains(&key) || key.starts_with(NUMERIC_PREFIX) => {
+                write!(json, "{separator}\"{key}\":{value}")
+            }
+            _ => write!(json, "{separator}\"{key}\":{}", Quoted(value)),
+        };
+        separator = ',';
+    }
+    if let Some(error) = error {
+        let _ = write!(json, ",\"error\":{error}");
+    }
+    json.push('}');
+    json
+}
+
+/// A text in double quotes, escaped as a string of JSON is (RFC 8259 section 7), and with it
+/// whatever a terminal would not show as a character.
+struct Quoted<'a>(&'a str);
+
+impl Display for Quoted<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_char('"')?;
+        for c in self.0.chars() {
+            match c {
+                '"' | '\\' => write!(f, "\\{c}")?,
+                '\n' => f.write_str("\\n")?,
+                ' '..='~' => f.write_char(c)?,
+                _ if c.escape_debug().len() == 1 => f.write_char(c)?,
+                _ => {
+                    for unit in c.encode_utf16(&mut [0; 2]) {
+                        write!(f, "\\u{unit:04x}")?;
+                    }
+                }
+            }
+        }
+        f.write_char('"')
     }
 }
 
@@ -242,6 +386,43 @@ mod tests {
     fn the_longest_session_line_fits_into_one_pipe_write() {
         let worst = [b'\n'; 255];
         let line = Line::new("close").octets("user", &worst).octets("dst", &worst);
-        assert!(line.0.len() + 1_000 < 4_096);
+        assert!(json(&line.0).len() > line.0.len());
+        assert!(json(&line.0).len() + 1_000 < 4_096);
+    }
+
+    #[test]
+    fn json_has_numbers_strings_and_null_in_the_order_of_the_text() {
+        let line = Line::new("refuse")
+            .field("session", 7)
+            .octets("user", b"a\"\\\x00\xff=1")
+            .field("addr", '-')
+            .octets("version", b"-")
+            .field("seconds", "0.500")
+            .field("reply", "05");
+        let (_, text) = line.0.split_once(' ').unwrap();
+        assert_eq!(
+            json(text),
+            r#"{"event":"refuse","session":7,"user":"a\"\\x5c\\x00\\xff=1","addr":null,"#
+                .to_owned()
+                + r#""version":"\\x2d","seconds":0.500,"reply":"05"}"#
+        );
+    }
+
+    #[test]
+    fn a_text_is_quoted_as_in_json() {
+        let text = "it's \"a\\b\"\n\t\0\x1b\x7f é \u{202e} \u{e0001}";
+        let quoted = r#""it's \"a\\b\"\n\u0009\u0000\u001b\u007f é \u202e \udb40\udc01""#;
+        assert_eq!(Quoted(text).to_string(), quoted);
+        let line = Line::new("error").text("error", text).0;
+        assert!(line.ends_with(&format!(" event=error error={quoted}")), "{line}");
+        assert!(json(&line).ends_with(&format!(",\"event\":\"error\",\"error\":{quoted}}}")));
+    }
+
+    #[test]
+    fn a_peer_cannot_make_what_looks_like_the_last_field() {
+        let line = Line::new("close").octets("user", b" error=\"x\"").octets("dst", b"error=");
+        let (_, text) = line.0.split_once(' ').unwrap();
+        let expected = r#"{"event":"close","user":"\\x20error=\"x\"","dst":"error="}"#;
+        assert_eq!(json(text), expected);
     }
 }

@@ -98,8 +98,12 @@ fn policy_line(line: Line, service: &Service) -> Line {
     line.field("rules", policy.len()).field("users", users)
 }
 
-/// Reads rules and users anew. Where anything is wrong with them, what is in force stays.
+/// Opens the log and reads rules and users anew. Where anything is wrong with either, what is in
+/// use stays.
 fn reload(source: &PolicySource, service: &Service) {
+    if let Err(error) = service.log.reopen() {
+        service.log.write(Level::Quiet, Line::new("reopen-failed").text("error", error));
+    }
     match source.load() {
         Ok(policy) => {
             service.change_policy(policy);

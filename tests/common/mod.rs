@@ -11,6 +11,7 @@
 #![allow(missing_docs, unreachable_pub)]
 
 pub mod dns;
+pub mod json;
 pub mod netns;
 pub mod udp;
 
@@ -58,7 +59,8 @@ impl Server {
         Self::spawn(Command::new(SOCKSD).args(["--listen", "127.0.0.1:0"]).args(args))
     }
 
-    /// Runs a command that becomes a server and logs to standard error.
+    /// Runs a command that becomes a server and logs to standard error. What it logs in JSON is
+    /// checked, and read as text.
     pub fn spawn(command: &mut Command) -> Self {
         let mut child = command
             .stdin(Stdio::null())
@@ -71,6 +73,7 @@ impl Server {
         let lines = Arc::clone(&log);
         thread::spawn(move || {
             for line in stderr.lines().map_while(Result::ok) {
+                let line = if line.starts_with('{') { json::to_text(&line) } else { line };
                 threads::lock(&lines.0).push(line);
                 lines.1.notify_all();
             }

@@ -1,0 +1,324 @@
+//! Where the log goes and what it looks like: syslog, JSON, the log opened anew.
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::unwrap_used
+)]
+
+mod common;
+
+use std::fs;
+use std::io::Write as _;
+use std::net::{SocketAddr, TcpStream};
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixDatagram;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::thread;
+
+use common::netns::isolated;
+use common::{
+    HELLO, SOCKSD, SOON, Target, TempFile, assert_ends_silently, connect, eventually, field, read,
+    request4, request5,
+};
+
+/// A directory that is removed when it is dropped.
+struct Directory(PathBuf);
+
+impl Directory {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("socksd-{name}-{}", std::process::id()));
+        fs::create_dir(&path).unwrap();
+        Self(path)
+    }
+
+    fn join(&self, name: &str) -> String {
+        self.0.join(name).to_str().unwrap().to_owned()
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A server that does not log to standard error, killed when it is dropped.
+struct Quiet(Child);
+
+impl Quiet {
+    fn start(args: &[&str]) -> Self {
+        let mut command = Command::new(SOCKSD);
+        command.args(args).stdin(Stdio::null()).stderr(Stdio::null());
+        Self(command.spawn().unwrap())
+    }
+
+    fn signal(&self, name: &str) {
+        let status = Command::new("kill").args(["-s", name, &self.0.id().to_string()]).status();
+        assert!(status.unwrap().success());
+    }
+}
+
+impl Drop for Quiet {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Has the server at `addr` log one refusal.
+fn refused(addr: SocketAddr) {
+    let mut client = connect(addr);
+    client.write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
+    assert_ends_silently(&mut client, SOON);
+}
+
+fn bound(path: &str) -> UnixDatagram {
+    let socket = UnixDatagram::bind(path).unwrap();
+    socket.set_read_timeout(Some(SOON)).unwrap();
+    socket
+}
+
+fn received(socket: &UnixDatagram) -> String {
+    let mut octets = [0; 16_384];
+    let len = socket.recv(&mut octets).expect("a datagram");
+    String::from_utf8(octets[..len].to_vec()).unwrap()
+}
+
+// Syslog. Namespaces give a port and a /dev/log that nobody else has.
+
+const ADDR: &str = "127.0.0.1:1080";
+
+/// Runs `body`, the whole of the test called `name`, where `/dev` is its own and has no log.
+fn with_own_dev(name: &str, body: impl FnOnce(SocketAddr)) {
+    isolated(name, || {
+        let setup = r#"set -e; new=$(mktemp -d); mount -t tmpfs none "$new"
+            for node in full null urandom; do
+                : >"$new/$node"; mount --bind "/dev/$node" "$new/$node"
+            done
+            mount --rbind "$new" /dev"#;
+        assert!(Command::new("sh").args(["-c", setup]).status().unwrap().success());
+        body(ADDR.parse().unwrap());
+    });
+}
+
+#[test]
+fn syslog_gets_lines_with_facility_and_severity_and_without_time() {
+    with_own_dev("syslog_gets_lines_with_facility_and_severity_and_without_time", |addr| {
+        let log = bound("/dev/log");
+        let rules = TempFile::new("allow to all");
+        let args = ["--listen", ADDR, "--rules", rules.path(), "-v", "--syslog"];
+        let server = Quiet::start(&[&args[..], &["local3"]].concat());
+        let head = format!("socksd[{}]: event=", server.0.id());
+        // 19 * 8 + 6
+        assert_eq!(received(&log), format!("<158>{head}listening addr={ADDR}"));
+        assert!(received(&log).starts_with(&format!("<158>{head}limits sessions=")));
+        assert!(received(&log).starts_with(&format!("<158>{head}policy rules=1 ")));
+
+        let target = Target::echo();
+        let mut client = connect(addr);
+        client.write_all(&[HELLO, &request5(1, target.addr)].concat()).unwrap();
+        read(&mut client, 4);
+        drop(client);
+        assert!(received(&log).starts_with(&format!("<159>{head}request session=1 client=")));
+        assert!(received(&log).starts_with(&format!("<159>{head}connect session=1 client=")));
+        assert!(received(&log).starts_with(&format!("<158>{head}close session=1 client=")));
+
+        fs::write(&rules.0, "bogus").unwrap();
+        server.signal("HUP");
+        let line = received(&log);
+        assert!(line.starts_with(&format!("<156>{head}reload-failed error=\"")), "{line}");
+        assert!(!line.contains('\n'));
+        drop(server);
+
+        let args = ["--listen", ADDR, "--syslog", "daemon", "--log-format", "json"];
+        let server = Quiet::start(&args);
+        let line = received(&log);
+        let head = format!("<30>socksd[{}]: ", server.0.id());
+        assert_eq!(line, format!(r#"{head}{{"event":"listening","addr":"{ADDR}"}}"#));
+    });
+}
+
+#[test]
+fn a_syslog_daemon_that_comes_late_or_anew_gets_the_lines_and_the_count_of_those_lost() {
+    const NAME: &str =
+        "a_syslog_daemon_that_comes_late_or_anew_gets_the_lines_and_the_count_of_those_lost";
+    with_own_dev(NAME, |addr| {
+        let server = Quiet::start(&["--listen", ADDR, "--syslog", "daemon"]);
+        eventually("it listens", || TcpStream::connect(addr).is_ok());
+        // Three lines of the start, and one of that connection.
+        let (mut lines, mut told, mut dropped) = (4, 0, 0);
+        for round in 2..5 {
+            let log = bound("/dev/log");
+            refused(addr);
+            lines += 1;
+            while told + dropped < lines {
+                let line = received(&log);
+                match line.strip_prefix(&format!("<28>socksd[{}]: ", server.0.id())) {
+                    Some(count) => {
+                        assert!(count.starts_with("event=log-dropped "), "{line}");
+                        dropped += field(count, "lines").parse::<usize>().unwrap();
+                    }
+                    None => told += 1,
+                }
+            }
+            drop(log);
+            fs::remove_file("/dev/log").unwrap();
+            (0..round).for_each(|_| refused(addr));
+            lines += round;
+        }
+        assert!(told >= 3 && dropped > 3, "{told} {dropped}");
+    });
+}
+
+#[test]
+fn a_syslog_daemon_that_is_replaced_at_once_loses_no_line() {
+    with_own_dev("a_syslog_daemon_that_is_replaced_at_once_loses_no_line", |addr| {
+        let mut log = bound("/dev/log");
+        let server = Quiet::start(&["--listen", ADDR, "--syslog", "daemon"]);
+        while !received(&log).contains("event=policy ") {}
+        for number in 1..=5 {
+            fs::remove_file("/dev/log").unwrap();
+            log = bound("/dev/log");
+            refused(addr);
+            assert!(received(&log).contains(&format!("event=refuse session={number} ")));
+        }
+        drop(server);
+    });
+}
+
+#[test]
+fn a_syslog_daemon_that_does_not_read_keeps_nobody_waiting() {
+    with_own_dev("a_syslog_daemon_that_does_not_read_keeps_nobody_waiting", |addr| {
+        const CLIENTS: usize = 600;
+        let log = bound("/dev/log");
+        let server = Quiet::start(&["--listen", ADDR, "--syslog", "daemon"]);
+        while !received(&log).contains("event=policy ") {}
+        // Whoever waited for the log would fail here.
+        (0..CLIENTS).for_each(|_| refused(addr));
+        let (mut seen, mut dropped) = (0, 0);
+        log.set_nonblocking(true).unwrap();
+        let mut octets = [0; 16_384];
+        eventually("all lines are told or counted", || {
+            while let Ok(len) = log.recv(&mut octets) {
+                let line = String::from_utf8_lossy(&octets[..len]).into_owned();
+                match line.contains("event=log-dropped ") {
+                    true => dropped += field(&line, "lines").parse::<usize>().unwrap(),
+                    false => seen += 1,
+                }
+            }
+            // One more, for the count to be told with.
+            if dropped == 0 {
+                refused(addr);
+            }
+            dropped > 0 && seen + dropped > CLIENTS
+        });
+        drop(server);
+    });
+}
+
+// JSON.
+
+#[test]
+fn python_reads_every_line_in_json() {
+    let directory = Directory::new("json");
+    let log = directory.join("log");
+    let args = ["--log-format", "json", "--log", &log, "--rule", "allow to all", "-v"];
+    let _server = Quiet::start(&[&["--listen", "127.0.0.1:0"], &args[..]].concat());
+    let lines = || fs::read_to_string(&log).unwrap_or_default();
+    eventually("it listens", || lines().contains(r#""event":"policy""#));
+    let text = common::json::to_text(lines().lines().next().unwrap());
+    let addr: SocketAddr = field(&text, "addr").parse().unwrap();
+
+    let target = Target::echo();
+    let mut client = connect(addr);
+    // USERID has everything that an octet can be, but NUL.
+    let userid: Vec<u8> = (1..=255).collect();
+    client.write_all(&request4(1, target.addr, &userid)).unwrap();
+    read(&mut client, 8);
+    drop(client);
+    eventually("the session is logged", || lines().contains(r#""event":"close""#));
+
+    let script = r#"import json, sys
+for line in sys.stdin:
+    item = json.loads(line, object_pairs_hook=list)
+    print(*(f"{key}={type(value).__name__}" for key, value in item))
+    item = json.loads(line)
+    if item["event"] == "close":
+        assert item["user"] == "".join(
+            chr(c) if 33 <= c <= 126 and c != 92 else f"\\x{c:02x}" for c in range(1, 256)
+        ), item["user"]
+        assert item["version"] == "4" and item["session"] == 1 and item["seconds"] < 60
+"#;
+    let mut python = Command::new("python3");
+    python.args(["-c", script]).stdin(fs::File::open(&log).unwrap());
+    let output = python.output().unwrap();
+    let (stdout, stderr) = (text_of(&output.stdout), text_of(&output.stderr));
+    assert!(output.status.success(), "{stderr}\n{}", lines());
+    let kinds = stdout.lines().last().unwrap();
+    assert_eq!(
+        kinds,
+        "time=str event=str session=int client=str user=str version=str command=str dst=str \
+         addr=str local=str rule=str reply=str up=int down=int dropped=int seconds=float reason=str"
+    );
+}
+
+fn text_of(octets: &[u8]) -> String {
+    String::from_utf8(octets.to_vec()).unwrap()
+}
+
+// The log opened anew.
+
+#[test]
+fn a_log_moved_away_before_hup_loses_no_line() {
+    const CLIENTS: usize = 400;
+    let directory = Directory::new("rotation");
+    let log = directory.join("log");
+    let server = Quiet::start(&["--listen", "127.0.0.1:0", "--log", &log]);
+    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    eventually("it listens", || read(&log).contains("event=policy "));
+    let addr: SocketAddr = field(read(&log).lines().next().unwrap(), "addr").parse().unwrap();
+    let clients = thread::spawn(move || (0..CLIENTS).for_each(|_| refused(addr)));
+    let mut all = String::new();
+    for number in 0..4 {
+        let old = directory.join(&format!("log.{number}"));
+        fs::rename(&log, &old).unwrap();
+        server.signal("HUP");
+        eventually("the log is made anew", || read(&log).contains("event=reload "));
+        let mode = fs::metadata(&log).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        all.push_str(&read(&old));
+    }
+    clients.join().unwrap();
+    let seen = |text: &str| text.matches(" event=refuse session=").count();
+    eventually("every refusal is logged", || seen(&all) + seen(&read(&log)) == CLIENTS);
+    all.push_str(&read(&log));
+    assert!(all.lines().all(|line| line.starts_with("time=")), "{all}");
+    assert_eq!(all.matches(" event=reload ").count(), 4);
+}
+
+#[test]
+fn a_log_that_cannot_be_opened_anew_goes_on_in_the_old_file() {
+    let directory = Directory::new("reopen");
+    let (kept, log) = (directory.join("kept"), directory.join("log"));
+    let server = Quiet::start(&["--listen", "127.0.0.1:0", "--log", &log]);
+    let lines = || fs::read_to_string(&kept).unwrap();
+    eventually("it listens", || fs::read_to_string(&log).is_ok_and(|log| log.contains("policy ")));
+    fs::rename(&log, &kept).unwrap();
+    fs::create_dir(&log).unwrap();
+    server.signal("HUP");
+    let told =
+        format!(" event=reopen-failed error=\"cannot open {log}: Is a directory (os error 21)\"\n");
+    eventually("that is told", || lines().contains(&told));
+    eventually("the rules are read all the same", || lines().contains(" event=reload "));
+
+    // A FIFO that nobody reads must not keep the server from hearing signals.
+    fs::remove_dir(&log).unwrap();
+    assert!(Command::new("mkfifo").arg(&log).status().unwrap().success());
+    server.signal("HUP");
+    eventually("that is told", || lines().matches("event=reopen-failed ").count() == 2);
+    server.signal("TERM");
+    eventually("it ends", || lines().contains(" event=stopping "));
+}
