@@ -54,7 +54,7 @@ const fn values(
 }
 
 /// All options that are not numbers, in the order of the manual.
-pub const OPTIONS: [Opt; 28] = [
+pub const OPTIONS: [Opt; 29] = [
     flag("4", "ipv4-only", "reach IPv4 targets only"),
     flag("6", "ipv6-only", "reach IPv6 targets only"),
     values("", "advertise", "ADDR", "address told to clients for BIND and UDP, one per family"),
@@ -79,6 +79,7 @@ pub const OPTIONS: [Opt; 28] = [
     flag("", "no-4a", "speak SOCKS 4 without host names"),
     flag("", "no-fragments", "drop fragments of datagrams"),
     flag("", "peer-env", "take the client's address from the environment of the wrapper"),
+    value("pid-file", "FILE", "write the process number to FILE"),
     value("port-range", "LO-HI", "ports for BIND and UDP"),
     value("proxy-protocol", "CLIENTS", "balancers that begin with a PROXY header"),
     flag("q", "quiet", "log only trouble and failed authentication"),
@@ -384,6 +385,7 @@ fn config(matches: &Matches) -> Result<Config, UsageError> {
         log: log_to(matches)?,
         level,
         format: format(matches)?,
+        pid_file: matches.opt_str("pid-file").map(PathBuf::from),
         advertise: addresses(matches, "advertise")?,
         source: addresses(matches, "source")?,
         ports: port_range(matches)?,

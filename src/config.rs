@@ -56,6 +56,8 @@ pub struct Config {
     pub level: Level,
     /// What the lines look like.
     pub format: Format,
+    /// The file to write the process number to.
+    pub pid_file: Option<PathBuf>,
     /// Addresses told to clients in BIND and UDP ASSOCIATE replies.
     pub advertise: PerFamily,
     /// Addresses to leave from.

@@ -1,6 +1,7 @@
 //! argv to exit status.
 
 use std::io::{self, Write as _};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -8,6 +9,7 @@ use socksd::cli::{self, Action};
 use socksd::config::{Config, PolicySource, StartError, Started};
 use socksd::hash;
 use socksd::log::{Level, Line};
+use socksd::server::pid_file::PidFile;
 use socksd::server::{Ending, Server, signals};
 use socksd::session::Service;
 
@@ -59,10 +61,12 @@ fn print_hash() -> Result<(), StartError> {
 }
 
 /// Starts the server and runs it until a signal ends it.
-fn run(config: Config) -> Result<(), StartError> {
+fn run(mut config: Config) -> Result<(), StartError> {
+    let pid_file = config.pid_file.take();
     signals::block().map_err(|error| StartError::system("block signals", &error))?;
     let asked = config.caps;
     let Started { listeners, clients, limits, service, caps, source } = config.start()?;
+    let _pid_file = pid_file.map(write_pid_file).transpose()?;
     let logging = Arc::clone(&service);
     std::panic::set_hook(Box::new(move |info| {
         logging.log.write(Level::Quiet, Line::new("panic").text("error", info));
@@ -89,6 +93,11 @@ fn run(config: Config) -> Result<(), StartError> {
         Ending::Signal(_) | Ending::Idle => Ok(()),
         Ending::Broken(error) => Err(StartError::system("accept clients", &error)),
     }
+}
+
+fn write_pid_file(path: PathBuf) -> Result<PidFile, StartError> {
+    let what = format!("write {}", path.display());
+    PidFile::write(path).map_err(|error| StartError::system(&what, &error))
 }
 
 /// Tells how much there is to go by.

@@ -4,6 +4,7 @@
 
 pub mod inherit;
 pub mod listeners;
+pub mod pid_file;
 pub mod sessions;
 pub mod signals;
 

@@ -257,7 +257,7 @@ fn every_message_before_the_start_is_in_the_manual_and_the_other_way_round() {
     fs::set_permissions(&open.0, fs::Permissions::from_mode(0o644)).unwrap();
     let busy = TcpListener::bind("127.0.0.1:0").unwrap();
     let busy = busy.local_addr().unwrap().to_string();
-    let cases: [(&[&str], &Vec<String>, i32); 35] = [
+    let cases: [(&[&str], &Vec<String>, i32); 37] = [
         (&["--nonsense"], usage, 100),
         (&["-x"], usage, 100),
         (&["--listen"], usage, 100),
@@ -292,6 +292,8 @@ fn every_message_before_the_start_is_in_the_manual_and_the_other_way_round() {
         (&["--users", "/nonexistent"], users, 100),
         (&["--users", "/"], users, 100),
         (&["--log", "/nonexistent/log"], system, 111),
+        (&["--listen", "127.0.0.1:0", "--pid-file", "/nonexistent/pid"], system, 111),
+        (&["--listen", "127.0.0.1:0", "--pid-file", "/"], system, 111),
         (&["--listen", &busy], system, 111),
     ];
     // Another test makes socksd tell this one.
@@ -315,7 +317,7 @@ fn every_message_before_the_start_is_in_the_manual_and_the_other_way_round() {
     // Most of these cannot be brought about from outside.
     let mut in_source =
         literals(&["src/main.rs", "src/config.rs", "src/hash.rs"], "StartError::system(\"");
-    in_source.extend(["open FILE", "listen on ADDRESS"].map(str::to_owned));
+    in_source.extend(["open FILE", "write FILE", "listen on ADDRESS"].map(str::to_owned));
     let in_manual = system.iter().map(|pattern| {
         pattern.strip_prefix("cannot ").unwrap().strip_suffix(": REASON").unwrap().to_owned()
     });

@@ -1,4 +1,4 @@
-//! Where the log goes and what it looks like: syslog, JSON, the log opened anew.
+//! Where the log goes and what it looks like: syslog, JSON, the log opened anew; and the pid file.
 #![allow(
     clippy::expect_used,
     clippy::indexing_slicing,
@@ -14,14 +14,14 @@ use std::io::Write as _;
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixDatagram;
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
 use std::thread;
 
 use common::netns::isolated;
 use common::{
-    HELLO, SOCKSD, SOON, Target, TempFile, assert_ends_silently, connect, eventually, field, read,
-    request4, request5,
+    HELLO, SOCKSD, SOON, Server, Target, TempFile, assert_ends_silently, connect, eventually,
+    field, read, request4, request5,
 };
 
 /// A directory that is removed when it is dropped.
@@ -321,4 +321,60 @@ fn a_log_that_cannot_be_opened_anew_goes_on_in_the_old_file() {
     eventually("that is told", || lines().matches("event=reopen-failed ").count() == 2);
     server.signal("TERM");
     eventually("it ends", || lines().contains(" event=stopping "));
+}
+
+// The pid file.
+
+#[test]
+fn the_pid_file_is_there_while_the_server_runs() {
+    let file = TempFile::new("an old one, longer than a number");
+    let mut server = Server::start(&["--pid-file", file.path()]);
+    server.log_line(&["event=limits "]);
+    let content = fs::read_to_string(&file.0).unwrap();
+    assert_eq!(content, format!("{}\n", server.pid()));
+    // Less the umask of whoever runs this.
+    let mode = fs::metadata(&file.0).unwrap().permissions().mode();
+    assert_eq!(mode & !0o644 & 0o777, 0);
+    assert_eq!(mode & 0o600, 0o600);
+    server.signal("TERM");
+    assert_eq!(server.wait(), Some(0));
+    assert!(!file.0.exists());
+}
+
+#[test]
+fn a_pid_file_that_another_has_written_stays() {
+    let file = TempFile::new("");
+    let mut server = Server::start(&["--pid-file", file.path()]);
+    server.log_line(&["event=limits "]);
+    fs::write(&file.0, "1\n").unwrap();
+    server.signal("TERM");
+    assert_eq!(server.wait(), Some(0));
+    assert_eq!(fs::read_to_string(&file.0).unwrap(), "1\n");
+}
+
+/// Runs socksd, which is to fail with status 111, and returns what it says.
+fn failure(command: &mut Command) -> String {
+    let Output { status, stderr, .. } =
+        command.args(["--listen", "127.0.0.1:0"]).stdin(Stdio::null()).output().unwrap();
+    assert_eq!(status.code(), Some(111));
+    text_of(&stderr).lines().last().unwrap().to_owned()
+}
+
+#[test]
+fn a_pid_file_that_cannot_be_written_keeps_the_server_from_starting() {
+    let directory = Directory::new("pid");
+    let link = directory.join("link");
+    let target = TempFile::new("precious");
+    std::os::unix::fs::symlink(&target.0, &link).unwrap();
+    for (path, reason) in [
+        ("/nonexistent/pid", "No such file or directory (os error 2)"),
+        ("/dev/null", "File exists (os error 17)"),
+        (directory.0.to_str().unwrap(), "File exists (os error 17)"),
+        (&link, "File exists (os error 17)"),
+    ] {
+        let told = failure(Command::new(SOCKSD).args(["--pid-file", path]));
+        assert_eq!(told, format!("socksd: cannot write {path}: {reason}"));
+    }
+    assert_eq!(fs::read_to_string(&target.0).unwrap(), "precious");
+    assert!(Path::new("/dev/null").exists());
 }
