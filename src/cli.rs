@@ -54,7 +54,7 @@ const fn values(
 }
 
 /// All options that are not numbers, in the order of the manual.
-pub const OPTIONS: [Opt; 29] = [
+pub const OPTIONS: [Opt; 30] = [
     flag("4", "ipv4-only", "reach IPv4 targets only"),
     flag("6", "ipv6-only", "reach IPv6 targets only"),
     values("", "advertise", "ADDR", "address told to clients for BIND and UDP, one per family"),
@@ -83,6 +83,7 @@ pub const OPTIONS: [Opt; 29] = [
     value("port-range", "LO-HI", "ports for BIND and UDP"),
     value("proxy-protocol", "CLIENTS", "balancers that begin with a PROXY header"),
     flag("q", "quiet", "log only trouble and failed authentication"),
+    value("ready-fd", "FD", "write a newline to descriptor FD once listening, and close it"),
     flag("", "reuse-port", "let several processes listen on one port"),
     values("", "rule", "TEXT", "a rule, before those of --rules"),
     value("rules", "FILE", "who may do what [clients from inside or with a password, to outside]"),
@@ -386,6 +387,7 @@ fn config(matches: &Matches) -> Result<Config, UsageError> {
         level,
         format: format(matches)?,
         pid_file: matches.opt_str("pid-file").map(PathBuf::from),
+        ready_fd: ready_fd(matches)?,
         advertise: addresses(matches, "advertise")?,
         source: addresses(matches, "source")?,
         ports: port_range(matches)?,
@@ -453,6 +455,13 @@ fn format(matches: &Matches) -> Result<Format, UsageError> {
             Err(UsageError(format!("--log-format {other}: expected text or json")))
         }
     }
+}
+
+fn ready_fd(matches: &Matches) -> Result<Option<i32>, UsageError> {
+    let Some(text) = matches.opt_str("ready-fd") else { return Ok(None) };
+    text.parse().ok().filter(|&fd| fd > 2).map(Some).ok_or_else(|| {
+        UsageError(format!("--ready-fd {}: expected a descriptor from 3", text.escape_debug()))
+    })
 }
 
 fn listen(matches: &Matches) -> Result<Vec<Listen>, UsageError> {
@@ -618,6 +627,8 @@ mod tests {
             ("-4 -6", "options -4 and -6 exclude each other"),
             ("--log a --syslog user", "options --log and --syslog exclude each other"),
             ("--log-format xml", "--log-format xml: expected text or json"),
+            ("--ready-fd 2", "--ready-fd 2: expected a descriptor from 3"),
+            ("--ready-fd x", "--ready-fd x: expected a descriptor from 3"),
             (
                 "--syslog kern",
                 "--syslog kern: expected user, mail, daemon, auth, syslog, lpr, news, uucp, cron, \

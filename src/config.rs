@@ -58,6 +58,8 @@ pub struct Config {
     pub format: Format,
     /// The file to write the process number to.
     pub pid_file: Option<PathBuf>,
+    /// The descriptor that waits for a newline once the server listens, 3 or more.
+    pub ready_fd: Option<i32>,
     /// Addresses told to clients in BIND and UDP ASSOCIATE replies.
     pub advertise: PerFamily,
     /// Addresses to leave from.

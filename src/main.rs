@@ -9,9 +9,11 @@ use socksd::cli::{self, Action};
 use socksd::config::{Config, PolicySource, StartError, Started};
 use socksd::hash;
 use socksd::log::{Level, Line};
+use socksd::server::notify::{self, Notify};
 use socksd::server::pid_file::PidFile;
 use socksd::server::{Ending, Server, signals};
 use socksd::session::Service;
+use socksd::sys;
 
 /// The request that `--explain` asks about is denied.
 const EXIT_DENIED: u8 = 1;
@@ -62,6 +64,11 @@ fn print_hash() -> Result<(), StartError> {
 
 /// Starts the server and runs it until a signal ends it.
 fn run(mut config: Config) -> Result<(), StartError> {
+    let notify = Notify::from_env()
+        .map_err(|error| StartError::system("connect to NOTIFY_SOCKET", &error))?;
+    let ready_fd = config.ready_fd.map(sys::take_fd).transpose();
+    let ready_fd =
+        ready_fd.map_err(|error| StartError::system("use the descriptor of --ready-fd", &error))?;
     let pid_file = config.pid_file.take();
     signals::block().map_err(|error| StartError::system("block signals", &error))?;
     let asked = config.caps;
@@ -89,7 +96,16 @@ fn run(mut config: Config) -> Result<(), StartError> {
     }
     let server = Server::start(listeners, clients, &service, caps)
         .map_err(|error| StartError::system("start a thread", &error))?;
-    match server.run(limits, || reload(&source, &service)) {
+    notify.ready();
+    if let Some(fd) = ready_fd {
+        notify::end_with_newline(fd);
+    }
+    let reload = || {
+        notify.reloading();
+        reload(&source, &service);
+        notify.ready();
+    };
+    match server.run(limits, reload, || notify.stopping()) {
         Ending::Signal(_) | Ending::Idle => Ok(()),
         Ending::Broken(error) => Err(StartError::system("accept clients", &error)),
     }

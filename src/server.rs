@@ -4,6 +4,7 @@
 
 pub mod inherit;
 pub mod listeners;
+pub mod notify;
 pub mod pid_file;
 pub mod sessions;
 pub mod signals;
@@ -129,8 +130,9 @@ impl Server {
     }
 
     /// Runs until a signal comes, a listener breaks or there is nothing left to do. SIGHUP calls
-    /// `reload`. On return no client is accepted any more, and all sessions have ended.
-    pub fn run(mut self, limits: Limits, reload: impl Fn()) -> Ending {
+    /// `reload`; `stopping` is called before anything is ended. On return no client is accepted any
+    /// more, and all sessions have ended.
+    pub fn run(mut self, limits: Limits, reload: impl Fn(), stopping: impl FnOnce()) -> Ending {
         let ending = loop {
             let idle = self.sessions.idle_for();
             let patience =
@@ -148,6 +150,7 @@ impl Server {
                 Some(Event::Idle) | None => {}
             }
         };
+        stopping();
         let accepting = std::mem::take(&mut self.accepting);
         let count = accepting.len();
         accepting.into_iter().for_each(Accepting::end);

@@ -3,7 +3,7 @@
 //! A wrapper turns -1 into the `io::Error` of errno and decides nothing: no retries, no defaults.
 //! Linux only; the numbers below are those of the generic kernel ABI (x86, Arm, RISC-V, POWER).
 
-use std::ffi::{CStr, CString, c_char, c_int, c_short, c_uint, c_ulong, c_void};
+use std::ffi::{CStr, CString, c_char, c_int, c_long, c_short, c_uint, c_ulong, c_void};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -107,6 +107,15 @@ pub const SIGQUIT: i32 = 3;
 pub const SIGTSTP: i32 = 20;
 const SIG_BLOCK: c_int = 0;
 
+/// time.h `struct timespec` as clock_gettime has it that is not redirected to one of 64 bits.
+#[repr(C)]
+struct Timespec {
+    sec: c_long,
+    nsec: c_long,
+}
+const _: () = assert!(size_of::<Timespec>() == 2 * size_of::<c_long>());
+const CLOCK_MONOTONIC: c_int = 1;
+
 /// bits/termios-struct.h `struct termios`: the settings of a terminal.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -159,6 +168,8 @@ unsafe extern "C" {
         value: *mut c_void,
         len: *mut c_uint,
     ) -> c_int;
+    // clock_gettime(3)
+    fn clock_gettime(clock: c_int, time: *mut Timespec) -> c_int;
     // poll(2)
     #[link_name = "poll"]
     fn c_poll(fds: *mut PollFd<'_>, nfds: c_ulong, timeout: c_int) -> c_int;
@@ -437,18 +448,27 @@ pub fn shutdown(fd: &impl AsFd) -> io::Result<()> {
     cvt(c_shutdown(fd.as_fd().as_raw_fd(), SHUT_RDWR)).map(drop)
 }
 
-/// Takes an open descriptor by its number, for what this process was started with: nobody else must
-/// have taken it. It is closed in programs started later.
+/// Takes a descriptor by its number that this process was started with, and keeps it from programs
+/// started by this one: FD_CLOEXEC, fcntl(2).
 ///
 /// # Errors
-/// EBADF where it is not open.
+/// EBADF where it is not open, was not left open for this process, as is so the second time, or is
+/// 0, 1 or 2, which nobody owns.
 pub fn take_fd(number: i32) -> io::Result<OwnedFd> {
+    const EBADF: i32 = 9;
+    const F_GETFD: c_int = 1;
     const F_SETFD: c_int = 2;
     const FD_CLOEXEC: c_int = 1;
+    // SAFETY: fcntl(2) with F_GETFD takes nothing more and touches no memory.
+    let flags = cvt(unsafe { fcntl(number, F_GETFD) })?;
+    if number <= 2 || flags & FD_CLOEXEC != 0 {
+        return Err(io::Error::from_raw_os_error(EBADF));
+    }
     // SAFETY: fcntl(2) with F_SETFD takes an int and touches no memory.
     cvt(unsafe { fcntl(number, F_SETFD, FD_CLOEXEC) })?;
-    // SAFETY: the descriptor is open, as fcntl(2) has just told, and nobody else owns it, which is
-    // what this function asks of its caller.
+    // SAFETY: the descriptor is open, as fcntl(2) has just told. Nobody else owns it: std, this
+    // module and the libraries open all others than 0, 1 and 2 with FD_CLOEXEC, and it was without.
+    // Nobody can take it a second time, since it is with it from now on.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
@@ -519,6 +539,19 @@ pub fn setrlimit_nofile(soft: u64, hard: u64) -> io::Result<()> {
     let limit = Rlimit { cur: soft, max: hard };
     // SAFETY: `limit` is a struct rlimit, which the call only reads.
     cvt(unsafe { setrlimit(RLIMIT_NOFILE, &raw const limit) }).map(drop)
+}
+
+/// What CLOCK_MONOTONIC tells. clock_gettime(3).
+///
+/// # Errors
+/// As clock_gettime(3).
+pub fn clock_gettime_monotonic() -> io::Result<Duration> {
+    let mut time = Timespec { sec: 0, nsec: 0 };
+    // SAFETY: `time` is a struct timespec the call may fill.
+    cvt(unsafe { clock_gettime(CLOCK_MONOTONIC, &raw mut time) })?;
+    let sec = u64::try_from(time.sec).map_err(io::Error::other)?;
+    let nsec = u32::try_from(time.nsec).map_err(io::Error::other)?;
+    Ok(Duration::new(sec, nsec))
 }
 
 impl Termios {
@@ -645,6 +678,21 @@ mod tests {
     fn what_is_no_terminal_has_no_settings() {
         let (reader, _writer) = io::pipe().unwrap();
         assert!(tcgetattr(&reader).is_err());
+    }
+
+    #[test]
+    fn what_was_not_inherited_is_not_taken() {
+        let (reader, _writer) = io::pipe().unwrap();
+        assert!(take_fd(reader.as_raw_fd()).is_err());
+        assert!(take_fd(i32::MAX).is_err());
+        assert!(take_fd(2).is_err());
+    }
+
+    #[test]
+    fn the_monotonic_clock_goes_on() {
+        let earlier = clock_gettime_monotonic().unwrap();
+        std::thread::sleep(Duration::from_millis(1));
+        assert!(earlier + Duration::from_millis(1) <= clock_gettime_monotonic().unwrap());
     }
 
     #[test]

@@ -257,7 +257,7 @@ fn every_message_before_the_start_is_in_the_manual_and_the_other_way_round() {
     fs::set_permissions(&open.0, fs::Permissions::from_mode(0o644)).unwrap();
     let busy = TcpListener::bind("127.0.0.1:0").unwrap();
     let busy = busy.local_addr().unwrap().to_string();
-    let cases: [(&[&str], &Vec<String>, i32); 37] = [
+    let cases: [(&[&str], &Vec<String>, i32); 39] = [
         (&["--nonsense"], usage, 100),
         (&["-x"], usage, 100),
         (&["--listen"], usage, 100),
@@ -267,6 +267,7 @@ fn every_message_before_the_start_is_in_the_manual_and_the_other_way_round() {
         (&["-q", "-v"], usage, 100),
         (&["--log", "a", "--syslog", "user"], usage, 100),
         (&["--log-format", "xml"], usage, 100),
+        (&["--ready-fd", "2"], usage, 100),
         (&["--syslog", "kern"], usage, 100),
         (&["operand"], usage, 100),
         (&["--resolvers", "0"], usage, 100),
@@ -294,6 +295,7 @@ fn every_message_before_the_start_is_in_the_manual_and_the_other_way_round() {
         (&["--log", "/nonexistent/log"], system, 111),
         (&["--listen", "127.0.0.1:0", "--pid-file", "/nonexistent/pid"], system, 111),
         (&["--listen", "127.0.0.1:0", "--pid-file", "/"], system, 111),
+        (&["--ready-fd", "999"], system, 111),
         (&["--listen", &busy], system, 111),
     ];
     // Another test makes socksd tell this one.

@@ -1,4 +1,5 @@
-//! Where the log goes and what it looks like: syslog, JSON, the log opened anew; and the pid file.
+//! Where the log goes and what it looks like, and who is told that the server is ready: syslog,
+//! JSON, the log opened anew, the pid file, sd_notify(3) and the descriptor of s6.
 #![allow(
     clippy::expect_used,
     clippy::indexing_slicing,
@@ -10,19 +11,22 @@
 mod common;
 
 use std::fs;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
+use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::fs::PermissionsExt as _;
-use std::os::unix::net::UnixDatagram;
+use std::os::unix::net::{self, UnixDatagram};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::thread;
+use std::time::Duration;
 
 use common::netns::isolated;
 use common::{
     HELLO, SOCKSD, SOON, Server, Target, TempFile, assert_ends_silently, connect, eventually,
     field, read, request4, request5,
 };
+use socksd::sys;
 
 /// A directory that is removed when it is dropped.
 struct Directory(PathBuf);
@@ -377,4 +381,71 @@ fn a_pid_file_that_cannot_be_written_keeps_the_server_from_starting() {
     }
     assert_eq!(fs::read_to_string(&target.0).unwrap(), "precious");
     assert!(Path::new("/dev/null").exists());
+}
+
+// Readiness.
+
+/// Starts, reloads and ends a server; `socket` is what `name` leads to.
+fn assert_notifies(name: &str, socket: &UnixDatagram) {
+    socket.set_read_timeout(Some(SOON)).unwrap();
+    let mut command = Command::new(SOCKSD);
+    let mut server =
+        Server::spawn(command.args(["--listen", "127.0.0.1:0"]).env("NOTIFY_SOCKET", name));
+    assert_eq!(received(socket), "READY=1");
+    // It does listen.
+    drop(server.connect());
+    let before = sys::clock_gettime_monotonic().unwrap();
+    server.signal("HUP");
+    let reloading = received(socket);
+    let micros = reloading.strip_prefix("RELOADING=1\nMONOTONIC_USEC=").unwrap().parse().unwrap();
+    let told = Duration::from_micros(micros) + Duration::from_micros(1);
+    assert!(before <= told && told <= before + SOON, "{before:?} {told:?}");
+    assert_eq!(received(socket), "READY=1");
+    server.log_line(&["event=reload "]);
+    // Not only when the last session has ended.
+    let client = server.connect();
+    server.signal("TERM");
+    assert_eq!(received(socket), "STOPPING=1");
+    drop(client);
+    assert_eq!(server.wait(), Some(0));
+}
+
+#[test]
+fn systemd_is_told_at_a_path_of_start_reload_and_end() {
+    let directory = Directory::new("notify");
+    let path = directory.join("socket");
+    assert_notifies(&path, &bound(&path));
+}
+
+#[test]
+fn systemd_is_told_at_an_abstract_name_of_start_reload_and_end() {
+    let name = format!("socksd-notify-{}", std::process::id());
+    let addr = net::SocketAddr::from_abstract_name(&name).unwrap();
+    assert_notifies(&format!("@{name}"), &UnixDatagram::bind_addr(&addr).unwrap());
+}
+
+#[test]
+fn a_notify_socket_that_leads_nowhere_keeps_the_server_from_starting() {
+    let told = failure(Command::new(SOCKSD).env("NOTIFY_SOCKET", "/nonexistent"));
+    let reason = "No such file or directory (os error 2)";
+    assert_eq!(told, format!("socksd: cannot connect to NOTIFY_SOCKET: {reason}"));
+}
+
+#[test]
+fn the_ready_descriptor_gets_a_newline_and_is_closed() {
+    let mut shell = Command::new("sh");
+    let script = r#"exec "$0" --listen 127.0.0.1:0 --ready-fd 7 7>&1 >/dev/null"#;
+    shell.args(["-c", script, SOCKSD]).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut server = Quiet(shell.spawn().unwrap());
+    let mut octets = Vec::new();
+    server.0.stdout.take().unwrap().read_to_end(&mut octets).unwrap();
+    assert_eq!(octets, b"\n");
+    assert_eq!(server.0.try_wait().unwrap(), None, "it runs");
+}
+
+#[test]
+fn a_ready_descriptor_that_is_not_open_keeps_the_server_from_starting() {
+    let told = failure(Command::new(SOCKSD).args(["--ready-fd", "77"]));
+    let reason = "Bad file descriptor (os error 9)";
+    assert_eq!(told, format!("socksd: cannot use the descriptor of --ready-fd: {reason}"));
 }
