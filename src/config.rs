@@ -181,6 +181,13 @@ pub struct Started {
 }
 
 impl Config {
+    /// Where to log if standard error is not to be had.
+    pub fn hide_stderr(&mut self) {
+        if self.log == LogTo::Stderr {
+            self.log = LogTo::Syslog(Facility::default());
+        }
+    }
+
     /// Takes what was inherited, reads the files, opens the log and the listeners. No other thread
     /// may be running.
     ///

@@ -8,7 +8,9 @@ use std::sync::Arc;
 use socksd::cli::{self, Action};
 use socksd::config::{Config, PolicySource, StartError, Started};
 use socksd::hash;
-use socksd::log::{Level, Line};
+use socksd::log::syslog::Facility;
+use socksd::log::{Format, Level, Line, Log};
+use socksd::server::inherit;
 use socksd::server::notify::{self, Notify};
 use socksd::server::pid_file::PidFile;
 use socksd::server::{Ending, Server, signals};
@@ -23,9 +25,33 @@ const EXIT_USAGE: u8 = 100;
 const EXIT_SYSTEM: u8 = 111;
 
 fn main() -> ExitCode {
-    // Nobody may be reading standard output or error; neither is a reason to fail.
+    // Where standard error is a client, nothing is told there.
+    let hidden = inherit::hide_stderr().unwrap_or(true);
+    let complain = |text: &str| {
+        if hidden {
+            let log = Log::to_syslog(Level::Quiet, Format::Text, Facility::default());
+            log.write(Level::Quiet, Line::new("error").text("error", text.trim_end()));
+        } else {
+            // Nobody may be reading standard output or error; neither is a reason to fail.
+            let _ = write!(io::stderr(), "{text}");
+        }
+    };
+    // The exit status of a result, after telling what went wrong.
+    let status = |result: Result<(), StartError>| {
+        let Err(error) = result else { return ExitCode::SUCCESS };
+        complain(&error.to_string());
+        ExitCode::from(match error {
+            StartError::Config(_) => EXIT_USAGE,
+            StartError::System(_) => EXIT_SYSTEM,
+        })
+    };
     match cli::parse(std::env::args_os().skip(1)) {
-        Ok(Action::Run(config)) => status(run(*config)),
+        Ok(Action::Run(mut config)) => {
+            if hidden {
+                config.hide_stderr();
+            }
+            status(run(*config))
+        }
         Ok(Action::Check(source)) => status(source.load().map(drop)),
         Ok(Action::Explain(source, request)) => match source.explain(&request) {
             Ok((text, allowed)) => {
@@ -40,20 +66,10 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(error) => {
-            let _ = writeln!(io::stderr(), "socksd: {error}\nTry 'socksd --help'.");
+            complain(&format!("socksd: {error}\nTry 'socksd --help'.\n"));
             ExitCode::from(EXIT_USAGE)
         }
     }
-}
-
-/// The exit status of a result, after telling what went wrong.
-fn status(result: Result<(), StartError>) -> ExitCode {
-    let Err(error) = result else { return ExitCode::SUCCESS };
-    let _ = write!(io::stderr(), "{error}");
-    ExitCode::from(match error {
-        StartError::Config(_) => EXIT_USAGE,
-        StartError::System(_) => EXIT_SYSTEM,
-    })
 }
 
 /// Reads a password and prints its hash, which is lost where nobody takes it: a reason to fail.
@@ -81,12 +97,15 @@ fn run(mut config: Config) -> Result<(), StartError> {
     for listener in &listeners {
         service.log.write(Level::Normal, Line::new("listening").field("addr", &listener.place));
     }
-    let line = Line::new("limits")
-        .field("sessions", caps.sessions)
-        .field("per-client", caps.per_client)
-        .field("half-open", caps.half_open);
-    service.log.write(Level::Normal, line);
-    service.log.write(Level::Normal, policy_line(Line::new("policy"), &service));
+    // Of one session each time, that would be more than of the session itself.
+    if !listeners.is_empty() {
+        let line = Line::new("limits")
+            .field("sessions", caps.sessions)
+            .field("per-client", caps.per_client)
+            .field("half-open", caps.half_open);
+        service.log.write(Level::Normal, line);
+        service.log.write(Level::Normal, policy_line(Line::new("policy"), &service));
+    }
     if caps.sessions < asked.sessions {
         let line = Line::new("warning").text(
             "error",

@@ -17,6 +17,13 @@ const PATH: &str = "/dev/log";
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Facility(u8);
 
+impl Default for Facility {
+    /// `daemon`.
+    fn default() -> Self {
+        Self(3)
+    }
+}
+
 /// The facilities by the names of syslog(3); `kern` is not for programs.
 pub const FACILITIES: [(&str, Facility); 19] = [
     ("user", Facility(1)),

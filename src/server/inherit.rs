@@ -37,18 +37,9 @@ pub struct Inherited {
     pub listeners: Vec<Listener>,
     /// Clients that somebody has accepted.
     pub clients: Vec<Client>,
-    /// Whether standard error was one of these sockets. It is not any more: nothing but SOCKS may
-    /// come to a client.
-    pub took_stderr: bool,
 }
 
 impl Inherited {
-    /// Whether there is nothing.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.listeners.is_empty() && self.clients.is_empty()
-    }
-
     /// Takes what the environment says of this process, LISTEN_FDS and its fellows, and removes it
     /// from there. To be called before any thread is started.
     ///
@@ -96,10 +87,6 @@ impl Inherited {
         if !sys::is_stream_socket(&fd).unwrap_or(false) {
             return Err("expected a stream socket, TCP or UNIX".into());
         }
-        if same_file(fd.as_fd(), io::stderr().as_fd()) {
-            self.took_stderr = true;
-            null().and_then(|null| sys::replace_fd(&null, 2)).map_err(failed)?;
-        }
         if sys::is_listening(&fd).map_err(failed)? {
             self.listeners.push(Listener::inherit(fd).map_err(failed)?);
             return Ok(());
@@ -128,6 +115,21 @@ impl Inherited {
         client.addr = Some(peer.ok_or("--peer-env: no address of a client in the environment")?);
         Ok(())
     }
+}
+
+/// Has standard error lead nowhere if it is a socket, and the very one that descriptor 0 is: inetd
+/// gives the client for both, and nothing but SOCKS may come to it. Tells whether it did.
+///
+/// # Errors
+/// As open(2), pipe(2) or dup2(2).
+pub fn hide_stderr() -> io::Result<bool> {
+    let (stdin, stderr) = (io::stdin(), io::stderr());
+    let is_client =
+        sys::is_stream_socket(&stdin).is_ok() && same_file(stdin.as_fd(), stderr.as_fd());
+    if is_client {
+        sys::replace_fd(&null()?, 2)?;
+    }
+    Ok(is_client)
 }
 
 /// An address as wrappers write it: IPv6 perhaps in brackets or with an IPv4 address mapped.
