@@ -205,7 +205,7 @@ mod tests {
         let ffff = ["ffff"; 8].join(":");
         let longest = format!("{ffff} {ffff} 65535 65535\r\n");
         let socket = format!("[{ffff}]:65535");
-        let local = Ok(Header::Local);
+        let (local, unknown) = (Ok(Header::Local), Ok(Header::Unknown));
         vec![
             (
                 v1("PROXY TCP4 127.0.0.1 127.0.0.1 33416 24701\r\n"),
@@ -221,10 +221,10 @@ mod tests {
                 from("192.0.2.1:1", "[2001:db8::1]:2"),
             ),
             (v1("PROXY TCP6 ::ffff:c000:201 ::1 1 2\r\n"), from("192.0.2.1:1", "[::1]:2")),
-            (v1("PROXY UNKNOWN\r\n"), local),
-            (v1("PROXY UNKNOWN \r\n"), local),
-            (v1("PROXY UNKNOWN \n\r nonsense \0\r\r\n"), local),
-            (v1(&format!("PROXY UNKNOWN {longest}")), local),
+            (v1("PROXY UNKNOWN\r\n"), unknown),
+            (v1("PROXY UNKNOWN \r\n"), unknown),
+            (v1("PROXY UNKNOWN \n\r nonsense \0\r\r\n"), unknown),
+            (v1(&format!("PROXY UNKNOWN {longest}")), unknown),
             (v2(0x21, 0x11, V2_TCP4), from("127.0.0.1:45282", "127.0.0.1:24702")),
             (v2(0x21, 0x11, V2_TLVS), from("127.0.0.1:35624", "127.0.0.1:24703")),
             (v2(0x21, 0x21, &v2_tcp6("::1", "::2")), from("[::1]:47034", "[::2]:24702")),
@@ -236,10 +236,10 @@ mod tests {
             (v2(0x20, 0x00, b"\x04\x00\x00"), local),
             (v2(0x20, 0x11, V2_TCP4), local),
             (v2(0x20, 0xff, b"x"), local),
-            (v2(0x21, 0x00, b""), local),
-            (v2(0x21, 0x00, V2_TLVS), local),
-            (v2(0x21, 0x01, b""), local),
-            (v2(0x21, 0x31, &[b'/'; 216]), local),
+            (v2(0x21, 0x00, b""), unknown),
+            (v2(0x21, 0x00, V2_TLVS), unknown),
+            (v2(0x21, 0x01, b""), unknown),
+            (v2(0x21, 0x31, &[b'/'; 216]), unknown),
             (v2(0x20, 0x00, &[0; V2_MAX - V2_FIXED]), local),
         ]
     }
