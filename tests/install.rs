@@ -60,6 +60,8 @@ impl Drop for Killed {
 }
 
 fn output(command: &mut Command) -> Output {
+    // cargo hands its standard input on to rustc, which reads it.
+    command.stdin(Stdio::null());
     command.output().unwrap_or_else(|error| panic!("cannot run {command:?}: {error}"))
 }
 
@@ -195,6 +197,8 @@ fn assert_works_in_an_empty_directory(binary: &Path, name: &str) {
     ];
     let _dns = bare.background("dnsmasq", &records);
     eventually("the web server listens", || bare.curl(&["http://127.0.0.1/page"]).status.success());
+    let through = ["-x", "socks5h://127.0.0.1:1080", "http://dns.test/page"];
+    eventually("the name server answers", || bare.curl(&through).status.success());
 
     for (url, why) in [
         ("http://web.test/page", "etc/hosts has it"),
