@@ -402,9 +402,11 @@ fn sessions_are_served_with_a_terminal_for_a_log_that_nobody_reads() {
 
 #[test]
 fn a_terminal_that_cannot_be_opened_anew_is_logged_to_all_the_same() {
+    // It outlives its terminal, whose end is but a SIGHUP: it is to end by itself.
+    let command = format!("{SOCKSD} --exit-when-idle 1 --rule=\"allow to all\" -l 127.0.0.1:0");
     let script = format!(
         "mount --make-rprivate / && mount -t tmpfs none /proc && \
-         exec script -qec '{SOCKSD} --rule=\"allow to all\" -l 127.0.0.1:0' /dev/null 1>&2"
+         exec script -qec '{command}' /dev/null 1>&2"
     );
     let namespaces: &[&str] = if is_root() { &["-m"] } else { &["-r", "-m"] };
     let server =
