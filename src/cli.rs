@@ -54,7 +54,7 @@ const fn values(
 }
 
 /// All options that are not numbers, in the order of the manual.
-pub const OPTIONS: [Opt; 30] = [
+pub const OPTIONS: [Opt; 32] = [
     flag("4", "ipv4-only", "reach IPv4 targets only"),
     flag("6", "ipv6-only", "reach IPv6 targets only"),
     values("", "advertise", "ADDR", "address told to clients for BIND and UDP, one per family"),
@@ -76,6 +76,8 @@ pub const OPTIONS: [Opt; 30] = [
     ),
     value("log", "FILE", "append the log to FILE [standard error]"),
     value("log-format", "FORMAT", "text or json [text]"),
+    value("metrics", "ADDR:PORT", "serve metrics for Prometheus over HTTP, also unix:PATH"),
+    flag("", "metrics-public", "serve metrics at an address that others can reach"),
     flag("", "no-4a", "speak SOCKS 4 without host names"),
     flag("", "no-fragments", "drop fragments of datagrams"),
     flag("", "peer-env", "take the client's address from the environment of the wrapper"),
@@ -370,6 +372,7 @@ fn config(matches: &Matches) -> Result<Config, UsageError> {
             unix_mode: unix_mode(matches)?,
             reuse_port: matches.opt_present("reuse-port"),
         },
+        metrics: metrics(matches)?,
         inetd: matches.opt_present("inetd"),
         peer_env: matches.opt_present("peer-env"),
         limits: Limits { drain: seconds(&DRAIN)?, idle: some_seconds(&EXIT_WHEN_IDLE)? },
@@ -468,10 +471,8 @@ fn listen(matches: &Matches) -> Result<Vec<Listen>, UsageError> {
     let texts = matches.opt_strs("listen");
     let mut listen = Vec::new();
     for text in &texts {
-        if let Ok(addr) = text.parse() {
-            listen.push(Listen { place: Place::Tcp(addr), optional: false });
-        } else if let Some(path) = text.strip_prefix("unix:").filter(|path| !path.is_empty()) {
-            listen.push(Listen { place: Place::Unix(path.into()), optional: false });
+        if let Some(place) = place(text) {
+            listen.push(Listen { place, optional: false });
         } else if let Ok(port) = text.parse::<u16>() {
             let [v4, v6] = [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()];
             let place = |ip| Place::Tcp(SocketAddr::new(ip, port));
@@ -502,6 +503,30 @@ fn balancers(matches: &Matches) -> Result<(Vec<Block>, bool), UsageError> {
         }
     }
     Ok((blocks, unix))
+}
+
+/// An address with a port, or the path of a UNIX socket.
+fn place(text: &str) -> Option<Place> {
+    match text.strip_prefix("unix:") {
+        Some(path) => Some(Place::Unix(path.into())).filter(|_| !path.is_empty()),
+        None => text.parse().ok().map(Place::Tcp),
+    }
+}
+
+fn metrics(matches: &Matches) -> Result<Option<Place>, UsageError> {
+    let Some(text) = matches.opt_str("metrics") else { return Ok(None) };
+    let wrong = |why| UsageError(format!("--metrics {}: {why}", text.escape_debug()));
+    let place =
+        place(&text).ok_or_else(|| wrong("expected ADDR:PORT, [ADDR6]:PORT or unix:PATH"))?;
+    match place {
+        Place::Tcp(addr)
+            if !addr.ip().to_canonical().is_loopback()
+                && !matches.opt_present("metrics-public") =>
+        {
+            Err(wrong("not a loopback address: add --metrics-public to let others see it"))
+        }
+        place => Ok(Some(place)),
+    }
 }
 
 fn unix_mode(matches: &Matches) -> Result<u32, UsageError> {

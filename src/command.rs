@@ -20,12 +20,15 @@ use crate::policy::nets::client_block;
 use crate::policy::rules::Rule;
 use crate::policy::{Asker, Denial, Policy};
 use crate::resolve::{ResolveError, Resolver};
+use crate::stats::Stats;
 use crate::wire::socks4::Cd;
 use crate::wire::socks5::Rep;
 use crate::wire::{Destination, Version};
 
 /// What commands work with, the same for all sessions.
 pub struct Means {
+    /// Counts what sessions do.
+    pub stats: Stats,
     /// Counts the sessions of each user and of rules.
     pub caps: Caps,
     /// Turns names into addresses.
@@ -237,11 +240,11 @@ impl Means {
             Destination::Name(name, port) => (name, *port),
         };
         policy.admit(asker, Some(dst)).map_err(Failure::Denied)?;
-        let deadline = Instant::now() + self.resolve_timeout;
-        let ips = self
-            .resolver
-            .resolve(client_block(asker.client), name, deadline)
-            .map_err(Failure::Unresolved)?;
+        let begun = Instant::now();
+        let deadline = begun + self.resolve_timeout;
+        let resolved = self.resolver.resolve(client_block(asker.client), name, deadline);
+        self.stats.resolve.observe(begun.elapsed());
+        let ips = resolved.map_err(Failure::Unresolved)?;
         let (mut usable, mut denied) = (Vec::new(), None);
         for &ip in ips.iter().filter(|&&ip| speaks(ip) && self.reaches(ip)) {
             match judge(SocketAddr::new(ip, port)) {

@@ -18,11 +18,12 @@ use crate::policy::nets::Block;
 use crate::policy::{Current, Policy};
 use crate::resolve::Resolver;
 use crate::server::inherit::Inherited;
-use crate::server::listeners::{self, Client, Listen, Listener, Manner};
+use crate::server::listeners::{self, Client, Listen, Listener, Manner, Place};
 use crate::server::sessions::Caps;
 use crate::server::{self, Limits};
 use crate::session::Service;
 use crate::session::live::Live;
+use crate::stats::Stats;
 use crate::threads::Threads;
 
 /// Everything that can be set. Nothing here has been opened or looked at yet.
@@ -32,6 +33,8 @@ pub struct Config {
     pub listen: Vec<Listen>,
     /// How to open what to listen on.
     pub manner: Manner,
+    /// Where to serve metrics.
+    pub metrics: Option<Place>,
     /// Whether descriptor 0 is a client, or a socket to accept clients from.
     pub inetd: bool,
     /// Whether the environment tells where the client has come from.
@@ -168,6 +171,8 @@ impl StartError {
 pub struct Started {
     /// Its listeners.
     pub listeners: Vec<Listener>,
+    /// The listener for metrics.
+    pub metrics: Option<Listener>,
     /// Clients that somebody else has accepted.
     pub clients: Vec<Client>,
     /// When to end.
@@ -209,12 +214,17 @@ impl Config {
         let default = if nothing { vec![Listen::default()] } else { Vec::new() };
         let wanted = if self.listen.is_empty() { default } else { self.listen };
         listeners.extend(listeners::open(&wanted, self.manner).map_err(StartError::System)?);
+        // Each process has metrics of its own.
+        let manner = Manner { reuse_port: false, ..self.manner };
+        let place = self.metrics.map(|place| Listen { place, optional: false });
+        let metrics = listeners::open(place.as_slice(), manner).map_err(StartError::System)?.pop();
         let service = Service {
             policy: Arc::new(Current::new(policy)),
             penalties: Penalties::new(self.auth_penalty),
             live: Live::default(),
             strict_reload: self.strict_reload,
             means: Means {
+                stats: Stats::default(),
                 caps: SharedCaps::new(self.per_user),
                 resolver: Arc::new(Resolver::new(self.resolvers)),
                 resolve_timeout: self.resolve_timeout,
@@ -225,7 +235,11 @@ impl Config {
                 ipv6: self.ipv6,
                 advertise: self.advertise,
                 ports: self.ports,
-                listening: listeners.iter().filter_map(Listener::tcp_addr).collect(),
+                listening: listeners
+                    .iter()
+                    .chain(&metrics)
+                    .filter_map(Listener::tcp_addr)
+                    .collect(),
             },
             threads: Threads::default(),
             log,
@@ -242,7 +256,7 @@ impl Config {
         };
         let source = self.policy;
         let (limits, service) = (self.limits, Arc::new(service));
-        Ok(Started { listeners, clients, limits, service, caps, source })
+        Ok(Started { listeners, metrics, clients, limits, service, caps, source })
     }
 
     fn inherited(&self) -> Result<Inherited, String> {

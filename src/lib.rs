@@ -11,9 +11,10 @@
 // 0 wire: messages, from octets and to octets, without a socket.
 pub mod wire;
 
-// 1 ground: counts, what std lacks, dates, threads, the log.
+// 1 ground: counts, dates, what std lacks, threads, the log.
 pub mod counts;
 pub mod date;
+pub mod stats;
 #[allow(unsafe_code, reason = "the only unsafe module: system calls that std lacks")]
 pub mod sys;
 pub mod threads;

@@ -218,6 +218,11 @@ impl Line {
         self
     }
 
+    /// The fields added so far, of a line without a text.
+    pub fn fields(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.split(' ').skip(2).filter_map(|field| field.split_once('='))
+    }
+
     /// Adds octets a peer made, escaped.
     #[must_use]
     pub fn octets(self, key: &str, value: &[u8]) -> Self {

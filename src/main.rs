@@ -88,7 +88,7 @@ fn run(mut config: Config) -> Result<(), StartError> {
     let pid_file = config.pid_file.take();
     signals::block().map_err(|error| StartError::system("block signals", &error))?;
     let asked = config.caps;
-    let Started { listeners, clients, limits, service, caps, source } = config.start()?;
+    let Started { listeners, metrics, clients, limits, service, caps, source } = config.start()?;
     let _pid_file = pid_file.map(write_pid_file).transpose()?;
     let logging = Arc::clone(&service);
     std::panic::set_hook(Box::new(move |info| {
@@ -96,6 +96,9 @@ fn run(mut config: Config) -> Result<(), StartError> {
     }));
     for listener in &listeners {
         service.log.write(Level::Normal, Line::new("listening").field("addr", &listener.place));
+    }
+    if let Some(listener) = &metrics {
+        service.log.write(Level::Normal, Line::new("metrics").field("addr", &listener.place));
     }
     // Of one session each time, that would be more than of the session itself.
     if !listeners.is_empty() {
@@ -113,7 +116,7 @@ fn run(mut config: Config) -> Result<(), StartError> {
         );
         service.log.write(Level::Quiet, line);
     }
-    let server = Server::start(listeners, clients, &service, caps)
+    let server = Server::start(listeners, metrics, clients, &service, caps)
         .map_err(|error| StartError::system("start a thread", &error))?;
     notify.ready();
     if let Some(fd) = ready_fd {

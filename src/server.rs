@@ -4,6 +4,7 @@
 
 pub mod inherit;
 pub mod listeners;
+pub mod metrics;
 pub mod notify;
 pub mod pid_file;
 pub mod sessions;
@@ -20,6 +21,7 @@ use std::time::{Duration, Instant};
 use crate::log::{Level, Line};
 use crate::relay::End;
 use crate::server::listeners::{Client, Listener};
+use crate::server::metrics::Metrics;
 use crate::server::sessions::{Caps, HalfOpen, Refusal, Sessions, Slot};
 use crate::server::signals::Signal;
 use crate::session::{self, Seat, Service};
@@ -91,18 +93,20 @@ pub struct Server {
     service: Arc<Service>,
     sessions: Arc<Sessions>,
     accepting: Vec<Accepting>,
+    metrics: Option<Metrics>,
     events: mpsc::Receiver<Event>,
     started: Instant,
 }
 
 impl Server {
     /// Serves `clients`, who have been accepted already, and those of all `listeners`, each on a
-    /// thread of its own. The signals must have been blocked.
+    /// thread of its own, and metrics. The signals must have been blocked.
     ///
     /// # Errors
     /// Where a thread cannot be started.
     pub fn start(
         listeners: Vec<Listener>,
+        metrics: Option<Listener>,
         clients: Vec<Client>,
         service: &Arc<Service>,
         caps: Caps,
@@ -111,6 +115,8 @@ impl Server {
         let idle = tx.clone();
         // Nobody listens any more once the server has ended.
         let sessions = Arc::new(Sessions::new(caps, move || drop(idle.send(Event::Idle))));
+        let metrics = metrics.map(|listener| Metrics::start(listener, service, &sessions));
+        let metrics = metrics.transpose()?;
         let door = Door { service: Arc::clone(service), sessions: Arc::clone(&sessions) };
         clients.into_iter().for_each(|client| door.admit(client));
         let mut accepting = Vec::new();
@@ -126,7 +132,7 @@ impl Server {
             }
         })?;
         let started = Instant::now();
-        Ok(Self { service: Arc::clone(service), sessions, accepting, events, started })
+        Ok(Self { service: Arc::clone(service), sessions, accepting, metrics, events, started })
     }
 
     /// Runs until a signal comes, a listener breaks or there is nothing left to do. SIGHUP calls
@@ -150,6 +156,9 @@ impl Server {
                 Some(Event::Idle) | None => {}
             }
         };
+        if let Some(metrics) = &self.metrics {
+            metrics.drain();
+        }
         stopping();
         let accepting = std::mem::take(&mut self.accepting);
         let count = accepting.len();

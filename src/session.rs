@@ -7,7 +7,7 @@ use std::fmt::Display;
 use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -26,6 +26,7 @@ use crate::relay::rate::Rate;
 use crate::relay::udp::{Sockets, Terms};
 use crate::relay::{self, End, Limits, Stopper, Traffic};
 use crate::session::live::{Grant, Live};
+use crate::stats::Words;
 use crate::sys::{self, PollFd};
 use crate::threads::{Reserved, Threads};
 use crate::wire::proxy::{self, Header};
@@ -130,10 +131,18 @@ pub fn run(service: &Service, stream: TcpStream, client: Option<SocketAddr>, sea
     let session = Session { service, client, reached: None, record: &mut record };
     let granted = session.serve(stream, seat);
     let record = Arc::new(record);
-    match granted.map(|(granted, intake)| relay(service, &record, granted, intake)) {
-        Ok(end) => record.write(&service.log, "close", Level::Normal, end, None),
-        Err(Stop::Gone) => record.write(&service.log, "close", Level::Normal, "client", None),
-        Err(Stop::Refused { level, reason, error }) => {
+    let ended = granted.map(|(granted, intake)| relay(service, &record, granted, intake));
+    let reason = match &ended {
+        Ok(end) => end.word(),
+        Err(Stop::Gone) => "client",
+        Err(Stop::Refused { reason, .. }) => reason,
+    };
+    service.means.stats.ended.add(record.words(reason));
+    match ended {
+        Ok(_) | Err(Stop::Gone) => {
+            record.write(&service.log, "close", Level::Normal, reason, None);
+        }
+        Err(Stop::Refused { level, error, .. }) => {
             record.write(&service.log, "refuse", level, reason, Some(&error));
         }
     }
@@ -155,7 +164,6 @@ struct Record {
     rule: Option<Place>,
     logging: Option<Logging>,
     traffic: Arc<Traffic>,
-    dropped: Arc<AtomicU64>,
 }
 
 impl Record {
@@ -174,8 +182,14 @@ impl Record {
             rule: None,
             logging: None,
             traffic: Arc::default(),
-            dropped: Arc::default(),
         }
+    }
+
+    /// What it is counted as. A command that is none has no word: clients could make up 253.
+    fn words(&self, reason: &'static str) -> Words {
+        let version = self.version.map_or("-", Version::word);
+        let command = self.command.map_or("-", |command| command.word().unwrap_or("unknown"));
+        [version, command, reason]
     }
 
     fn line(&self, event: &str) -> Line {
@@ -203,7 +217,7 @@ impl Record {
         line.field("reply", self.reply.map_or_else(|| "-".into(), |code| format!("{code:02x}")))
             .field("up", self.traffic.up.load(Ordering::Relaxed))
             .field("down", self.traffic.down.load(Ordering::Relaxed))
-            .field("dropped", self.dropped.load(Ordering::Relaxed))
+            .field("dropped", self.traffic.dropped().map(|(_, count)| count).sum::<u64>())
             .field("seconds", format_args!("{:.3}", self.begun.elapsed().as_secs_f64()))
     }
 
@@ -414,6 +428,7 @@ impl Session<'_> {
         let shut_out = || penalties.shut_out(client, Instant::now());
         let checked = users.check(&claim, intake.deadline, shut_out);
         if let Err(AuthError::Wrong | AuthError::Expired) = checked {
+            self.service.means.stats.auth_failures.fetch_add(1, Ordering::Relaxed);
             self.penalize(intake.deadline);
         }
         let sent = self.send(intake, &userpass::encode_reply(checked.is_ok()));
@@ -666,7 +681,7 @@ fn relay(service: &Service, record: &Arc<Record>, granted: Granted, intake: Inta
                 idle: idle(service.udp_idle),
                 rates,
             };
-            relay::udp::run(client, sockets, terms, traffic, &record.dropped, &stopper)
+            relay::udp::run(client, sockets, terms, traffic, &stopper)
         }
     }
 }

@@ -222,13 +222,21 @@ pub enum Version {
     V5,
 }
 
-impl fmt::Display for Version {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl Version {
+    /// The word of the log.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
             Self::V4 => "4",
             Self::V4a => "4a",
             Self::V5 => "5",
-        })
+        }
+    }
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.word())
     }
 }
 
@@ -243,15 +251,24 @@ impl Command {
     pub const BIND: Self = Self(0x02);
     /// Relay datagrams; version 5 only.
     pub const UDP_ASSOCIATE: Self = Self(0x03);
+
+    /// The word of the log, which a command that is none does not have.
+    #[must_use]
+    pub fn word(self) -> Option<&'static str> {
+        match self {
+            Self::CONNECT => Some("connect"),
+            Self::BIND => Some("bind"),
+            Self::UDP_ASSOCIATE => Some("udp"),
+            _ => None,
+        }
+    }
 }
 
 impl fmt::Display for Command {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match *self {
-            Self::CONNECT => f.write_str("connect"),
-            Self::BIND => f.write_str("bind"),
-            Self::UDP_ASSOCIATE => f.write_str("udp"),
-            Self(octet) => write!(f, "{octet:#04x}"),
+        match self.word() {
+            Some(word) => f.write_str(word),
+            None => write!(f, "{:#04x}", self.0),
         }
     }
 }

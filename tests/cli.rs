@@ -257,7 +257,7 @@ fn every_message_before_the_start_is_in_the_manual_and_the_other_way_round() {
     fs::set_permissions(&open.0, fs::Permissions::from_mode(0o644)).unwrap();
     let busy = TcpListener::bind("127.0.0.1:0").unwrap();
     let busy = busy.local_addr().unwrap().to_string();
-    let cases: [(&[&str], &Vec<String>, i32); 39] = [
+    let cases: [(&[&str], &Vec<String>, i32); 41] = [
         (&["--nonsense"], usage, 100),
         (&["-x"], usage, 100),
         (&["--listen"], usage, 100),
@@ -280,6 +280,8 @@ fn every_message_before_the_start_is_in_the_manual_and_the_other_way_round() {
         (&["--listen", "localhost:1080"], usage, 100),
         (&["--port-range", "9-5"], usage, 100),
         (&["--early-drop", "9-5"], usage, 100),
+        (&["--metrics", "9180"], usage, 100),
+        (&["--metrics", "192.0.2.1:9180"], usage, 100),
         (&["--explain", "from"], usage, 100),
         (&["--explain", "from=192.0.2.1"], usage, 100),
         (&["--explain", "from=192.0.2.1 from=192.0.2.1"], usage, 100),
@@ -621,12 +623,12 @@ fn the_manual_has_the_reasons_of_the_source() {
 
     // A client that leaves before the relay gives the same word as one that closes first.
     let relay = fs::read_to_string(root().join("src/relay.rs")).unwrap();
-    assert_eq!(words(3), arms(&relay, "impl fmt::Display for End"));
+    assert_eq!(words(3), arms(&relay, "How a session ended."));
 
     let sessions = fs::read_to_string(root().join("src/server/sessions.rs")).unwrap();
     let events = list("The log");
     let (_, at_limit) = events.iter().find(|(head, _)| head.ends_with("limit count")).unwrap();
-    for limit in arms(&sessions, "impl fmt::Display for Refusal") {
+    for limit in arms(&sessions, "Which cap kept a client out.") {
         assert!(at_limit.contains(&format!(".Cm {limit} ")), "{limit}");
     }
 }
@@ -679,7 +681,7 @@ fn assert_lines_are_of_the_manual(format: &str) {
     let (target, (refusing, _kept)) = (Target::echo(), refusing_port());
     let mut lines = Vec::new();
 
-    let mut server = Server::open(&["-v", &format]);
+    let mut server = Server::open(&["-v", &format, "--metrics", "127.0.0.1:0"]);
     drop(tunnel(&server, target.addr));
     let mut refused = server.sent(&[HELLO, &request5(1, refusing)].concat());
     read_to_end(&mut refused);

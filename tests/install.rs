@@ -352,6 +352,7 @@ fn the_manual_renders_without_a_complaint() {
         "NAME",
         "SYNOPSIS",
         "DESCRIPTION",
+        "METRICS",
         "SIGNALS",
         "ENVIRONMENT",
         "FILES",

@@ -46,7 +46,10 @@ pub fn open(
         return Err(full);
     }
     let (targets, rules): (Vec<Target>, Vec<_>) = targets.into_iter().unzip();
-    let (target, index) = dial::connect(&targets, Instant::now() + means.connect_timeout)?;
+    let begun = Instant::now();
+    let connected = dial::connect(&targets, begun + means.connect_timeout);
+    means.stats.connect.observe(begun.elapsed());
+    let (target, index) = connected?;
     let peer = canonical(target.peer_addr()?);
     let bnd = canonical(target.local_addr()?);
     let admits = |admission: &Admission| {

@@ -7,14 +7,14 @@
 use std::collections::HashMap;
 use std::io::{self, Read as _};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream, UdpSocket};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use crate::policy::nets::client_block;
 use crate::policy::{Asker, Current};
 use crate::relay::rate::Rate;
-use crate::relay::{End, Side, Stopper, Traffic};
+use crate::relay::{Dropped, End, Side, Stopper, Traffic};
 use crate::resolve::{Resolved, Resolver};
 use crate::sys::{self, PollFd};
 use crate::threads::lock;
@@ -73,13 +73,12 @@ pub struct Terms {
 
 /// Relays datagrams until `control`, the client's connection, ends, or the idle limit, or until
 /// `stopper` is told. Octets that come over `control` mean nothing and are read away. Returns with
-/// all sockets closed, and adds the datagrams dropped to `dropped`.
+/// all sockets closed.
 pub fn run(
     control: TcpStream,
     sockets: Sockets,
     terms: Terms,
     traffic: &Arc<Traffic>,
-    dropped: &Arc<AtomicU64>,
     stopper: &Stopper,
 ) -> End {
     let Sockets { client, v4, v6 } = sockets;
@@ -89,7 +88,6 @@ pub fn run(
         v6,
         terms,
         traffic: Arc::clone(traffic),
-        dropped: Arc::clone(dropped),
         waiting: AtomicUsize::new(0),
         names: Mutex::default(),
     });
@@ -185,23 +183,23 @@ impl Pump<'_> {
             // A client of a UNIX socket is on this host.
             let own = self.outward.terms.asker.client;
             if !own.map_or(sender_ip.is_loopback(), |own| own == sender_ip) {
-                self.outward.drop_one();
+                self.outward.drop_one(Dropped::Sender);
                 continue;
             }
             let Ok(datagram) = udp::decode(self.buffer.get(..len).unwrap_or_default()) else {
-                self.outward.drop_one();
+                self.outward.drop_one(Dropped::Header);
                 continue;
             };
             self.sender = Some(sender);
             active = true;
             if datagram.frag == Frag::STANDALONE {
                 // A standalone datagram is less than the highest FRAG of any sequence under way.
-                self.fragments.abandon(&self.outward.dropped);
+                self.fragments.abandon(&self.outward.traffic);
                 Outward::send(self.outward, &datagram.dst, datagram.data);
             } else if !self.outward.terms.fragments {
-                self.outward.drop_one();
+                self.outward.drop_one(Dropped::Fragment);
             } else if let Some((dst, data)) =
-                self.fragments.add(&datagram, Instant::now(), &self.outward.dropped)
+                self.fragments.add(&datagram, Instant::now(), &self.outward.traffic)
             {
                 Outward::send(self.outward, &dst, &data);
             }
@@ -223,11 +221,11 @@ impl Pump<'_> {
             };
             let remote = canonical(remote);
             let (Some(sender), true) = (self.sender, self.outward.may_answer(remote)) else {
-                self.outward.drop_one();
+                self.outward.drop_one(Dropped::Denied);
                 continue;
             };
             if !self.outward.allows(Side::Target, len) {
-                self.outward.drop_one();
+                self.outward.drop_one(Dropped::Rate);
                 continue;
             }
             let mut header = Vec::with_capacity(HEADER_MAX);
@@ -238,11 +236,13 @@ impl Pump<'_> {
             match self.client.send_to(datagram, sender) {
                 Ok(_) => {
                     let len = u64::try_from(len).unwrap_or(0);
-                    self.outward.traffic.down.fetch_add(len, Ordering::Relaxed);
+                    let traffic = &self.outward.traffic;
+                    traffic.down.fetch_add(len, Ordering::Relaxed);
+                    traffic.datagrams_down.fetch_add(1, Ordering::Relaxed);
                     active = true;
                 }
                 // Also one that has become too long for a datagram with its header.
-                Err(_) => self.outward.drop_one(),
+                Err(_) => self.outward.drop_one(Dropped::Send),
             }
         }
         active
@@ -255,7 +255,6 @@ struct Outward {
     v6: Option<UdpSocket>,
     terms: Terms,
     traffic: Arc<Traffic>,
-    dropped: Arc<AtomicU64>,
     /// Octets that wait for names.
     waiting: AtomicUsize,
     /// The addresses of names asked for lately, each with a port, and how long they are good.
@@ -263,8 +262,8 @@ struct Outward {
 }
 
 impl Outward {
-    fn drop_one(&self) {
-        self.dropped.fetch_add(1, Ordering::Relaxed);
+    fn drop_one(&self, cause: Dropped) {
+        self.traffic.drop_datagrams(cause, 1);
     }
 
     /// Whether a datagram may go to `ip`, which `dst` has led to.
@@ -302,11 +301,11 @@ impl Outward {
             return this.send_to(dst, ip, data);
         }
         if this.terms.policy.get().admit(&this.terms.asker, Some(dst)).is_err() {
-            return this.drop_one();
+            return this.drop_one(Dropped::Denied);
         }
         let octets = data.len() + WAITING_EACH;
         if this.waiting.load(Ordering::Relaxed) + octets > WAITING_OCTETS {
-            return this.drop_one();
+            return this.drop_one(Dropped::Name);
         }
         // Only the pump adds, so the check still holds.
         this.waiting.fetch_add(octets, Ordering::Relaxed);
@@ -327,26 +326,22 @@ impl Outward {
     fn send_to(&self, dst: &Destination, ip: IpAddr, data: &[u8]) {
         let addr = SocketAddr::new(ip, dst.port());
         let socket = if addr.is_ipv4() { &self.v4 } else { &self.v6 };
-        let sent = match socket {
-            Some(socket)
-                if self.may_send(dst, ip)
-                    && addr.port() != 0
-                    && self.allows(Side::Client, data.len()) =>
-            {
-                // Counted first: an answer may end the association before this thread goes on.
-                let len = u64::try_from(data.len()).unwrap_or(0);
-                self.traffic.up.fetch_add(len, Ordering::Relaxed);
-                // An ICMP error of an earlier datagram can be told here, in place of sending.
-                let sent = socket.send_to(data, addr).or_else(|_| socket.send_to(data, addr));
-                if sent.is_err() {
-                    self.traffic.up.fetch_sub(len, Ordering::Relaxed);
-                }
-                sent.is_ok()
-            }
-            _ => false,
+        let Some(socket) = socket.as_ref().filter(|_| self.may_send(dst, ip) && addr.port() != 0)
+        else {
+            return self.drop_one(Dropped::Denied);
         };
-        if !sent {
-            self.drop_one();
+        if !self.allows(Side::Client, data.len()) {
+            return self.drop_one(Dropped::Rate);
+        }
+        // Counted first: an answer may end the association before this thread goes on.
+        let len = u64::try_from(data.len()).unwrap_or(0);
+        self.traffic.up.fetch_add(len, Ordering::Relaxed);
+        self.traffic.datagrams_up.fetch_add(1, Ordering::Relaxed);
+        // An ICMP error of an earlier datagram can be told here, in place of sending.
+        if socket.send_to(data, addr).or_else(|_| socket.send_to(data, addr)).is_err() {
+            self.traffic.up.fetch_sub(len, Ordering::Relaxed);
+            self.traffic.datagrams_up.fetch_sub(1, Ordering::Relaxed);
+            self.drop_one(Dropped::Send);
         }
     }
 
@@ -371,7 +366,8 @@ impl Waiting {
     fn done(&mut self, resolved: Resolved) {
         let Some(outward) = self.outward.upgrade() else { return };
         let Some((dst, data)) = self.datagram.take() else { return };
-        match resolved.ok().and_then(|ips| outward.choose(&dst, &ips)) {
+        let Ok(ips) = resolved else { return outward.drop_one(Dropped::Name) };
+        match outward.choose(&dst, &ips) {
             Some(ip) => {
                 let now = Instant::now();
                 let mut names = lock(&outward.names);
@@ -384,7 +380,7 @@ impl Waiting {
                 drop(names);
                 outward.send_to(&dst, ip, &data);
             }
-            None => outward.drop_one(),
+            None => outward.drop_one(Dropped::Denied),
         }
     }
 }
@@ -394,7 +390,7 @@ impl Drop for Waiting {
         if let Some(outward) = self.outward.upgrade() {
             outward.waiting.fetch_sub(self.octets, Ordering::Relaxed);
             if self.datagram.is_some() {
-                outward.drop_one();
+                outward.drop_one(Dropped::Name);
             }
         }
     }
@@ -413,8 +409,8 @@ struct Fragments {
 
 impl Fragments {
     /// Forgets the sequence under way, whose fragments are counted as dropped.
-    fn abandon(&mut self, dropped: &AtomicU64) {
-        dropped.fetch_add(self.highest.into(), Ordering::Relaxed);
+    fn abandon(&mut self, traffic: &Traffic) {
+        traffic.drop_datagrams(Dropped::Fragment, self.highest.into());
         *self = Self::default();
     }
 
@@ -423,12 +419,12 @@ impl Fragments {
         &mut self,
         datagram: &Datagram<'_>,
         now: Instant,
-        dropped: &AtomicU64,
+        traffic: &Traffic,
     ) -> Option<(Destination, Vec<u8>)> {
         let position = datagram.frag.position();
         if position <= 1 || position < self.highest || self.until.is_some_and(|until| now >= until)
         {
-            self.abandon(dropped);
+            self.abandon(traffic);
         }
         let follows = position == self.highest + 1
             && (position == 1 || self.dst.as_ref() == Some(&datagram.dst))
@@ -436,9 +432,9 @@ impl Fragments {
         if !follows {
             // A repetition of the last one does no harm; anything else leaves a gap for good.
             if position != self.highest {
-                self.abandon(dropped);
+                self.abandon(traffic);
             }
-            dropped.fetch_add(1, Ordering::Relaxed);
+            traffic.drop_datagrams(Dropped::Fragment, 1);
             return None;
         }
         if position == 1 {
@@ -494,8 +490,11 @@ mod tests {
         /// The client's socket, connected to the relay.
         client: UdpSocket,
         traffic: Arc<Traffic>,
-        dropped: Arc<AtomicU64>,
         end: JoinHandle<End>,
+    }
+
+    fn dropped(traffic: &Traffic) -> u64 {
+        traffic.dropped().map(|(_, count)| count).sum()
     }
 
     fn udp() -> UdpSocket {
@@ -513,14 +512,14 @@ mod tests {
         for socket in [&relay, &v4] {
             socket.set_nonblocking(true).unwrap();
         }
-        let (traffic, dropped) = (Arc::<Traffic>::default(), Arc::<AtomicU64>::default());
+        let traffic = Arc::<Traffic>::default();
         let end = thread::spawn({
-            let (traffic, dropped) = (Arc::clone(&traffic), Arc::clone(&dropped));
+            let traffic = Arc::clone(&traffic);
             let (stopper, sockets) =
                 (stopper.clone(), Sockets { client: relay, v4: Some(v4), v6: None });
-            move || run(near, sockets, terms, &traffic, &dropped, &stopper)
+            move || run(near, sockets, terms, &traffic, &stopper)
         });
-        Association { control, client, traffic, dropped, end }
+        Association { control, client, traffic, end }
     }
 
     fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
@@ -540,7 +539,7 @@ mod tests {
         let mut datagram = Vec::new();
         udp::encode_header(target.local_addr().unwrap(), &mut datagram);
         datagram.resize(datagram.len() + 30_000, 7);
-        let (dropped, mut buffer) = (|| session.dropped.load(Ordering::Relaxed), [0; BUFFER]);
+        let (dropped, mut buffer) = (|| dropped(&session.traffic), [0; BUFFER]);
 
         let mut relay = None;
         for _ in 0..2 {
@@ -562,6 +561,7 @@ mod tests {
         stopper.stop(End::Revoked);
         assert_eq!(session.end.join().unwrap(), End::Revoked);
         let traffic = &session.traffic;
+        assert!(traffic.dropped().all(|(cause, count)| count == 0 || cause == Dropped::Rate));
         assert_eq!(traffic.up.load(Ordering::Relaxed), 60_000);
         assert_eq!(traffic.down.load(Ordering::Relaxed), 60_000);
     }
@@ -596,18 +596,19 @@ mod tests {
 
     /// Adds fragments, each (FRAG, seconds since the start, data), and returns what became whole.
     fn reassemble(fragments: &[(u8, u64, &str)]) -> (Vec<String>, u64) {
-        let (mut queue, dropped, begun) = (Fragments::default(), AtomicU64::new(0), Instant::now());
+        let (mut queue, traffic, begun) =
+            (Fragments::default(), Traffic::default(), Instant::now());
         let dst = Destination::Address("192.0.2.1:53".parse().unwrap());
         let whole = fragments
             .iter()
             .filter_map(|&(frag, after, data)| {
                 let datagram =
                     Datagram { frag: Frag(frag), dst: dst.clone(), data: data.as_bytes() };
-                queue.add(&datagram, begun + Duration::from_secs(after), &dropped)
+                queue.add(&datagram, begun + Duration::from_secs(after), &traffic)
             })
             .map(|(_, data)| String::from_utf8(data).unwrap())
             .collect();
-        (whole, dropped.into_inner())
+        (whole, dropped(&traffic))
     }
 
     #[test]

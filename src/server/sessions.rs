@@ -42,7 +42,7 @@ impl Caps {
     }
 }
 
-/// Which cap kept a client out; Display gives the word of the log.
+/// Which cap kept a client out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Refusal {
     /// [`Caps::sessions`].
@@ -69,19 +69,37 @@ impl Refusal {
         Self::AuthPenalty,
         Self::Threads,
     ];
-}
 
-impl fmt::Display for Refusal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+    /// The word of the log.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
             Self::Sessions => "sessions",
             Self::PerClient => "per-client",
             Self::HalfOpen => "half-open",
             Self::EarlyDrop => "early-drop",
             Self::AuthPenalty => "auth-penalty",
             Self::Threads => "threads",
-        })
+        }
     }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.word())
+    }
+}
+
+/// How many sessions there are and were.
+pub struct Totals {
+    /// The sessions there are.
+    pub sessions: u64,
+    /// Those of them whose handshake is not complete.
+    pub half_open: u64,
+    /// All that ever were accepted.
+    pub accepted: u64,
+    /// How many clients each cap has kept out.
+    pub refused: [(Refusal, u64); Refusal::ALL.len()],
 }
 
 /// The sessions there are.
@@ -152,17 +170,35 @@ impl Sessions {
         lock(&self.state).idle_since.map(|since| since.elapsed())
     }
 
+    /// The most there may be.
+    #[must_use]
+    pub fn caps(&self) -> Caps {
+        self.caps
+    }
+
+    /// How many there are and were.
+    #[must_use]
+    pub fn totals(&self) -> Totals {
+        let state = lock(&self.state);
+        let total = |refusal| state.refusals.get(&refusal).map_or(0, |refusals| refusals.total);
+        Totals {
+            sessions: state.sessions.total,
+            half_open: state.half_open.total,
+            accepted: state.last_number,
+            refused: Refusal::ALL.map(|refusal| (refusal, total(refusal))),
+        }
+    }
+
     /// Tells how many there are, and of each cause how many were refused.
     pub fn report(&self, line: Line) -> Line {
-        let state = lock(&self.state);
+        let Totals { sessions, half_open, accepted, refused } = self.totals();
         let line = line
-            .field("sessions", state.sessions.total)
-            .field("half-open", state.half_open.total)
-            .field("accepted", state.last_number);
-        Refusal::ALL.into_iter().fold(line, |line, refusal| {
-            let total = state.refusals.get(&refusal).map_or(0, |refusals| refusals.total);
-            line.field(&format!("refused-{refusal}"), total)
-        })
+            .field("sessions", sessions)
+            .field("half-open", half_open)
+            .field("accepted", accepted);
+        refused
+            .into_iter()
+            .fold(line, |line, (refusal, total)| line.field(&format!("refused-{refusal}"), total))
     }
 
     /// Takes a slot for a client, and one for the time of its handshake. Each is given back when it

@@ -1,14 +1,15 @@
 //! The sessions under way, for who has to end them or to tell of them: after a change of rules or
-//! users those that would not be granted any more end, with the server all.
+//! users those that would not be granted any more end, with the server all. With them is kept what
+//! the others have relayed, so that a sum of both never goes down.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 
-use crate::log::{Level, Log};
+use crate::log::{Level, Line, Log};
 use crate::policy::rules::Ident;
 use crate::policy::{Asker, Policy};
-use crate::relay::{End, Stopper};
+use crate::relay::{End, Stopper, Traffic};
 use crate::session::Record;
 use crate::threads::lock;
 use crate::wire::{Destination, Version};
@@ -55,20 +56,27 @@ impl Grant {
 /// The grants of all sessions under way.
 #[derive(Default)]
 pub struct Live {
-    grants: Mutex<HashMap<u64, Grant>>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    grants: HashMap<u64, Grant>,
+    /// What the sessions that are not among them any more have relayed.
+    over: Traffic,
 }
 
 impl Live {
     /// Puts in the grant of session `number`, which is taken out when what is returned is dropped.
     #[must_use]
     pub(super) fn enter(&self, number: u64, grant: Grant) -> Entry<'_> {
-        lock(&self.grants).insert(number, grant);
+        lock(&self.state).grants.insert(number, grant);
         Entry { live: self, number }
     }
 
     /// All of them now: what is done with each may take time and locks.
     fn all(&self) -> Vec<Grant> {
-        lock(&self.grants).values().cloned().collect()
+        lock(&self.state).grants.values().cloned().collect()
     }
 
     /// Ends all sessions that `policy` would not grant.
@@ -85,18 +93,35 @@ impl Live {
 
     /// Writes a line about each session, in the order they were accepted.
     pub fn report(&self, log: &Log) {
-        let mut grants = self.all();
-        grants.sort_by_key(|grant| grant.record.number);
-        for Grant { record, .. } in grants {
-            log.write(Level::Normal, record.counted(record.line("session")));
+        for line in self.lines(usize::MAX).1 {
+            log.write(Level::Normal, line);
         }
+    }
+
+    /// How many there are, and a line about each of those accepted first, `max` at most.
+    pub fn lines(&self, max: usize) -> (usize, impl Iterator<Item = Line>) {
+        let record = |grant: &Grant| Arc::clone(&grant.record);
+        let mut records: Vec<_> = lock(&self.state).grants.values().map(record).collect();
+        records.sort_by_key(|record| record.number);
+        let line = |record: Arc<Record>| record.counted(record.line("session"));
+        (records.len(), records.into_iter().take(max).map(line))
+    }
+
+    /// What all sessions together have relayed, those that are over included.
+    #[must_use]
+    pub fn traffic(&self) -> Traffic {
+        let sum = Traffic::default();
+        let state = lock(&self.state);
+        sum.add(&state.over);
+        state.grants.values().for_each(|grant| sum.add(&grant.record.traffic));
+        sum
     }
 }
 
 impl Entry<'_> {
     /// Ends the session if `policy` would not grant it.
     pub(super) fn check(&self, policy: &Policy) {
-        let grant = lock(&self.live.grants).get(&self.number).cloned();
+        let grant = lock(&self.live.state).grants.get(&self.number).cloned();
         if let Some(grant) = grant
             && !grant.holds_under(policy)
         {
@@ -113,6 +138,9 @@ pub(super) struct Entry<'a> {
 
 impl Drop for Entry<'_> {
     fn drop(&mut self) {
-        lock(&self.live.grants).remove(&self.number);
+        let mut state = lock(&self.live.state);
+        if let Some(grant) = state.grants.remove(&self.number) {
+            state.over.add(&grant.record.traffic);
+        }
     }
 }

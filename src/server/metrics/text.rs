@@ -1,0 +1,97 @@
+//! All metrics in the text format of Prometheus, version 0.0.4. Labels hold words of the program
+//! only; nothing a peer made can become one.
+
+use std::fmt::{Display, Write as _};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::UNIX_EPOCH;
+
+use crate::server::metrics::Site;
+use crate::server::metrics::http::Response;
+use crate::server::sessions::Totals;
+use crate::stats::Histogram;
+
+pub(super) fn metrics(site: &Site) -> Response {
+    let (means, traffic) = (&site.service.means, site.service.live.traffic());
+    let Totals { sessions, half_open, accepted, refused } = site.sessions.totals();
+    let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
+    let started = site.started.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+    let mut text = Text(String::with_capacity(8 * 1024));
+
+    let version = [([("version", env!("CARGO_PKG_VERSION"))], 1)];
+    text.family("socksd_build_info", "gauge", "The program, always 1.", version);
+    let help = "Start of the server in seconds since 1970.";
+    text.family("process_start_time_seconds", "gauge", help, [([], started)]);
+
+    let help = "Sessions accepted.";
+    text.family("socksd_sessions_started_total", "counter", help, [([], accepted)]);
+    let ended = means.stats.ended.counts().map(|(&[version, command, reason], count)| {
+        ([("version", version), ("command", command), ("reason", reason)], count)
+    });
+    text.family("socksd_sessions_ended_total", "counter", "Sessions ended.", ended);
+    text.family("socksd_sessions", "gauge", "Sessions there are.", [([], sessions)]);
+    let help = "Sessions whose handshake is not complete.";
+    text.family("socksd_sessions_half_open", "gauge", help, [([], half_open)]);
+    let help = "Sessions there may be.";
+    text.family("socksd_sessions_max", "gauge", help, [([], site.sessions.caps().sessions)]);
+    let refused = refused.map(|(refusal, count)| ([("limit", refusal.word())], count));
+    let help = "Connections closed without a reply because of a limit.";
+    text.family("socksd_connections_refused_total", "counter", help, refused);
+    let help = "Passwords that were wrong or of an expired account.";
+    let failures = [([], load(&means.stats.auth_failures))];
+    text.family("socksd_auth_failures_total", "counter", help, failures);
+
+    let directions = |up, down| [("up", up), ("down", down)];
+    let labelled = |(direction, count)| ([("direction", direction)], load(count));
+    let octets = directions(&traffic.up, &traffic.down).map(labelled);
+    text.family("socksd_relayed_bytes_total", "counter", "Octets of payload relayed.", octets);
+    let datagrams = directions(&traffic.datagrams_up, &traffic.datagrams_down).map(labelled);
+    text.family("socksd_datagrams_total", "counter", "Datagrams relayed.", datagrams);
+    let dropped = traffic.dropped().map(|(cause, count)| ([("cause", cause.word())], count));
+    let help = "Datagrams and fragments not relayed.";
+    text.family("socksd_datagrams_dropped_total", "counter", help, dropped);
+
+    let help = "How long CONNECT and BIND waited for a name.";
+    text.histogram("socksd_resolve_duration_seconds", help, &means.stats.resolve);
+    let help = "How long CONNECT waited for a connection.";
+    text.histogram("socksd_connect_duration_seconds", help, &means.stats.connect);
+    let help = "Names being looked up or waiting for that.";
+    text.family("socksd_resolver_names", "gauge", help, [([], means.resolver.waiting())]);
+
+    let content = "text/plain; version=0.0.4; charset=utf-8";
+    Response { status: "200 OK", content, body: text.0 }
+}
+
+struct Text(String);
+
+impl Text {
+    fn head(&mut self, name: &str, kind: &str, help: &str) {
+        let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
+    }
+
+    /// Adds a counter or a gauge with all its samples.
+    fn family<const LABELS: usize>(
+        &mut self,
+        name: &str,
+        kind: &str,
+        help: &str,
+        samples: impl IntoIterator<Item = ([(&'static str, &'static str); LABELS], impl Display)>,
+    ) {
+        self.head(name, kind, help);
+        for (labels, value) in samples {
+            let labels = labels.map(|(label, word)| format!("{label}=\"{word}\"")).join(",");
+            let labels = if labels.is_empty() { labels } else { format!("{{{labels}}}") };
+            let _ = writeln!(self.0, "{name}{labels} {value}");
+        }
+    }
+
+    /// Adds a histogram.
+    fn histogram(&mut self, name: &str, help: &str, histogram: &Histogram) {
+        self.head(name, "histogram", help);
+        let (sums, count, sum) = histogram.sums();
+        for (bound, count) in sums {
+            let _ = writeln!(self.0, "{name}_bucket{{le=\"{bound}\"}} {count}");
+        }
+        let _ = writeln!(self.0, "{name}_bucket{{le=\"+Inf\"}} {count}");
+        let _ = writeln!(self.0, "{name}_sum {}\n{name}_count {count}", sum.as_secs_f64());
+    }
+}
