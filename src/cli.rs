@@ -646,6 +646,12 @@ mod tests {
                 "--source ::1 --source ::2",
                 "--source ::2: an address of this family is given already",
             ),
+            ("--metrics 9180", "--metrics 9180: expected ADDR:PORT, [ADDR6]:PORT or unix:PATH"),
+            (
+                "--metrics [::ffff:192.0.2.1]:1",
+                "--metrics [::ffff:192.0.2.1]:1: not a loopback address: \
+                 add --metrics-public to let others see it",
+            ),
             ("--unix-mode 8", "--unix-mode 8: expected MODE, octal to 777"),
             ("--unix-mode 1000", "--unix-mode 1000: expected MODE, octal to 777"),
             ("--inetd -l 1", "options --inetd and --listen exclude each other"),
@@ -670,6 +676,17 @@ mod tests {
             ("--hash=secret", "option --hash takes no argument"),
         ] {
             assert_eq!(error(args), message);
+        }
+    }
+
+    #[test]
+    fn metrics_are_for_this_host_unless_others_are_to_see_them() {
+        for place in ["127.9.9.9:1", "[::1]:1", "[::ffff:127.0.0.1]:1", "unix:/run/s"] {
+            assert!(run(&format!("--metrics {place}")).metrics.is_some(), "{place}");
+        }
+        for place in ["0.0.0.0:1", "[::]:1", "10.0.0.1:1", "[fe80::1]:1"] {
+            assert!(error(&format!("--metrics {place}")).contains("not a loopback"), "{place}");
+            assert!(run(&format!("--metrics {place} --metrics-public")).metrics.is_some());
         }
     }
 

@@ -759,6 +759,45 @@ fn assert_lines_are_of_the_manual(format: &str) {
 }
 
 #[test]
+fn the_manual_has_the_metrics_of_the_server_in_its_order() {
+    let server = Server::start(&["--metrics", "127.0.0.1:0"]);
+    read_to_end(&mut server.sent(b"GET"));
+    server.log_line(&["event=refuse "]);
+    let line = server.log_line(&["event=metrics "]);
+    let mut client = connect(field(&line, "addr").parse().unwrap());
+    client.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").unwrap();
+    let response = text(&read_to_end(&mut client));
+
+    // Of each its name, its kind and its labels.
+    let mut served: Vec<(String, String, BTreeSet<String>)> = Vec::new();
+    for line in response.lines().skip_while(|line| !line.starts_with('#')) {
+        if let Some(metric) = line.strip_prefix("# TYPE ") {
+            let (name, kind) = metric.split_once(' ').unwrap();
+            served.push((name.to_owned(), kind.to_owned(), BTreeSet::new()));
+        } else if let Some((_, labels)) = line.split_once('{').filter(|_| !line.starts_with('#')) {
+            let labels = labels.split('"').step_by(2).filter_map(|part| part.strip_suffix('='));
+            let labels = labels.map(|label| label.trim_start_matches(',').to_owned());
+            // Those of a histogram's buckets are not for its reader.
+            served.last_mut().unwrap().2.extend(labels.filter(|label| label != "le"));
+        }
+    }
+    let metrics = lists(&section("METRICS")).remove(1);
+    let manual = metrics.iter().map(|(head, body)| {
+        let (name, labels) = head.split_once(" Ar ").unwrap_or((head, ""));
+        let kind = body.trim_start_matches("A ").split(':').next().unwrap();
+        let labels = labels.split_whitespace().map(str::to_owned).collect();
+        (name.trim_start_matches("Cm ").to_owned(), kind.to_owned(), labels)
+    });
+    assert_eq!(served, manual.collect::<Vec<_>>());
+
+    let relay = fs::read_to_string(root().join("src/relay.rs")).unwrap();
+    let (_, dropped) = metrics.iter().find(|(head, _)| head.ends_with(" Ar cause")).unwrap();
+    let causes: BTreeSet<String> =
+        dropped.split(".Cm ").skip(1).map(|rest| rest.split(' ').next().unwrap().into()).collect();
+    assert_eq!(causes, arms(&relay, "Why a datagram was not relayed."));
+}
+
+#[test]
 fn lines_that_a_full_pipe_would_not_take_are_counted_in_the_next() {
     let mut server = Command::new(SOCKSD)
         .args(["--listen", "127.0.0.1:0"])
