@@ -688,6 +688,9 @@ fn assert_lines_are_of_the_manual(format: &str) {
     server.log_line(&["event=close "]);
     server.log_line(&["event=refuse "]);
     let mut kept = tunnel(&server, target.addr);
+    // Once it relays, it is among those that are told of.
+    kept.write_all(b"x").unwrap();
+    read(&mut kept, 1);
     server.signal("USR1");
     server.log_line(&["event=session "]);
     server.signal("TERM");
