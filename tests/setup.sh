@@ -1,31 +1,58 @@
 #!/bin/sh
 # Installs what the tests need from Debian's packages. Does nothing where all of it is there.
 set -eu
+cd "$(dirname "$0")/.."
 
 packages="
-    bsdutils build-essential ca-certificates chromium curl dante-client default-jdk-headless dnsmasq-base
-    fail2ban file iproute2 libcrypt-dev libio-socket-socks-perl man-db mandoc ncat
-    netcat-openbsd oidentd openssh-client openssh-server openssl procps prometheus proxychains4
-    python3 python3-pyftpdlib python3-python-socks python3-socks socat tnftp tshark util-linux whois
+    bsdutils build-essential ca-certificates chromium curl dante-client default-jdk-headless
+    dnsmasq-base fail2ban file haproxy iproute2 ipsvd libbsd0 libcrypt-dev libevent-2.1-7
+    libio-socket-socks-perl libtirpc3 libwrap0 man-db mandoc ncat netbase netcat-openbsd oidentd
+    openssh-client openssh-server openssl procps prometheus proxychains4 python3 python3-pyftpdlib
+    python3-python-socks python3-socks s6 socat stunnel4 systemd tnftp tshark ucspi-tcp ucspi-unix
+    util-linux whois
 "
+
+# These exclude each other, and would be started and write to /etc: they are only unpacked, below
+# the directory that cargo builds in. What they need is among the packages above.
+unpacked="inetutils-inetd openbsd-inetd xinetd"
+wrappers=${CARGO_TARGET_DIR:-target}/wrappers
 
 missing=
 for package in $packages; do
     dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' \
         || missing="$missing $package"
 done
-[ -n "$missing" ] || exit 0
+wanted=
+for package in $unpacked; do
+    [ -d "$wrappers/$package" ] || wanted="$wanted $package"
+done
+[ -n "$missing$wanted" ] || exit 0
 
 as_root=
 [ "$(id -u)" -eq 0 ] || as_root=sudo
 export DEBIAN_FRONTEND=noninteractive
+policy=
+new=
+trap '[ -z "$policy" ] || $as_root rm -f "$policy"; [ -z "$new" ] || rm -rf "$new"' EXIT
 # No daemon is to start: the tests run what they need, and want its port.
-policy=/usr/sbin/policy-rc.d
-if ! [ -e "$policy" ]; then
-    trap '$as_root rm -f "$policy"' EXIT
+if ! [ -e /usr/sbin/policy-rc.d ]; then
+    policy=/usr/sbin/policy-rc.d
     printf '#!/bin/sh\nexit 101\n' | $as_root tee "$policy" >/dev/null
     $as_root chmod 755 "$policy"
 fi
 $as_root apt-get -qq update
 # shellcheck disable=SC2086 # a list of words
-$as_root apt-get -qq install -y --no-install-recommends -o DPkg::Lock::Timeout=300 $missing
+[ -z "$missing" ] || $as_root apt-get -qq install -y --no-install-recommends \
+    -o DPkg::Lock::Timeout=300 $missing
+
+[ -n "$wanted" ] || exit 0
+mkdir -p "$wrappers"
+# Whoever is there in the end was unpacked whole.
+new=$(mktemp -d "$wrappers/new.XXXXXX")
+for package in $wanted; do
+    # What is downloaded as root is checked against the signed lists all the same.
+    (cd "$new" && apt-get -qq -o APT::Sandbox::User=root download "$package")
+    dpkg -x "$new/$package"_*.deb "$new/$package"
+    chmod 755 "$new/$package"
+    mv -T "$new/$package" "$wrappers/$package" || [ -d "$wrappers/$package" ]
+done
