@@ -5,7 +5,7 @@ use std::io;
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
 
-use crate::command::{Admission, Failure, Means};
+use crate::command::{Admission, Failure, Means, bind};
 use crate::policy::Asker;
 use crate::policy::rules::Rule;
 use crate::relay::udp::Sockets;
@@ -25,6 +25,16 @@ pub fn open(
     local: SocketAddr,
 ) -> Result<(Sockets, SocketAddr, Admission), Failure> {
     let admission = means.admit(asker, rule)?;
+    // A balancer may speak another family with this server than with its client.
+    let local = match asker.client {
+        Some(client) if client.is_ipv4() != local.is_ipv4() => {
+            match means.advertise.of_family(client) {
+                Some(advertised) => unspecified(advertised),
+                None => bind::towards(SocketAddr::new(client, 0), local)?,
+            }
+        }
+        _ => local,
+    };
     let advertised = means.advertise.of_family(local.ip());
     // Behind a NAT or a balancer, datagrams to the advertised address may come in anywhere.
     let mut listen = if advertised.is_some() { unspecified(local.ip()) } else { local };

@@ -67,7 +67,7 @@ pub fn open(
 
 /// The address of this host that `peer` can reach: the one the client used, or where that is of
 /// another family, or loopback for a peer elsewhere, the one the system would use towards it.
-fn towards(peer: SocketAddr, local: SocketAddr) -> io::Result<SocketAddr> {
+pub(super) fn towards(peer: SocketAddr, local: SocketAddr) -> io::Result<SocketAddr> {
     let same_family = peer.is_ipv4() == local.is_ipv4();
     if same_family && (!local.ip().is_loopback() || peer.ip().is_loopback()) {
         return Ok(local);
