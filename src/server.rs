@@ -290,7 +290,10 @@ impl Seat for Seated {
     }
 
     fn belongs_to(&mut self, client: Option<IpAddr>) -> Result<(), String> {
-        self.slot.belongs_to(client).map_err(|refusal| format!("{refusal} limit reached"))
+        // Once its handshake is complete a session belongs to whom it does.
+        let Some(half_open) = &mut self.half_open else { return Ok(()) };
+        let counted = self.slot.belongs_to(client, half_open);
+        counted.map_err(|refusal| format!("{refusal} limit reached"))
     }
 
     fn handshake_is_over(&mut self) {

@@ -124,6 +124,19 @@ struct State {
     refusals: HashMap<Refusal, Refusals>,
 }
 
+impl State {
+    /// Whether no cap of one client keeps out another session of `client`.
+    fn has_room_for(&self, client: IpAddr, caps: Caps) -> Result<(), Refusal> {
+        if self.sessions.by_client.of(&client) >= caps.per_client {
+            return Err(Refusal::PerClient);
+        }
+        if self.half_open.by_client.of(&client) >= (caps.half_open / 4).max(1) {
+            return Err(Refusal::HalfOpen);
+        }
+        Ok(())
+    }
+}
+
 #[derive(Default)]
 struct Refusals {
     total: u64,
@@ -220,12 +233,7 @@ impl Sessions {
             return Err(Refusal::HalfOpen);
         }
         if let Some(client) = client {
-            if state.sessions.by_client.of(&client) >= this.caps.per_client {
-                return Err(Refusal::PerClient);
-            }
-            if state.half_open.by_client.of(&client) >= (this.caps.half_open / 4).max(1) {
-                return Err(Refusal::HalfOpen);
-            }
+            state.has_room_for(client, this.caps)?;
         }
         state.draws += 1;
         if this.caps.drops_early(state.sessions.total, this.luck.hash_one(state.draws)) {
@@ -268,19 +276,23 @@ impl Slot {
         self.number
     }
 
-    /// Counts it for `client` from now on.
+    /// Counts it, and its handshake, for `client` from now on.
     ///
     /// # Errors
-    /// `PerClient`.
-    pub fn belongs_to(&mut self, client: Option<IpAddr>) -> Result<(), Refusal> {
+    /// `PerClient`, or `HalfOpen` for one client's part of them.
+    pub fn belongs_to(
+        &mut self,
+        client: Option<IpAddr>,
+        half_open: &mut HalfOpen,
+    ) -> Result<(), Refusal> {
         let client = client_block(client);
         let mut state = lock(&self.sessions.state);
-        if state.sessions.by_client.of(&client) >= self.sessions.caps.per_client {
-            return Err(Refusal::PerClient);
-        }
+        state.has_room_for(client, self.sessions.caps)?;
         state.sessions.remove(self.client);
-        self.client = Some(client);
+        state.half_open.remove(half_open.client);
+        (self.client, half_open.client) = (Some(client), Some(client));
         state.sessions.add(self.client);
+        state.half_open.add(half_open.client);
         Ok(())
     }
 }
@@ -366,16 +378,16 @@ mod tests {
 
     #[test]
     fn a_session_through_a_balancer_is_counted_for_its_client() {
-        let sessions = Arc::new(Sessions::new(caps(9, 1, 4), || ()));
+        let sessions = Arc::new(Sessions::new(caps(9, 1, 8), || ()));
         let admit = || Sessions::admit(&sessions, None).ok().unwrap();
-        let (mut one, _half) = admit();
-        let (mut other, _half) = admit();
+        let (mut one, mut half) = admit();
+        let (mut other, mut other_half) = admit();
         let client = Some([192, 0, 2, 1].into());
-        assert!(one.belongs_to(client).is_ok());
-        assert_eq!(other.belongs_to(client), Err(Refusal::PerClient));
+        assert!(one.belongs_to(client, &mut half).is_ok());
+        assert_eq!(other.belongs_to(client, &mut other_half), Err(Refusal::PerClient));
         assert_eq!(Sessions::admit(&sessions, Some(client)).err(), Some(Refusal::PerClient));
         drop(one);
-        assert!(other.belongs_to(client).is_ok());
+        assert!(other.belongs_to(client, &mut other_half).is_ok());
         drop(other);
         assert!(lock(&sessions.state).sessions.by_client.is_empty());
     }
