@@ -312,10 +312,11 @@ impl Door {
     /// Gives a client its slots and a thread, or closes its connection.
     fn admit(&self, Client { stream, addr }: Client) {
         let ip = addr.map(|addr| addr.ip());
-        if self.service.shuts_out(ip) {
+        let (sessions, is_balancer) = (&self.sessions, self.service.is_balancer(ip));
+        // A balancer comes for others than those of its own host who have failed.
+        if !is_balancer && self.service.shuts_out(ip) {
             return self.refuse(addr, Refusal::AuthPenalty, None);
         }
-        let (sessions, is_balancer) = (&self.sessions, self.service.is_balancer(ip));
         let mut seated = match Sessions::admit(sessions, Some(ip).filter(|_| !is_balancer)) {
             Ok((slot, half_open)) => Seated { slot, half_open: Some(half_open) },
             Err(refusal) => return self.refuse(addr, refusal, None),

@@ -348,13 +348,16 @@ impl Session<'_> {
         // The octets of the header are none of the handshake's.
         intake.taken = 0;
         (self.client, self.reached) = match header {
-            Header::Local => return Ok(()),
+            Header::Local => (self.client, None),
             Header::Unknown => (None, None),
             Header::Proxied { client, server } => (Some(client), Some(server)),
         };
         self.record.client = self.client;
         if self.service.shuts_out(self.ip()) {
             return Err(Stop::refused("penalty", "too many failures before"));
+        }
+        if header == Header::Local {
+            return Ok(());
         }
         seat.belongs_to(self.ip()).map_err(|full| Stop::refused("limit", full))
     }
