@@ -364,9 +364,9 @@ fn an_association_has_a_fixed_number_of_descriptors() {
 
 #[test]
 fn an_advertised_address_and_a_port_of_the_range_are_told() {
-    let server = Server::open(&["--advertise", "127.0.0.8", "--port-range", "20411-20411"]);
+    let server = Server::open(&["--advertise", "192.0.2.8", "--port-range", "20411-20411"]);
     let association = associate(&server);
-    assert_eq!(association.bnd, "127.0.0.8:20411".parse().unwrap());
+    assert_eq!(association.bnd, "192.0.2.8:20411".parse().unwrap());
     // A NAT would forward the advertised address to the one the client reached.
     let target = echo("127.0.0.1");
     let bnd = "127.0.0.1:20411".parse().unwrap();
@@ -375,6 +375,15 @@ fn an_advertised_address_and_a_port_of_the_range_are_told() {
     let mut control = server.sent(&[HELLO, &request5(3, "0.0.0.0:0".parse().unwrap())].concat());
     read(&mut control, 2);
     assert_eq!(reply5(&mut control).0, 1, "UDP-25");
+}
+
+#[test]
+fn answers_come_from_the_advertised_address_where_this_host_has_it() {
+    // The system would answer from 127.0.0.1, the first address of the interface.
+    let server = Server::open(&["--advertise", "127.0.0.8"]);
+    let association = associate(&server);
+    assert_eq!(association.bnd.ip(), std::net::Ipv4Addr::new(127, 0, 0, 8));
+    association.echoes(echo("127.0.0.1"));
 }
 
 #[test]

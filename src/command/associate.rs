@@ -2,7 +2,7 @@
 //! themselves are moved, and each judged, by [`crate::relay::udp`].
 
 use std::io;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 
 use crate::command::{Admission, Failure, Means, bind};
@@ -36,8 +36,7 @@ pub fn open(
         _ => local,
     };
     let advertised = means.advertise.of_family(local.ip());
-    // Behind a NAT or a balancer, datagrams to the advertised address may come in anywhere.
-    let mut listen = if advertised.is_some() { unspecified(local.ip()) } else { local };
+    let mut listen = advertised.map_or(local, towards_advertised);
     let client = means.bind_port(|port| {
         listen.set_port(port);
         UdpSocket::bind(listen)
@@ -61,4 +60,11 @@ pub fn open(
     let port = client.local_addr()?.port();
     let bnd = SocketAddr::new(advertised.unwrap_or(local.ip()), port);
     Ok((Sockets { client, v4, v6 }, bnd, admission))
+}
+
+/// Where datagrams to the advertised address come in: there, if this host has it, so that answers
+/// come from it whatever route they take; else anywhere, by a NAT.
+fn towards_advertised(ip: IpAddr) -> SocketAddr {
+    let own = SocketAddr::new(ip, 0);
+    if UdpSocket::bind(own).is_ok() { own } else { unspecified(ip) }
 }
