@@ -23,7 +23,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::netns::{ip, isolated};
-use common::udp::{self, Association};
+use common::udp;
 use common::*;
 use socksd::threads::lock;
 use socksd::wire::NO_ADDRESS;
@@ -663,4 +663,338 @@ fn a_balancer_may_come_by_a_unix_socket() {
     assert_eq!(reply5(&mut client).0, 0);
     drop(server);
     let _ = fs::remove_file(path);
+}
+
+/// The example that is installed.
+fn example() -> String {
+    fs::read_to_string(root().join("man/examples/haproxy.cfg")).unwrap()
+}
+
+/// A command that runs haproxy(8), which Debian has where not everybody looks for programs.
+fn haproxy(config: &str) -> Command {
+    let path = "/usr/sbin/haproxy";
+    assert!(fs::exists(path).unwrap(), "haproxy is not installed: run tests/setup.sh");
+    let mut command = Command::new(path);
+    command.args(["-f", config]).stdin(Stdio::null());
+    command
+}
+
+#[test]
+fn haproxy_takes_the_example_as_it_is() {
+    let path = root().join("man/examples/haproxy.cfg");
+    let output = haproxy(path.to_str().unwrap()).arg("-c").output().unwrap();
+    let said = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+    assert!(output.status.success(), "{said}");
+    for word in ["WARNING", "ALERT"] {
+        assert!(!said.contains(word), "{said}");
+    }
+}
+
+/// The addresses of the example, all on one host; and where its clients come from.
+const CLIENTS: [&str; 2] = ["198.51.100.7", "2001:db8:1::7"];
+const FRONTENDS: [&str; 2] = ["192.0.2.1:1080", "[2001:db8::1]:1080"];
+
+fn addresses() {
+    for v4 in ["192.0.2.1", "198.51.100.7", "10.0.0.1", "10.0.0.5", "10.0.0.6"] {
+        ip(&format!("addr add {v4}/32 dev lo"));
+    }
+    for v4 in ["203.0.113.5", "203.0.113.6", "198.51.100.8"] {
+        ip(&format!("addr add {v4}/32 dev lo"));
+    }
+    for v6 in ["2001:db8::1", "2001:db8::5", "2001:db8::6", "2001:db8:1::7", "2001:db8:1::8"] {
+        ip(&format!("addr add {v6}/128 dev lo nodad"));
+    }
+}
+
+/// The node on 10.0.0.`n`, as the example has it run.
+fn node(n: u8) -> Server {
+    let advertised = [format!("203.0.113.{n}"), format!("2001:db8::{n}")];
+    let mut command = Command::new(SOCKSD);
+    for listen in [format!("10.0.0.{n}:1080"), format!("[2001:db8::{n}]:1080")] {
+        command.args(["--listen", &listen]);
+    }
+    command.args(["--proxy-protocol", "10.0.0.1,2001:db8::1"]);
+    command.args(["--advertise", &advertised[0], "--advertise", &advertised[1]]);
+    command.args(["--port-range", &format!("4{n}000-4{n}999")]);
+    command.args(["--rule", "allow command connect from 10.0.0.1,2001:db8::1 to 10.0.0.1 port 9"]);
+    command.args(["--rule", "allow from 198.51.100.0/24,2001:db8:1::/64 to all"]);
+    Server::spawn(&mut command)
+}
+
+/// HAProxy with the example, of which some words are others. Killed when it is dropped.
+struct Balancer {
+    child: Child,
+    socket: String,
+    _config: TempFile,
+}
+
+impl Balancer {
+    fn start(changes: &[(&str, &str)]) -> Self {
+        let own = std::env::temp_dir().join(format!("socksd-haproxy-{}", std::process::id()));
+        let own = own.to_str().unwrap();
+        let (mut config, socket) = (example(), "/run/haproxy/socksd.sock");
+        for (from, to) in changes.iter().chain(&[(socket, own)]) {
+            assert!(config.contains(from), "{from}");
+            config = config.replace(from, to);
+        }
+        let config = TempFile::new(&config);
+        // In the foreground, and one process.
+        let child = haproxy(config.path()).arg("-db").stderr(Stdio::null()).spawn().unwrap();
+        let balancer = Self { child, socket: own.to_owned(), _config: config };
+        eventually("haproxy listens", || UnixStream::connect(own).is_ok());
+        balancer
+    }
+
+    fn tell(&self, command: &str) -> String {
+        let mut stream = UnixStream::connect(&self.socket).unwrap();
+        stream.write_all(format!("{command}\n").as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    }
+
+    /// A column of the statistics of a server.
+    fn stat(&self, server: &str, column: &str) -> String {
+        let table = self.tell("show stat");
+        let mut lines = table.trim_start_matches("# ").lines().map(|line| line.split(','));
+        let at = lines.next().unwrap().position(|name| name == column).unwrap();
+        let mut row = lines.find(|line| {
+            let mut line = line.clone();
+            (line.next(), line.next()) == (Some("nodes"), Some(server))
+        });
+        row.as_mut().unwrap().nth(at).unwrap().to_owned()
+    }
+
+    fn wait_until(&self, server: &str, status: &str) {
+        let what = format!("{server} is {status}");
+        eventually(&what, || self.stat(server, "status").starts_with(status));
+    }
+
+    /// Waits until both servers have passed a health check.
+    fn wait_until_up(&self) {
+        for server in ["a", "b"] {
+            // Until the first check they are taken to be up.
+            eventually("checked", || self.stat(server, "check_status") == "L7OK");
+            self.wait_until(server, "UP");
+        }
+    }
+}
+
+impl Drop for Balancer {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = fs::remove_file(&self.socket);
+    }
+}
+
+/// A connection to the frontend of one family, from a client of that family.
+fn client(family: usize) -> TcpStream {
+    let source: IpAddr = CLIENTS[family].parse().unwrap();
+    let target = socksd::dial::Target { addr: sock(FRONTENDS[family]), source: Some(source) };
+    let (stream, _) = socksd::dial::connect(&[target], Instant::now() + SOON).unwrap();
+    stream.set_read_timeout(Some(2 * SOON)).unwrap();
+    stream.set_nodelay(true).unwrap();
+    stream
+}
+
+/// Asks through the balancer; returns BND and the connection.
+fn ask_through(family: usize, cmd: u8, dst: SocketAddr) -> (SocketAddr, TcpStream) {
+    let mut client = client(family);
+    client.write_all(&[HELLO, &request5(cmd, dst)].concat()).unwrap();
+    assert_eq!(read(&mut client, 2), [5, 0]);
+    let (rep, bnd) = reply5(&mut client);
+    assert_eq!(rep, 0);
+    (bnd, client)
+}
+
+/// Both versions of the header, the second of them with nodes that are reached over IPv6.
+const V1_IPV6: &[(&str, &str)] = &[
+    ("send-proxy-v2 check", "send-proxy check"),
+    ("source 10.0.0.1", "source [2001:db8::1]"),
+    ("server a 10.0.0.5:1080", "server a [2001:db8::5]:1080"),
+    ("server b 10.0.0.6:1080", "server b [2001:db8::6]:1080"),
+];
+
+#[test]
+fn through_haproxy_all_commands_work_with_both_headers_and_families() {
+    isolated("through_haproxy_all_commands_work_with_both_headers_and_families", || {
+        addresses();
+        let nodes = [node(5), node(6)];
+        let (target, echo) = (Target::echo(), udp::echo_on("127.0.0.1"));
+        for changes in [&[][..], V1_IPV6] {
+            let balancer = Balancer::start(changes);
+            balancer.wait_until_up();
+            for family in [0, 1] {
+                let (_, mut tunnel) = ask_through(family, 1, target.addr);
+                assert_flows(&mut tunnel);
+                let port = tunnel.local_addr().unwrap().port();
+                tunnel.shutdown(Shutdown::Write).unwrap();
+                assert_eq!(read_to_end(&mut tunnel), b"");
+                let from = SocketAddr::new(CLIENTS[family].parse().unwrap(), port);
+                let told = format!(" client={from} ");
+                eventually("one of them has told of the client", || {
+                    let told = |line: &String| line.contains(&told) && line.contains("up=4 down=4");
+                    nodes.iter().any(|node| node.log().iter().any(told))
+                });
+                let mut four = client(family);
+                four.write_all(&request4(1, target.addr, b"bob")).unwrap();
+                assert_eq!(reply4(&mut four).0, 90);
+
+                // One to each node: where there are fewer connections.
+                let none_is_left = || {
+                    let none = || ["a", "b"].iter().all(|name| balancer.stat(name, "scur") == "0");
+                    eventually("no session is left", none);
+                };
+                drop((tunnel, four));
+                none_is_left();
+                let associations = [(); 2].map(|()| ask_through(family, 3, NO_ADDRESS));
+                let mut expected: BTreeSet<IpAddr> =
+                    ["203.0.113.5", "203.0.113.6"].map(|ip| ip.parse().unwrap()).into();
+                if family == 1 {
+                    expected = ["2001:db8::5", "2001:db8::6"].map(|ip| ip.parse().unwrap()).into();
+                }
+                let told: BTreeSet<IpAddr> = associations.iter().map(|(bnd, _)| bnd.ip()).collect();
+                assert_eq!(told, expected);
+                let other = ["198.51.100.8", "2001:db8:1::8"][family];
+                for (bnd, _) in &associations {
+                    assert!(passes(CLIENTS[family], *bnd, echo, SOON));
+                    assert!(!passes(other, *bnd, echo, SHORT));
+                }
+                drop(associations);
+                none_is_left();
+                let binds = [(); 2].map(|()| {
+                    let any = [NO_ADDRESS, sock("[::]:0")][family];
+                    ask_through(family, 2, any)
+                });
+                let mut told = BTreeSet::new();
+                for (bnd, mut client) in binds {
+                    told.insert(bnd.ip());
+                    let mut peer = connect(bnd);
+                    assert_eq!(reply5(&mut client), (0, peer.local_addr().unwrap()));
+                    peer.write_all(b"ping").unwrap();
+                    assert_eq!(read(&mut client, 4), b"ping");
+                }
+                // The family is that of the address by which the balancer reaches the node.
+                assert_eq!(told.len(), 2, "{told:?}");
+            }
+        }
+        // The health checks have been sessions of the balancer's own, none of them refused.
+        for node in &nodes {
+            node.log_line(&["event=close ", " client=10.0.0.1:"]);
+            node.log_line(&["event=close ", " client=[2001:db8::1]:"]);
+            assert!(!node.log().iter().any(|line| line.contains("event=refuse")));
+        }
+    });
+}
+
+#[test]
+fn haproxy_drains_a_node_which_ends_with_its_last_session_and_comes_back() {
+    isolated("haproxy_drains_a_node_which_ends_with_its_last_session_and_comes_back", || {
+        addresses();
+        let checked = Target::on_addr(sock("10.0.0.1:9"), drop);
+        let mut a = node(5);
+        let b = node(6);
+        let target = Target::echo();
+        let balancer = Balancer::start(&[
+            ("#tcp-check send", "tcp-check send"),
+            ("#tcp-check expect", "tcp-check expect"),
+        ]);
+        balancer.wait_until_up();
+        eventually("checks connect", || checked.accepted() > 2);
+        let closed = |node: &Server| {
+            let of_client = |line: &&String| line.contains("close ") && line.contains(CLIENTS[0]);
+            node.log().iter().filter(of_client).count()
+        };
+        // One of them on each.
+        let mut long = [(); 2].map(|()| ask_through(0, 1, target.addr).1);
+        balancer.tell("set server nodes/a state drain");
+        balancer.wait_until("a", "DRAIN");
+        (0..20).for_each(|_| assert_flows(&mut ask_through(0, 1, target.addr).1));
+        eventually("all have ended", || closed(&b) == 20);
+        assert_eq!(closed(&a), 0);
+        a.signal("TERM");
+        a.log_line(&["event=stopping ", " sessions="]);
+        (0..20).for_each(|_| assert_flows(&mut ask_through(0, 1, target.addr).1));
+        long.iter_mut().for_each(assert_flows);
+        drop(long);
+        assert_eq!(a.wait(), Some(0));
+        assert_eq!(closed(&a), 1);
+        let a = node(5);
+        balancer.tell("set server nodes/a state ready");
+        balancer.wait_until("a", "UP");
+        let _both = [(); 4].map(|()| ask_through(0, 1, target.addr).1);
+        for node in [&a, &b] {
+            node.signal("USR1");
+            assert_eq!(node.log_lines(&["event=session ", CLIENTS[0]], 2).len(), 2);
+        }
+    });
+}
+
+/// One session through the balancer: sends `len` random octets, in pieces, and has them come back.
+fn transfer(family: usize, target: SocketAddr, random: &mut Random) {
+    let octets: Vec<u8> =
+        (0..random.below(4_000)).flat_map(|_| random.next().to_ne_bytes()).collect();
+    let (_, mut tunnel) = ask_through(family, 1, target);
+    let mut back = Vec::new();
+    for piece in octets.chunks(octets.len() / 3 + 1) {
+        tunnel.write_all(piece).unwrap();
+        back.extend(read(&mut tunnel, piece.len()));
+        thread::sleep(Duration::from_millis(5));
+    }
+    tunnel.shutdown(Shutdown::Write).unwrap();
+    back.extend(read_to_end(&mut tunnel));
+    assert!(back == octets, "{} of {} octets", back.len(), octets.len());
+}
+
+#[test]
+fn a_rolling_restart_of_both_nodes_under_load_fails_none_of_2000_sessions() {
+    const SESSIONS: usize = 2_000;
+    const THREADS: u64 = 16;
+    isolated("a_rolling_restart_of_both_nodes_under_load_fails_none_of_2000_sessions", || {
+        addresses();
+        let mut nodes = [node(5), node(6)];
+        let mut old = Vec::new();
+        let target = Target::echo();
+        let balancer = Balancer::start(&[]);
+        balancer.wait_until_up();
+        let done = AtomicUsize::new(0);
+        let begun = Instant::now();
+        let restarts = thread::scope(|scope| {
+            for seed in 1..=THREADS {
+                let (done, target) = (&done, target.addr);
+                scope.spawn(move || {
+                    let mut random = Random::of(seed);
+                    while done.fetch_add(1, Ordering::SeqCst) < SESSIONS {
+                        transfer(random.below(2), target, &mut random);
+                    }
+                });
+            }
+            let mut restarts = 0;
+            while done.load(Ordering::SeqCst) < SESSIONS {
+                let at = restarts % 2;
+                nodes[at].signal("TERM");
+                nodes[at].log_line(&["event=stopping "]);
+                let next = node(5 + u8::try_from(at).unwrap());
+                old.push(std::mem::replace(&mut nodes[at], next));
+                restarts += 1;
+                // As whoever restarts them has to: the other one may be next.
+                thread::sleep(Duration::from_millis(500));
+                balancer.wait_until_up();
+            }
+            restarts
+        });
+        println!("{restarts} restarts in {:?}", begun.elapsed());
+        assert!(restarts >= 4, "{restarts} restarts");
+        for server in &mut old {
+            assert_eq!(server.wait(), Some(0));
+        }
+        let all = old.iter().chain(&nodes).flat_map(|node| node.log());
+        let is_session = |line: &String| {
+            line.contains("event=close ") && CLIENTS.iter().any(|client| line.contains(client))
+        };
+        assert!(all.clone().filter(is_session).count() >= SESSIONS);
+        assert_eq!(all.clone().find(|line| line.contains("event=refuse")), None);
+        assert_eq!(all.clone().find(|line| line.contains("reason=stopped")), None);
+    });
 }

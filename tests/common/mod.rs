@@ -292,6 +292,11 @@ impl Target {
         Self::at(&[SocketAddr::new(ip.parse().unwrap(), 0)], serve)
     }
 
+    /// The same at an address of which the port is given.
+    pub fn on_addr(addr: SocketAddr, serve: impl Fn(TcpStream) + Send + Sync + 'static) -> Self {
+        Self::at(&[addr], serve)
+    }
+
     /// The same on several addresses, of which the first is told of as its own.
     fn at(addrs: &[SocketAddr], serve: impl Fn(TcpStream) + Send + Sync + 'static) -> Self {
         let accepted = Arc::new(AtomicUsize::new(0));
