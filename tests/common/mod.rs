@@ -78,6 +78,35 @@ impl Server {
                 lines.1.notify_all();
             }
         });
+        Self::of(child, log)
+    }
+
+    /// The same as [`Server::open`] with its log in a file, which takes many lines at once where a
+    /// pipe would not.
+    pub fn logging_to(file: &TempFile, args: &[&str]) -> Self {
+        let always = ["--rule", "allow to all", "--listen", "127.0.0.1:0", "--log", file.path()];
+        let mut command = Command::new(SOCKSD);
+        let child = command.args(always).args(args).stdin(Stdio::null()).spawn().unwrap();
+        let log = Arc::new((Mutex::new(Vec::new()), Condvar::new()));
+        let mut file = BufReader::new(fs::File::open(&file.0).unwrap());
+        let lines = Arc::downgrade(&log);
+        thread::spawn(move || {
+            let mut line = String::new();
+            while let Some(lines) = lines.upgrade() {
+                match file.read_line(&mut line) {
+                    Ok(_) if line.ends_with('\n') => {
+                        threads::lock(&lines.0).push(line.trim_end().to_owned());
+                        lines.1.notify_all();
+                        line.clear();
+                    }
+                    _ => thread::sleep(Duration::from_millis(5)),
+                }
+            }
+        });
+        Self::of(child, log)
+    }
+
+    fn of(child: Child, log: Arc<(Mutex<Vec<String>>, Condvar)>) -> Self {
         let addr = "127.0.0.1:0".parse().unwrap();
         let mut server = Self { child, addr, log };
         let line = server.log_line(&["event=listening "]);
