@@ -37,6 +37,10 @@ const TELL_EVERY: Duration = Duration::from_secs(60);
 /// How long sessions that are ended have to write their last line.
 const LAST_LINES: Duration = Duration::from_secs(1);
 
+/// How long connections that have begun may take until they can be accepted. New ones wait a second
+/// to try again if they come in that time, so it is no longer than local networks need.
+const ON_THE_WAY: Duration = Duration::from_millis(5);
+
 /// Descriptors kept back for listeners, the log, look-ups and what else is not a session's.
 const SPARE_DESCRIPTORS: u64 = 64;
 
@@ -267,14 +271,34 @@ impl Accepting {
         let waits = listener.inherited || listener.set_nonblocking(true).is_err();
         drop(ending);
         if !listener.inherited {
-            while !waits && let Ok(client) = listener.accept() {
-                door.admit(client);
+            // First nobody new is to come: who came between the last accept and the end would be
+            // reset. A kernel without filters leaves that short time.
+            listener.remove();
+            if listener.tcp_addr().is_some() {
+                let _ = sys::drop_new_connections(listener);
+            }
+            if !waits {
+                admit_the_rest(listener, door);
             }
             let _ = sys::shutdown(listener);
-            listener.remove();
         }
         drop(self.waker);
         let _ = self.thread.join();
+    }
+}
+
+/// Lets in who waits at a listener that does not, and who is on the way there.
+fn admit_the_rest(listener: &Listener, door: &Door) {
+    let until = Instant::now() + ON_THE_WAY;
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        match listener.accept() {
+            Ok(client) => door.admit(client),
+            Err(_) if left.is_zero() => return,
+            Err(_) => {
+                let _ = sys::poll(&mut [PollFd::new(listener, sys::POLLIN)], Some(left));
+            }
+        }
     }
 }
 

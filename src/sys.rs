@@ -27,6 +27,7 @@ const SO_REUSEADDR: c_int = 2;
 const SO_KEEPALIVE: c_int = 9;
 const SO_LINGER: c_int = 13;
 const SO_REUSEPORT: c_int = 15;
+const SO_ATTACH_FILTER: c_int = 26;
 const SO_TYPE: c_int = 3;
 const SO_ACCEPTCONN: c_int = 30;
 const SO_DOMAIN: c_int = 39;
@@ -369,6 +370,47 @@ pub fn set_reuseaddr(fd: &impl AsFd) -> io::Result<()> {
 /// As setsockopt(2).
 pub fn set_reuseport(fd: &impl AsFd) -> io::Result<()> {
     set_int(fd.as_fd(), SOL_SOCKET, SO_REUSEPORT, 1)
+}
+
+/// SO_ATTACH_FILTER, socket(7), with a filter that drops the first segment of every new connection.
+/// Those that are on their way already come through; the others try again a second later.
+///
+/// # Errors
+/// As setsockopt(2).
+pub fn drop_new_connections(listener: &impl AsFd) -> io::Result<()> {
+    /// linux/filter.h `struct sock_filter`: what to do, how far to jump if true and if false, and
+    /// the operand.
+    #[repr(C)]
+    struct SockFilter(u16, u8, u8, u32);
+    /// linux/filter.h `struct sock_fprog`.
+    #[repr(C)]
+    struct SockFprog {
+        len: u16,
+        filter: *const SockFilter,
+    }
+    const LOAD_OCTET: u16 = 0x30;
+    const AND: u16 = 0x54;
+    const JUMP_IF_EQUAL: u16 = 0x15;
+    const RETURN: u16 = 0x06;
+    const FLAGS_OF_TCP: u32 = 13;
+    const SYN: u32 = 0x02;
+    const SYN_ACK: u32 = 0x12;
+    let program = [
+        SockFilter(LOAD_OCTET, 0, 0, FLAGS_OF_TCP),
+        SockFilter(AND, 0, 0, SYN_ACK),
+        SockFilter(JUMP_IF_EQUAL, 0, 1, SYN),
+        SockFilter(RETURN, 0, 0, 0),
+        SockFilter(RETURN, 0, 0, u32::MAX),
+    ];
+    let fprog = SockFprog { len: 5, filter: program.as_ptr() };
+    let len = c_uint::try_from(size_of::<SockFprog>()).map_err(io::Error::other)?;
+    let fd = listener.as_fd().as_raw_fd();
+    // SAFETY: `fprog` is laid out as struct sock_fprog and `len` octets long, `filter` points to as
+    // many instructions as it says, and the kernel has copied them on return.
+    let done = unsafe {
+        setsockopt(fd, SOL_SOCKET, SO_ATTACH_FILTER, std::ptr::from_ref(&fprog).cast(), len)
+    };
+    cvt(done).map(|_| ())
 }
 
 /// IPV6_V6ONLY, ipv6(7).
