@@ -107,6 +107,8 @@ pub enum Failure {
     NoPeer,
     /// The client left before the answer.
     ClientGone,
+    /// The server ends.
+    Stopped,
     /// No port of the range is free.
     NoPort,
     /// The system gave no thread.
@@ -131,6 +133,7 @@ impl Failure {
             Self::Command => Rep::COMMAND_NOT_SUPPORTED,
             Self::PortZero
             | Self::ClientGone
+            | Self::Stopped
             | Self::NoPort
             | Self::NoThread(_)
             | Self::Full(_) => Rep::GENERAL_FAILURE,
@@ -171,6 +174,7 @@ impl Failure {
             Self::Command => "command",
             Self::WrongPeer(..) => "peer",
             Self::ClientGone => "client",
+            Self::Stopped => "stopped",
             Self::Io(error) if error.kind() == io::ErrorKind::TimedOut => "timeout",
             Self::Io(_) => "connect",
         }
@@ -194,6 +198,7 @@ impl fmt::Display for Failure {
             Self::WrongPeer(peer, Some(denial)) => write!(f, "peer {peer}: {denial}"),
             Self::NoPeer => f.write_str("no peer connected in time"),
             Self::ClientGone => f.write_str("client left"),
+            Self::Stopped => f.write_str("the server ends"),
             Self::NoPort => f.write_str("no port of the range is free"),
             Self::NoThread(error) => write!(f, "no thread: {error}"),
             Self::Io(error) => error.fmt(f),

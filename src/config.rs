@@ -221,7 +221,7 @@ impl Config {
         let service = Service {
             policy: Arc::new(Current::new(policy)),
             penalties: Penalties::new(self.auth_penalty),
-            live: Live::default(),
+            live: Live::new().map_err(|error| StartError::system("open a pipe", &error))?,
             strict_reload: self.strict_reload,
             means: Means {
                 stats: Stats::default(),

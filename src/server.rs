@@ -19,7 +19,6 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crate::log::{Level, Line};
-use crate::relay::End;
 use crate::server::listeners::{Client, Listener};
 use crate::server::metrics::Metrics;
 use crate::server::sessions::{Caps, HalfOpen, Refusal, Sessions, Slot};
@@ -186,7 +185,7 @@ impl Server {
         };
         self.wait_for_sessions(deadline, &reload);
         if self.sessions.count() > 0 {
-            self.service.live.end_all(End::Stopped);
+            self.service.live.end_all();
             self.wait_for_sessions(Some(Instant::now() + LAST_LINES), &reload);
         }
         ending

@@ -6,6 +6,7 @@ pub mod live;
 use std::fmt::Display;
 use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpStream};
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread;
@@ -135,11 +136,12 @@ pub fn run(service: &Service, stream: TcpStream, client: Option<SocketAddr>, sea
     let reason = match &ended {
         Ok(end) => end.word(),
         Err(Stop::Gone) => "client",
+        Err(Stop::Ended) => End::Stopped.word(),
         Err(Stop::Refused { reason, .. }) => reason,
     };
     service.means.stats.ended.add(record.words(reason));
     match ended {
-        Ok(_) | Err(Stop::Gone) => {
+        Ok(_) | Err(Stop::Gone | Stop::Ended) => {
             record.write(&service.log, "close", Level::Normal, reason, None);
         }
         Err(Stop::Refused { level, error, .. }) => {
@@ -265,6 +267,8 @@ impl Record {
 enum Stop {
     /// The client left.
     Gone,
+    /// The server ended it.
+    Ended,
     /// This server refused it.
     Refused { level: Level, reason: &'static str, error: String },
 }
@@ -304,23 +308,28 @@ struct Agreed {
     request: Request,
 }
 
-struct Session<'a> {
+struct Session<'a, 'r> {
     service: &'a Service,
     client: Option<SocketAddr>,
     /// Where the client has reached a balancer.
     reached: Option<SocketAddr>,
-    record: &'a mut Record,
+    record: &'r mut Record,
 }
 
-impl Session<'_> {
+impl<'a> Session<'a, '_> {
     /// The client's address, if it has one.
     fn ip(&self) -> Option<IpAddr> {
         self.client.map(|addr| addr.ip())
     }
 
-    fn serve(mut self, stream: TcpStream, seat: &mut impl Seat) -> Result<(Granted, Intake), Stop> {
+    fn serve(
+        mut self,
+        stream: TcpStream,
+        seat: &mut impl Seat,
+    ) -> Result<(Granted, Intake<'a>), Stop> {
         relay::prepare(&stream);
-        let mut intake = Intake::new(stream, self.record.begun + self.service.handshake_timeout);
+        let deadline = self.record.begun + self.service.handshake_timeout;
+        let mut intake = Intake::new(stream, deadline, self.service.live.ended());
         if self.service.is_balancer(self.ip()) {
             self.introduction(&mut intake, seat)?;
         }
@@ -343,7 +352,7 @@ impl Session<'_> {
     }
 
     /// The header in which a balancer tells of its client.
-    fn introduction(&mut self, intake: &mut Intake, seat: &mut impl Seat) -> Result<(), Stop> {
+    fn introduction(&mut self, intake: &mut Intake<'_>, seat: &mut impl Seat) -> Result<(), Stop> {
         let header = intake.decode(proxy::decode)?;
         // The octets of the header are none of the handshake's.
         intake.taken = 0;
@@ -363,7 +372,7 @@ impl Session<'_> {
     }
 
     /// SOCKS 4 and 4A: the request is all there is.
-    fn handshake4(&mut self, intake: &mut Intake) -> Result<Agreed, Stop> {
+    fn handshake4(&mut self, intake: &mut Intake<'_>) -> Result<Agreed, Stop> {
         self.record.version = Some(Version::V4);
         let allow_4a = self.service.allow_4a;
         let request = match intake.decode(|r| socks4::decode_request(r, allow_4a)) {
@@ -381,7 +390,7 @@ impl Session<'_> {
     }
 
     /// SOCKS 5: greeting, perhaps a password, request (RFC 1928 sections 3 and 4).
-    fn handshake5(&mut self, intake: &mut Intake) -> Result<Agreed, Stop> {
+    fn handshake5(&mut self, intake: &mut Intake<'_>) -> Result<Agreed, Stop> {
         self.record.version = Some(Version::V5);
         let offered = intake.decode(socks5::decode_greeting)?;
         let policy = self.service.policy.get();
@@ -415,7 +424,7 @@ impl Session<'_> {
     }
 
     /// The sub-negotiation of RFC 1929.
-    fn password(&mut self, users: &Users, intake: &mut Intake) -> Result<User, Stop> {
+    fn password(&mut self, users: &Users, intake: &mut Intake<'_>) -> Result<User, Stop> {
         let claim = match intake.decode(userpass::decode_request) {
             Ok(claim) => claim,
             Err(stop) => {
@@ -471,15 +480,15 @@ impl Session<'_> {
     }
 
     /// Carries out the request and replies.
-    fn carry_out(&mut self, agreed: Agreed, intake: &mut Intake) -> Result<Granted, Stop> {
+    fn carry_out(&mut self, agreed: Agreed, intake: &mut Intake<'_>) -> Result<Granted, Stop> {
         let version = agreed.request.version;
         self.grant(agreed, intake).map_err(|failure| self.refuse(version, &failure, intake))
     }
 
-    fn grant(&mut self, agreed: Agreed, intake: &mut Intake) -> Result<Granted, Failure> {
+    fn grant(&mut self, agreed: Agreed, intake: &mut Intake<'_>) -> Result<Granted, Failure> {
         let Agreed { policy, user, request } = agreed;
         let Request { version, command, dst, userid } = request;
-        let Service { means, threads, log, .. } = self.service;
+        let Service { means, threads, log, live, .. } = self.service;
         // Where an association's datagrams go is not known yet.
         let asked = match command {
             Command::CONNECT | Command::BIND => Some(&dst),
@@ -534,7 +543,7 @@ impl Session<'_> {
                 let bound = bind::open(means, &asker, &dst, &candidates, &rule, local)?;
                 self.record.local = Some(bound.bnd);
                 self.granted(version, bound.bnd, intake)?;
-                bound.wait(means, &policy, &asker, &intake.stream)?
+                bound.wait(means, &policy, &asker, &intake.stream, live.ended())?
             };
             let Opened { target, peer, bnd, admission } = opened;
             self.record.peer = Some(peer);
@@ -556,7 +565,7 @@ impl Session<'_> {
         policy: &Policy,
         version: Version,
         userid: &[u8],
-        intake: &Intake,
+        intake: &Intake<'_>,
     ) -> Ident {
         match self.ask_identd(intake) {
             Ok(answer) => {
@@ -579,7 +588,7 @@ impl Session<'_> {
     }
 
     /// Asks the client's host (RFC 1413), from the address the client reached.
-    fn ask_identd(&self, intake: &Intake) -> Result<Vec<u8>, IdentError> {
+    fn ask_identd(&self, intake: &Intake<'_>) -> Result<Vec<u8>, IdentError> {
         let deadline = Instant::now() + self.service.ident_timeout;
         let (local, client) = (intake.local()?, self.client.ok_or(IdentError::NoHost)?);
         let mut addr = client;
@@ -597,7 +606,7 @@ impl Session<'_> {
         &mut self,
         version: Version,
         bnd: SocketAddr,
-        intake: &mut Intake,
+        intake: &mut Intake<'_>,
     ) -> Result<(), Failure> {
         let sent = match version {
             Version::V4 | Version::V4a => self.reply4(intake, Cd::GRANTED, bnd),
@@ -606,9 +615,10 @@ impl Session<'_> {
         sent.map_err(|_| Failure::ClientGone)
     }
 
-    fn refuse(&mut self, version: Version, failure: &Failure, intake: &mut Intake) -> Stop {
+    fn refuse(&mut self, version: Version, failure: &Failure, intake: &mut Intake<'_>) -> Stop {
         let bnd = match failure {
             Failure::ClientGone => return Stop::Gone,
+            Failure::Stopped => return Stop::Ended,
             Failure::WrongPeer(peer, denial) => {
                 self.record.peer = Some(*peer);
                 if let Some(denial) = denial {
@@ -630,25 +640,25 @@ impl Session<'_> {
         Stop::refused(failure.reason(), failure)
     }
 
-    fn reply4(&mut self, intake: &mut Intake, cd: Cd, addr: SocketAddr) -> Result<(), Stop> {
+    fn reply4(&mut self, intake: &mut Intake<'_>, cd: Cd, addr: SocketAddr) -> Result<(), Stop> {
         self.record.reply = Some(cd.0);
         self.send(intake, &socks4::encode_reply(cd, addr))
     }
 
-    fn reply5(&mut self, intake: &mut Intake, rep: Rep, bnd: SocketAddr) -> Result<(), Stop> {
+    fn reply5(&mut self, intake: &mut Intake<'_>, rep: Rep, bnd: SocketAddr) -> Result<(), Stop> {
         self.record.reply = Some(rep.0);
         self.send(intake, &socks5::encode_reply(rep, bnd))
     }
 
     /// Writes a whole message. All that is ever written before the relay fits into the send buffer
     /// of a new connection, so this does not wait.
-    fn send(&self, intake: &mut Intake, message: &[u8]) -> Result<(), Stop> {
+    fn send(&self, intake: &mut Intake<'_>, message: &[u8]) -> Result<(), Stop> {
         intake.stream.write_all(message).map_err(|_| Stop::Gone)
     }
 }
 
 /// Relays until the session ends.
-fn relay(service: &Service, record: &Arc<Record>, granted: Granted, intake: Intake) -> End {
+fn relay(service: &Service, record: &Arc<Record>, granted: Granted, intake: Intake<'_>) -> End {
     let Service { means, live, policy, linger, .. } = service;
     let Granted { asker, target, work, rates, idle, _slot } = granted;
     let idle = |default: Option<Duration>| match idle {
@@ -690,9 +700,11 @@ fn relay(service: &Service, record: &Arc<Record>, granted: Granted, intake: Inta
 }
 
 /// The client before the relay: what it has sent and nobody has used yet, and how long it may take.
-struct Intake {
+struct Intake<'a> {
     stream: TcpStream,
     deadline: Instant,
+    /// Hangs up when the server ends.
+    ended: BorrowedFd<'a>,
     /// Octets read and not yet decoded.
     octets: Vec<u8>,
     /// Octets decoded.
@@ -701,9 +713,9 @@ struct Intake {
     fault: Option<DecodeError>,
 }
 
-impl Intake {
-    fn new(stream: TcpStream, deadline: Instant) -> Self {
-        Self { stream, deadline, octets: Vec::new(), taken: 0, fault: None }
+impl<'a> Intake<'a> {
+    fn new(stream: TcpStream, deadline: Instant, ended: BorrowedFd<'a>) -> Self {
+        Self { stream, deadline, ended, octets: Vec::new(), taken: 0, fault: None }
     }
 
     /// The address at which the client reached this server; loopback for a UNIX socket, which has
@@ -758,18 +770,11 @@ impl Intake {
     /// Reads what the client has sent, waiting for it until the deadline.
     fn read(&mut self) -> Result<(), Stop> {
         let mut buffer = [0; HANDSHAKE_MAX];
-        let len =
-            wait_and_read(&mut self.stream, &mut buffer, self.deadline).map_err(
-                |error| match error.kind() {
-                    io::ErrorKind::TimedOut => {
-                        Stop::refused("timeout", "no complete request in time")
-                    }
-                    _ => Stop::Gone,
-                },
-            )?;
-        if len == 0 {
-            return Err(Stop::Gone);
-        }
+        let len = match self.wait_and_read(&mut buffer, self.deadline)? {
+            Some(Ok(len @ 1..)) => len,
+            Some(_) => return Err(Stop::Gone),
+            None => return Err(Stop::refused("timeout", "no complete request in time")),
+        };
         self.octets.extend_from_slice(buffer.get(..len).unwrap_or_default());
         Ok(())
     }
@@ -777,6 +782,36 @@ impl Intake {
     /// Ends the handshake: the client, and what it sent behind its request.
     fn into_tunnel(self) -> (TcpStream, Vec<u8>) {
         (self.stream, self.octets)
+    }
+
+    /// Reads once, waiting until `deadline` for something to come; `None` where nothing does.
+    ///
+    /// # Errors
+    /// `Ended`.
+    fn wait_and_read(
+        &mut self,
+        buffer: &mut [u8],
+        deadline: Instant,
+    ) -> Result<Option<io::Result<usize>>, Stop> {
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(None);
+            }
+            let mut fds = [PollFd::new(&self.stream, sys::POLLIN), PollFd::new(&self.ended, 0)];
+            let ready = sys::poll(&mut fds, Some(left));
+            let [on_stream, on_ended] = fds.map(|fd| fd.has(!0));
+            let result = match ready {
+                Ok(_) if on_stream => self.stream.read(buffer),
+                Ok(_) if on_ended => return Err(Stop::Ended),
+                Ok(_) => continue,
+                Err(error) => Err(error),
+            };
+            match result {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                result => return Ok(Some(result)),
+            }
+        }
     }
 
     /// After a refusal: ends the output and reads away what the client still sends, within bounds.
@@ -788,33 +823,10 @@ impl Intake {
         let mut buffer = [0; 4096];
         let mut drained = 0;
         while drained < DRAIN_MAX {
-            match wait_and_read(&mut self.stream, &mut buffer, deadline) {
-                Ok(len) if len > 0 => drained += len,
+            match self.wait_and_read(&mut buffer, deadline) {
+                Ok(Some(Ok(len @ 1..))) => drained += len,
                 _ => return,
             }
-        }
-    }
-}
-
-/// Reads once, waiting until `deadline` for something to come.
-fn wait_and_read(
-    stream: &mut TcpStream,
-    buffer: &mut [u8],
-    deadline: Instant,
-) -> io::Result<usize> {
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(io::ErrorKind::TimedOut.into());
-        }
-        let result = match sys::poll(&mut [PollFd::new(stream, sys::POLLIN)], Some(left)) {
-            Ok(0) => continue,
-            Ok(_) => stream.read(buffer),
-            Err(error) => Err(error),
-        };
-        match result {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            result => return result,
         }
     }
 }
@@ -823,6 +835,7 @@ fn wait_and_read(
 mod tests {
     use super::*;
     use std::net::TcpListener;
+    use std::os::fd::AsFd as _;
 
     #[test]
     fn sec_09_a_handshake_ends_at_1300_octets_whatever_a_decoder_says() {
@@ -830,7 +843,9 @@ mod tests {
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (stream, _) = listener.accept().unwrap();
         client.write_all(&[1; 5_000]).unwrap();
-        let mut intake = Intake::new(stream, Instant::now() + Duration::from_secs(5));
+        let (ended, _open) = io::pipe().unwrap();
+        let deadline = Instant::now() + Duration::from_secs(5);
+        let mut intake = Intake::new(stream, deadline, ended.as_fd());
         let stop = intake.decode(|_| Err::<(), _>(DecodeError::Incomplete));
         assert!(matches!(stop, Err(Stop::Refused { reason: "protocol", .. })));
         assert!(intake.octets.len() <= 2 * HANDSHAKE_MAX);

@@ -5,6 +5,7 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -79,17 +80,18 @@ pub(super) fn towards(peer: SocketAddr, local: SocketAddr) -> io::Result<SocketA
 }
 
 impl Bound {
-    /// Waits for the peer until the BIND limit, as long as `client` stays. The listener is closed
-    /// on return.
+    /// Waits for the peer until the BIND limit, as long as `client` stays and `ended` does not hang
+    /// up. The listener is closed on return.
     ///
     /// # Errors
-    /// `WrongPeer`, `NoPeer`, `ClientGone`, or what a system call said.
+    /// `WrongPeer`, `NoPeer`, `ClientGone`, `Stopped`, or what a system call said.
     pub fn wait(
         self,
         means: &Means,
         policy: &Policy,
         asker: &Asker,
         client: &TcpStream,
+        ended: BorrowedFd<'_>,
     ) -> Result<Opened, Failure> {
         let deadline = Instant::now() + means.bind_timeout;
         let (target, peer) = loop {
@@ -97,15 +99,21 @@ impl Bound {
             if left.is_zero() {
                 return Err(Failure::NoPeer);
             }
-            let mut fds =
-                [PollFd::new(&self.listener, sys::POLLIN), PollFd::new(client, sys::POLLRDHUP)];
+            let mut fds = [
+                PollFd::new(&self.listener, sys::POLLIN),
+                PollFd::new(client, sys::POLLRDHUP),
+                PollFd::new(&ended, 0),
+            ];
             match sys::poll(&mut fds, Some(left)) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 result => result?,
             };
-            let [_, client_fd] = &fds;
-            if client_fd.has(!0) {
+            let [_, on_client, on_ended] = &fds;
+            if on_client.has(!0) {
                 return Err(Failure::ClientGone);
+            }
+            if on_ended.has(!0) {
+                return Err(Failure::Stopped);
             }
             match self.listener.accept() {
                 Ok((target, peer)) => break (target, canonical(peer)),

@@ -3,7 +3,9 @@
 //! the others have relayed, so that a sum of both never goes down.
 
 use std::collections::HashMap;
+use std::io;
 use std::net::IpAddr;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::{Arc, Mutex};
 
 use crate::log::{Level, Line, Log};
@@ -53,10 +55,12 @@ impl Grant {
     }
 }
 
-/// The grants of all sessions under way.
-#[derive(Default)]
+/// The grants of all sessions under way, and what tells those without one yet that the server ends.
 pub struct Live {
     state: Mutex<State>,
+    /// Closed when all are to end.
+    open: Mutex<Option<io::PipeWriter>>,
+    ended: io::PipeReader,
 }
 
 #[derive(Default)]
@@ -67,10 +71,30 @@ struct State {
 }
 
 impl Live {
+    /// Nobody yet.
+    ///
+    /// # Errors
+    /// As pipe(2).
+    pub fn new() -> io::Result<Self> {
+        let (ended, open) = io::pipe()?;
+        Ok(Self { state: Mutex::default(), open: Mutex::new(Some(open)), ended })
+    }
+
+    /// Hangs up, as poll(2) calls it, when all sessions are to end.
+    #[must_use]
+    pub fn ended(&self) -> BorrowedFd<'_> {
+        self.ended.as_fd()
+    }
+
     /// Puts in the grant of session `number`, which is taken out when what is returned is dropped.
     #[must_use]
     pub(super) fn enter(&self, number: u64, grant: Grant) -> Entry<'_> {
+        let stopper = grant.stopper.clone();
         lock(&self.state).grants.insert(number, grant);
+        // Those that were there when it came to an end have been told.
+        if lock(&self.open).is_none() {
+            stopper.stop(End::Stopped);
+        }
         Entry { live: self, number }
     }
 
@@ -86,9 +110,10 @@ impl Live {
         }
     }
 
-    /// Ends all sessions.
-    pub fn end_all(&self, end: End) {
-        self.all().iter().for_each(|grant| grant.stopper.stop(end));
+    /// Ends all sessions, those that wait for their client or for the peer of a BIND too.
+    pub fn end_all(&self) {
+        *lock(&self.open) = None;
+        self.all().iter().for_each(|grant| grant.stopper.stop(End::Stopped));
     }
 
     /// Writes a line about each session, in the order they were accepted.
