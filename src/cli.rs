@@ -54,11 +54,12 @@ const fn values(
 }
 
 /// All options that are not numbers, in the order of the manual.
-pub const OPTIONS: [Opt; 32] = [
+pub const OPTIONS: [Opt; 35] = [
     flag("4", "ipv4-only", "reach IPv4 targets only"),
     flag("6", "ipv6-only", "reach IPv6 targets only"),
     values("", "advertise", "ADDR", "address told to clients for BIND and UDP, one per family"),
     flag("", "check", "check options and files, tell all that is wrong, and exit"),
+    value("chroot", "DIR", "make DIR the root directory before files are opened"),
     value(
         "early-drop",
         "LOW-HIGH",
@@ -80,6 +81,7 @@ pub const OPTIONS: [Opt; 32] = [
     flag("", "metrics-public", "serve metrics at an address that others can reach"),
     flag("", "no-4a", "speak SOCKS 4 without host names"),
     flag("", "no-fragments", "drop fragments of datagrams"),
+    flag("", "no-landlock", "do not confine the server to its files"),
     flag("", "peer-env", "take the client's address from the environment of the wrapper"),
     value("pid-file", "FILE", "write the process number to FILE"),
     value("port-range", "LO-HI", "ports for BIND and UDP"),
@@ -93,6 +95,7 @@ pub const OPTIONS: [Opt; 32] = [
     flag("", "strict-reload", "end sessions that new rules or users would not grant"),
     value("syslog", "FACILITY", "send the log to the syslog daemon"),
     value("unix-mode", "MODE", "mode of UNIX sockets, octal [600]"),
+    value("user", "NAME[:GROUP]", "become this user, in this group and no other"),
     value("users", "FILE", "users and hashes are in FILE; without rules, demand a password"),
     flag("V", "version", "print the version and exit"),
     flag("v", "verbose", "log requests and connections as they are made"),
@@ -262,8 +265,8 @@ pub const NUMBERS: [&Number; 17] = [
 pub enum Action {
     /// Run the server.
     Run(Box<Config>),
-    /// Check what the rules and users say and exit.
-    Check(PolicySource),
+    /// Check the settings and exit.
+    Check(Box<Config>),
     /// Tell what the rules make of a request and exit.
     Explain(PolicySource, Request),
     /// Read a password, print its hash and exit.
@@ -343,7 +346,7 @@ pub fn parse(args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Result<Action
         return Ok(Action::Explain(config.policy, request));
     }
     if matches.opt_present("check") {
-        return Ok(Action::Check(config.policy));
+        return Ok(Action::Check(Box::new(config)));
     }
     Ok(Action::Run(Box::new(config)))
 }
@@ -377,6 +380,9 @@ fn config(matches: &Matches) -> Result<Config, UsageError> {
         peer_env: matches.opt_present("peer-env"),
         limits: Limits { drain: seconds(&DRAIN)?, idle: some_seconds(&EXIT_WHEN_IDLE)? },
         balancers: balancers(matches)?,
+        user: user(matches)?,
+        chroot: matches.opt_str("chroot").map(PathBuf::from),
+        landlock: !matches.opt_present("no-landlock"),
         policy: PolicySource {
             texts: matches.opt_strs("rule"),
             rules: matches.opt_str("rules").map(PathBuf::from),
@@ -538,6 +544,15 @@ fn unix_mode(matches: &Matches) -> Result<u32, UsageError> {
     })
 }
 
+fn user(matches: &Matches) -> Result<Option<String>, UsageError> {
+    let Some(text) = matches.opt_str("user") else { return Ok(None) };
+    if text.split(':').any(str::is_empty) || text.split(':').count() > 2 {
+        let text = text.escape_debug();
+        return Err(UsageError(format!("--user {text}: expected NAME or NAME:GROUP")));
+    }
+    Ok(Some(text))
+}
+
 /// The addresses of a repeatable option, at most one of each family.
 fn addresses(matches: &Matches, option: &str) -> Result<PerFamily, UsageError> {
     let mut source = PerFamily::default();
@@ -654,6 +669,9 @@ mod tests {
             ),
             ("--unix-mode 8", "--unix-mode 8: expected MODE, octal to 777"),
             ("--unix-mode 1000", "--unix-mode 1000: expected MODE, octal to 777"),
+            ("--user :nogroup", "--user :nogroup: expected NAME or NAME:GROUP"),
+            ("--user nobody:", "--user nobody:: expected NAME or NAME:GROUP"),
+            ("--user a:b:c", "--user a:b:c: expected NAME or NAME:GROUP"),
             ("--inetd -l 1", "options --inetd and --listen exclude each other"),
             ("-4 -6", "options -4 and -6 exclude each other"),
             ("--log a --syslog user", "options --log and --syslog exclude each other"),

@@ -18,12 +18,16 @@ use crate::policy::nets::Block;
 use crate::policy::{Current, Policy};
 use crate::resolve::Resolver;
 use crate::server::inherit::Inherited;
+use crate::server::landlock::{self, Files};
 use crate::server::listeners::{self, Client, Listen, Listener, Manner, Place};
+use crate::server::pid_file::PidFile;
+use crate::server::privileges::{self, Account};
 use crate::server::sessions::Caps;
 use crate::server::{self, Limits};
 use crate::session::Service;
 use crate::session::live::Live;
 use crate::stats::Stats;
+use crate::sys;
 use crate::threads::Threads;
 
 /// Everything that can be set. Nothing here has been opened or looked at yet.
@@ -43,6 +47,12 @@ pub struct Config {
     pub limits: Limits,
     /// From where clients come who begin with a PROXY header, and whether those of UNIX sockets do.
     pub balancers: (Vec<Block>, bool),
+    /// The user to become, `NAME` or `NAME:GROUP`.
+    pub user: Option<String>,
+    /// The directory to make the root directory.
+    pub chroot: Option<PathBuf>,
+    /// Whether to be confined to the files that are needed.
+    pub landlock: bool,
     /// Where the rules and the users are.
     pub policy: PolicySource,
     /// Whether a reload ends the sessions that the new rules and users would not grant.
@@ -167,6 +177,11 @@ impl StartError {
     }
 }
 
+fn write_pid_file(path: PathBuf) -> Result<PidFile, StartError> {
+    let what = format!("write {}", path.display());
+    PidFile::write(path).map_err(|error| StartError::system(&what, &error))
+}
+
 /// A server ready to run.
 pub struct Started {
     /// Its listeners.
@@ -183,6 +198,29 @@ pub struct Started {
     pub caps: Caps,
     /// What reads the policy anew.
     pub source: PolicySource,
+    /// Whether the server is confined to its files.
+    pub landlock: landlock::State,
+    /// What is not as it should be.
+    pub warnings: Vec<String>,
+    /// The file with the process number.
+    pub pid_file: Option<PidFile>,
+}
+
+/// What is opened before the root directory is another.
+#[derive(Default)]
+struct Opened {
+    listeners: Vec<Listener>,
+    metrics: Option<Listener>,
+    pid_file: Option<PidFile>,
+}
+
+/// What there is once privileges are given up.
+struct Settled {
+    opened: Opened,
+    policy: Policy,
+    log: Log,
+    landlock: landlock::State,
+    warnings: Vec<String>,
 }
 
 impl Config {
@@ -193,31 +231,30 @@ impl Config {
         }
     }
 
-    /// Takes what was inherited, reads the files, opens the log and the listeners. No other thread
-    /// may be running.
+    /// Takes what was inherited, reads the files, opens the log and the listeners, and gives up
+    /// privileges. No other thread may be running.
     ///
     /// # Errors
     /// What is wrong with the first of them that cannot be used.
     pub fn start(self) -> Result<Started, StartError> {
         let inherited = self.inherited().map_err(|error| StartError::Config(vec![error]))?;
-        let policy = self.policy.load()?;
-        let (level, format) = (self.level, self.format);
-        let log = match self.log {
-            LogTo::Stderr => Log::to_stderr(level, format),
-            LogTo::File(path) => Log::to_file(level, format, path).map_err(StartError::System)?,
-            LogTo::Syslog(facility) => Log::to_syslog(level, format, facility),
-        };
         let caps = server::fit(self.caps)
             .map_err(|error| StartError::system("read the limit on descriptors", &error))?;
         let Inherited { mut listeners, clients, .. } = inherited;
         let nothing = listeners.is_empty() && clients.is_empty();
         let default = if nothing { vec![Listen::default()] } else { Vec::new() };
-        let wanted = if self.listen.is_empty() { default } else { self.listen };
-        listeners.extend(listeners::open(&wanted, self.manner).map_err(StartError::System)?);
-        // Each process has metrics of its own.
-        let manner = Manner { reuse_port: false, ..self.manner };
-        let place = self.metrics.map(|place| Listen { place, optional: false });
-        let metrics = listeners::open(place.as_slice(), manner).map_err(StartError::System)?.pop();
+        let wanted = if self.listen.is_empty() { &default } else { &self.listen };
+        let listen = || {
+            listeners.extend(listeners::open(wanted, self.manner).map_err(StartError::System)?);
+            // Each process has metrics of its own.
+            let manner = Manner { reuse_port: false, ..self.manner };
+            let place = self.metrics.clone().map(|place| Listen { place, optional: false });
+            let metrics = listeners::open(place.as_slice(), manner).map_err(StartError::System)?;
+            let pid_file = self.pid_file.clone().map(write_pid_file).transpose()?;
+            Ok(Opened { listeners, metrics: metrics.into_iter().next(), pid_file })
+        };
+        let Settled { opened, policy, log, landlock, warnings } = self.settle(listen)?;
+        let Opened { listeners, metrics, pid_file } = opened;
         let service = Service {
             policy: Arc::new(Current::new(policy)),
             penalties: Penalties::new(self.auth_penalty),
@@ -256,7 +293,121 @@ impl Config {
         };
         let source = self.policy;
         let (limits, service) = (self.limits, Arc::new(service));
-        Ok(Started { listeners, metrics, clients, limits, service, caps, source })
+        Ok(Started {
+            listeners,
+            metrics,
+            clients,
+            limits,
+            service,
+            caps,
+            source,
+            landlock,
+            warnings,
+            pid_file,
+        })
+    }
+
+    /// Checks the files. Where privileges are to be given up, gives them up as the start does, and
+    /// returns what is not as it should be. No other thread may be running.
+    ///
+    /// # Errors
+    /// As [`Config::start`].
+    pub fn check(&self) -> Result<Vec<String>, StartError> {
+        if !self.gives_up_privileges() {
+            return self.policy.load().map(|_| Vec::new());
+        }
+        self.settle(|| Ok(Opened::default())).map(|settled| settled.warnings)
+    }
+
+    fn gives_up_privileges(&self) -> bool {
+        self.user.is_some() || self.chroot.is_some()
+    }
+
+    /// The user to become.
+    fn account(&self) -> Result<Option<Account>, StartError> {
+        let Some(user) = &self.user else { return Ok(None) };
+        Account::look_up(user).map(Some).map_err(|error| match error.raw_os_error() {
+            Some(_) => StartError::system(&format!("look up {user}"), &error),
+            None => StartError::Config(vec![format!("--user {user}: {error}")]),
+        })
+    }
+
+    fn open_log(&self) -> Result<Log, StartError> {
+        let (level, format) = (self.level, self.format);
+        match &self.log {
+            LogTo::Stderr => Ok(Log::to_stderr(level, format)),
+            LogTo::File(path) => {
+                Log::to_file(level, format, path.clone()).map_err(StartError::System)
+            }
+            LogTo::Syslog(facility) => Ok(Log::to_syslog(level, format, *facility)),
+        }
+    }
+
+    /// Opens the files, listens with `listen`, and gives up privileges, in the order that is best
+    /// for each of them.
+    fn settle(
+        &self,
+        listen: impl FnOnce() -> Result<Opened, StartError>,
+    ) -> Result<Settled, StartError> {
+        sys::prctl_set_no_new_privs()
+            .map_err(|error| StartError::system("forbid new privileges", &error))?;
+        let account = self.account()?;
+        // What is wrong with the files is told before anything listens, if they can be had then.
+        // Terminals and the syslog daemon are not to be found in another root directory.
+        let here = self.chroot.is_none();
+        let policy = if here { Some(self.policy.load()?) } else { None };
+        let in_file = matches!(self.log, LogTo::File(_));
+        let log = if here || !in_file { Some(self.open_log()?) } else { None };
+        let mut opened = listen()?;
+        if let Some(directory) = &self.chroot {
+            let what = format!("change the root directory to {}", directory.display());
+            privileges::change_root(directory)
+                .map_err(|error| StartError::system(&what, &error))?;
+            let Opened { listeners, metrics, .. } = &mut opened;
+            listeners.iter_mut().chain(metrics).for_each(Listener::leave_behind);
+        }
+        let policy = policy.map_or_else(|| self.policy.load(), Ok)?;
+        let log = log.map_or_else(|| self.open_log(), Ok)?;
+        if let (Some(account), Some(user)) = (account, &self.user) {
+            let what = format!("change to user {user}");
+            account.change_to().map_err(|error| StartError::system(&what, &error))?;
+        }
+        let mut warnings = Vec::new();
+        let landlock = self.confine(&policy, &opened).unwrap_or_else(|error| {
+            warnings.push(format!("cannot confine the server to its files: {error}"));
+            landlock::State::Off
+        });
+        if self.gives_up_privileges() {
+            warnings.extend(self.reload_troubles(&log));
+        }
+        Ok(Settled { opened, policy, log, landlock, warnings })
+    }
+
+    fn confine(&self, policy: &Policy, opened: &Opened) -> io::Result<landlock::State> {
+        if !self.landlock {
+            return Ok(landlock::State::Off);
+        }
+        let read = policy.files.iter().chain(&self.policy.users).map(PathBuf::as_path).collect();
+        let log = match &self.log {
+            LogTo::File(path) => Some(path.as_path()),
+            LogTo::Stderr | LogTo::Syslog(_) => None,
+        };
+        // The process number is read before it is removed.
+        let pid_file = self.pid_file.as_deref().filter(|_| self.chroot.is_none());
+        let listeners = opened.listeners.iter().chain(&opened.metrics);
+        let removed = listeners.filter_map(Listener::own_path).chain(pid_file).collect();
+        landlock::confine(&Files { read, log, removed })
+    }
+
+    /// What would go wrong if all files were to be opened anew.
+    fn reload_troubles(&self, log: &Log) -> Vec<String> {
+        let mut troubles = match self.policy.load() {
+            Ok(_) => Vec::new(),
+            Err(StartError::Config(errors)) => errors,
+            Err(StartError::System(error)) => vec![error],
+        };
+        troubles.extend(log.reopen().err());
+        troubles.into_iter().map(|trouble| format!("a reload will fail: {trouble}")).collect()
     }
 
     fn inherited(&self) -> Result<Inherited, String> {

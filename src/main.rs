@@ -1,7 +1,6 @@
 //! argv to exit status.
 
 use std::io::{self, Write as _};
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -12,7 +11,6 @@ use socksd::log::syslog::Facility;
 use socksd::log::{Format, Level, Line, Log};
 use socksd::server::inherit;
 use socksd::server::notify::{self, Notify};
-use socksd::server::pid_file::PidFile;
 use socksd::server::{Ending, Server, signals};
 use socksd::session::Service;
 use socksd::sys;
@@ -52,7 +50,9 @@ fn main() -> ExitCode {
             }
             status(run(*config))
         }
-        Ok(Action::Check(source)) => status(source.load().map(drop)),
+        Ok(Action::Check(config)) => status(config.check().map(|warnings| {
+            warnings.iter().for_each(|warning| complain(&format!("socksd: {warning}\n")));
+        })),
         Ok(Action::Explain(source, request)) => match source.explain(&request) {
             Ok((text, allowed)) => {
                 let _ = write!(io::stdout(), "{text}");
@@ -79,17 +79,26 @@ fn print_hash() -> Result<(), StartError> {
 }
 
 /// Starts the server and runs it until a signal ends it.
-fn run(mut config: Config) -> Result<(), StartError> {
+fn run(config: Config) -> Result<(), StartError> {
     let notify = Notify::from_env()
         .map_err(|error| StartError::system("connect to NOTIFY_SOCKET", &error))?;
     let ready_fd = config.ready_fd.map(sys::take_fd).transpose();
     let ready_fd =
         ready_fd.map_err(|error| StartError::system("use the descriptor of --ready-fd", &error))?;
-    let pid_file = config.pid_file.take();
     signals::block().map_err(|error| StartError::system("block signals", &error))?;
     let asked = config.caps;
-    let Started { listeners, metrics, clients, limits, service, caps, source } = config.start()?;
-    let _pid_file = pid_file.map(write_pid_file).transpose()?;
+    let Started {
+        listeners,
+        metrics,
+        clients,
+        limits,
+        service,
+        caps,
+        source,
+        landlock,
+        warnings,
+        pid_file: _pid_file,
+    } = config.start()?;
     let logging = Arc::clone(&service);
     std::panic::set_hook(Box::new(move |info| {
         logging.log.write(Level::Quiet, Line::new("panic").text("error", info));
@@ -108,6 +117,10 @@ fn run(mut config: Config) -> Result<(), StartError> {
             .field("half-open", caps.half_open);
         service.log.write(Level::Normal, line);
         service.log.write(Level::Normal, policy_line(Line::new("policy"), &service));
+        service.log.write(Level::Normal, Line::new("landlock").field("state", landlock));
+    }
+    for warning in warnings {
+        service.log.write(Level::Quiet, Line::new("warning").text("error", warning));
     }
     if caps.sessions < asked.sessions {
         let line = Line::new("warning").text(
@@ -131,11 +144,6 @@ fn run(mut config: Config) -> Result<(), StartError> {
         Ending::Signal(_) | Ending::Idle => Ok(()),
         Ending::Broken(error) => Err(StartError::system("accept clients", &error)),
     }
-}
-
-fn write_pid_file(path: PathBuf) -> Result<PidFile, StartError> {
-    let what = format!("write {}", path.display());
-    PidFile::write(path).map_err(|error| StartError::system(&what, &error))
 }
 
 /// Tells how much there is to go by.

@@ -13,7 +13,7 @@ pub mod rules;
 
 use std::fmt;
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use crate::auth::User;
@@ -115,6 +115,8 @@ pub struct Policy {
     rules: Vec<Arc<Rule>>,
     /// Those of the users file, where there is one.
     pub users: Option<Users>,
+    /// The files that the rules were read from: with all they include, and lists.
+    pub files: Vec<PathBuf>,
 }
 
 impl Policy {
@@ -131,12 +133,12 @@ impl Policy {
         let users = users.map(Users::load).transpose();
         let loaded = if texts.is_empty() && rules.is_none() {
             let default = if matches!(users, Ok(None)) { DEFAULT } else { DEFAULT_WITH_USERS };
-            parse::builtin("default", default)
+            parse::builtin("default", default).map(|rules| (rules, Vec::new()))
         } else {
             parse::load(texts, rules)
         };
         match (loaded, users) {
-            (Ok(rules), Ok(users)) => {
+            (Ok((rules, files)), Ok(users)) => {
                 let needs: Vec<&Rule> = rules.iter().filter(|rule| rule.wants_users()).collect();
                 if users.is_none() && !needs.is_empty() {
                     let lines = needs.iter().map(|rule| {
@@ -147,7 +149,7 @@ impl Policy {
                     });
                     return Err(lines.collect());
                 }
-                Ok(Self { rules: rules.into_iter().map(Arc::new).collect(), users })
+                Ok(Self { rules: rules.into_iter().map(Arc::new).collect(), users, files })
             }
             (rules, users) => {
                 let (mut errors, more) = (rules.err().unwrap_or_default(), users.err());
@@ -338,7 +340,7 @@ mod tests {
 
     fn policy(rules: &str) -> Policy {
         let rules = parse::builtin("test", rules).unwrap();
-        Policy { rules: rules.into_iter().map(Arc::new).collect(), users: None }
+        Policy { rules: rules.into_iter().map(Arc::new).collect(), users: None, files: vec![] }
     }
 
     fn inside() -> Option<IpAddr> {
@@ -503,7 +505,7 @@ mod tests {
         let ips = ["8.8.8.8", "10.0.0.1", "127.0.0.1", "2606:4700::1", "64:ff9b::a00:1"];
         let mut allowed = 0;
         for _ in 0..20_000 {
-            let policy = Policy { rules: random_rules(&mut random), users: None };
+            let policy = Policy { rules: random_rules(&mut random), users: None, files: vec![] };
             let command = *random.pick(&[Command::CONNECT, Command::BIND, Command::UDP_ASSOCIATE]);
             let mut asker = asker(command);
             asker.version = *random.pick(&[Version::V4, Version::V4a, Version::V5]);

@@ -3,10 +3,12 @@
 //! reads from a client, resolves a name or waits for a lock that is held for long.
 
 pub mod inherit;
+pub mod landlock;
 pub mod listeners;
 pub mod metrics;
 pub mod notify;
 pub mod pid_file;
+pub mod privileges;
 pub mod sessions;
 pub mod signals;
 

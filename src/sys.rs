@@ -5,6 +5,7 @@
 
 use std::ffi::{CStr, CString, c_char, c_int, c_long, c_short, c_uint, c_ulong, c_void};
 use std::io;
+use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::time::Duration;
@@ -91,6 +92,8 @@ const _: () = assert!(size_of::<SigSet>() == 128);
 pub const O_NONBLOCK: i32 = 0o4000;
 /// asm-generic/fcntl.h: a terminal that is opened does not become the controlling one.
 pub const O_NOCTTY: i32 = 0o400;
+/// asm-generic/fcntl.h: what is opened is only a place, neither read nor written.
+pub const O_PATH: i32 = 0o10_000_000;
 
 /// bits/signum-arch.h: a file grew past RLIMIT_FSIZE.
 pub const SIGXFSZ: i32 = 25;
@@ -116,6 +119,63 @@ struct Timespec {
 }
 const _: () = assert!(size_of::<Timespec>() == 2 * size_of::<c_long>());
 const CLOCK_MONOTONIC: c_int = 1;
+
+/// pwd.h `struct passwd`.
+#[repr(C)]
+struct Passwd {
+    name: *mut c_char,
+    passwd: *mut c_char,
+    uid: c_uint,
+    gid: c_uint,
+    gecos: *mut c_char,
+    dir: *mut c_char,
+    shell: *mut c_char,
+}
+const _: () = assert!(size_of::<Passwd>() == 5 * size_of::<usize>() + 8);
+
+/// grp.h `struct group`.
+#[repr(C)]
+struct Group {
+    name: *mut c_char,
+    passwd: *mut c_char,
+    gid: c_uint,
+    mem: *mut *mut c_char,
+}
+const _: () = assert!(size_of::<Group>() == 4 * size_of::<usize>());
+
+/// Octets for the texts of a user or a group, which has all its members: tens of thousands.
+const ENTRY_OCTETS: usize = 1 << 20;
+
+/// linux/landlock.h `struct landlock_ruleset_attr`, its first member: all of it in version 1.
+#[repr(C)]
+struct RulesetAttr {
+    handled_access_fs: u64,
+}
+const _: () = assert!(size_of::<RulesetAttr>() == 8);
+
+/// linux/landlock.h `struct landlock_path_beneath_attr`.
+#[repr(C, packed)]
+struct PathBeneathAttr {
+    allowed_access: u64,
+    parent_fd: c_int,
+}
+const _: () = assert!(size_of::<PathBeneathAttr>() == 12);
+
+// asm-generic/unistd.h
+const SYS_LANDLOCK_CREATE_RULESET: c_long = 444;
+const SYS_LANDLOCK_ADD_RULE: c_long = 445;
+const SYS_LANDLOCK_RESTRICT_SELF: c_long = 446;
+
+/// linux/landlock.h: open a file to write.
+pub const LANDLOCK_ACCESS_FS_WRITE_FILE: u64 = 1 << 1;
+/// linux/landlock.h: open a file to read.
+pub const LANDLOCK_ACCESS_FS_READ_FILE: u64 = 1 << 2;
+/// linux/landlock.h: list a directory.
+pub const LANDLOCK_ACCESS_FS_READ_DIR: u64 = 1 << 3;
+/// linux/landlock.h: remove a file.
+pub const LANDLOCK_ACCESS_FS_REMOVE_FILE: u64 = 1 << 5;
+/// linux/landlock.h: make a regular file.
+pub const LANDLOCK_ACCESS_FS_MAKE_REG: u64 = 1 << 8;
 
 /// bits/termios-struct.h `struct termios`: the settings of a terminal.
 #[repr(C)]
@@ -177,6 +237,42 @@ unsafe extern "C" {
     // getrlimit(2)
     fn getrlimit(resource: c_int, rlim: *mut Rlimit) -> c_int;
     fn setrlimit(resource: c_int, rlim: *const Rlimit) -> c_int;
+    // getpwnam(3), getgrnam(3)
+    fn getpwnam_r(
+        name: *const c_char,
+        entry: *mut Passwd,
+        texts: *mut c_char,
+        len: usize,
+        result: *mut *mut Passwd,
+    ) -> c_int;
+    fn getpwuid_r(
+        uid: c_uint,
+        entry: *mut Passwd,
+        texts: *mut c_char,
+        len: usize,
+        result: *mut *mut Passwd,
+    ) -> c_int;
+    fn getgrnam_r(
+        name: *const c_char,
+        entry: *mut Group,
+        texts: *mut c_char,
+        len: usize,
+        result: *mut *mut Group,
+    ) -> c_int;
+    // setgroups(2), setgid(2), setuid(2), getresuid(2)
+    #[link_name = "setgroups"]
+    fn c_setgroups(len: usize, gids: *const c_uint) -> c_int;
+    #[link_name = "setgid"]
+    safe fn c_setgid(gid: c_uint) -> c_int;
+    #[link_name = "setuid"]
+    safe fn c_setuid(uid: c_uint) -> c_int;
+    #[link_name = "getresuid"]
+    fn c_getresuid(real: *mut c_uint, effective: *mut c_uint, saved: *mut c_uint) -> c_int;
+    #[link_name = "getresgid"]
+    fn c_getresgid(real: *mut c_uint, effective: *mut c_uint, saved: *mut c_uint) -> c_int;
+    // prctl(2), syscall(2)
+    fn prctl(option: c_int, ...) -> c_int;
+    fn syscall(number: c_long, ...) -> c_long;
     // termios(3)
     #[link_name = "tcgetattr"]
     fn c_tcgetattr(fd: c_int, termios: *mut Termios) -> c_int;
@@ -596,6 +692,185 @@ pub fn clock_gettime_monotonic() -> io::Result<Duration> {
     Ok(Duration::new(sec, nsec))
 }
 
+/// An entry that `call` finds in the database of users or groups. Its texts are gone.
+fn entry<T>(
+    call: impl FnOnce(*mut T, *mut c_char, usize, *mut *mut T) -> c_int,
+) -> io::Result<Option<T>> {
+    // What some C libraries say instead of finding nothing.
+    const ENOENT: c_int = 2;
+    const ESRCH: c_int = 3;
+    let mut entry = MaybeUninit::uninit();
+    let mut texts = vec![0; ENTRY_OCTETS];
+    let mut result = std::ptr::null_mut();
+    match call(entry.as_mut_ptr(), texts.as_mut_ptr(), texts.len(), &raw mut result) {
+        0 | ENOENT | ESRCH if result.is_null() => Ok(None),
+        // SAFETY: a result that is not null points to the entry, which the call has then filled.
+        0 => Ok(Some(unsafe { entry.assume_init() })),
+        errno => Err(io::Error::from_raw_os_error(errno)),
+    }
+}
+
+/// The number of the user `name` and that of its primary group, if there is one. getpwnam_r(3).
+///
+/// # Errors
+/// As getpwnam_r(3); EINVAL for a name with a NUL.
+pub fn getpwnam(name: &str) -> io::Result<Option<(u32, u32)>> {
+    let name = CString::new(name)?;
+    let found = entry(|entry, texts, len, result| {
+        // SAFETY: `name` ends in NUL; the call fills `entry`, `len` octets of `texts` and `result`,
+        // all of which outlive it.
+        unsafe { getpwnam_r(name.as_ptr(), entry, texts, len, result) }
+    })?;
+    Ok(found.map(|Passwd { uid, gid, .. }| (uid, gid)))
+}
+
+/// The number of the primary group of user `uid`, if there is one. getpwuid_r(3).
+///
+/// # Errors
+/// As getpwuid_r(3).
+pub fn getpwuid(uid: u32) -> io::Result<Option<u32>> {
+    let found = entry(|entry, texts, len, result| {
+        // SAFETY: the call fills `entry`, `len` octets of `texts` and `result`, which outlive it.
+        unsafe { getpwuid_r(uid, entry, texts, len, result) }
+    })?;
+    Ok(found.map(|Passwd { gid, .. }| gid))
+}
+
+/// The number of the group `name`, if there is one. getgrnam_r(3).
+///
+/// # Errors
+/// As getgrnam_r(3); EINVAL for a name with a NUL.
+pub fn getgrnam(name: &str) -> io::Result<Option<u32>> {
+    let name = CString::new(name)?;
+    let found = entry(|entry, texts, len, result| {
+        // SAFETY: `name` ends in NUL; the call fills `entry`, `len` octets of `texts` and `result`,
+        // all of which outlive it.
+        unsafe { getgrnam_r(name.as_ptr(), entry, texts, len, result) }
+    })?;
+    Ok(found.map(|Group { gid, .. }| gid))
+}
+
+/// Has the process be in the groups `gids` besides its own. setgroups(2).
+///
+/// # Errors
+/// EPERM without privilege, or in a user namespace that forbids it.
+pub fn setgroups(gids: &[u32]) -> io::Result<()> {
+    // SAFETY: `gids` are as many numbers as told, which the call only reads.
+    cvt(unsafe { c_setgroups(gids.len(), gids.as_ptr()) }).map(drop)
+}
+
+/// Sets the group of the process; with privilege the real, the effective and the saved one.
+/// setgid(2).
+///
+/// # Errors
+/// EPERM without privilege, EINVAL for a number this user namespace lacks.
+pub fn setgid(gid: u32) -> io::Result<()> {
+    cvt(c_setgid(gid)).map(drop)
+}
+
+/// Sets the user of the process; with privilege the real, the effective and the saved one.
+/// setuid(2).
+///
+/// # Errors
+/// EPERM without privilege, EINVAL for a number this user namespace lacks.
+pub fn setuid(uid: u32) -> io::Result<()> {
+    cvt(c_setuid(uid)).map(drop)
+}
+
+/// The real, the effective and the saved user of the process. getresuid(2).
+///
+/// # Errors
+/// None that getresuid(2) knows of.
+pub fn getresuid() -> io::Result<[u32; 3]> {
+    let [mut real, mut effective, mut saved] = [0; 3];
+    // SAFETY: the call may fill the three numbers.
+    cvt(unsafe { c_getresuid(&raw mut real, &raw mut effective, &raw mut saved) })?;
+    Ok([real, effective, saved])
+}
+
+/// The real, the effective and the saved group of the process. getresgid(2).
+///
+/// # Errors
+/// None that getresgid(2) knows of.
+pub fn getresgid() -> io::Result<[u32; 3]> {
+    let [mut real, mut effective, mut saved] = [0; 3];
+    // SAFETY: the call may fill the three numbers.
+    cvt(unsafe { c_getresgid(&raw mut real, &raw mut effective, &raw mut saved) })?;
+    Ok([real, effective, saved])
+}
+
+/// Has no program that this thread, or one it starts, executes gain privileges.
+/// PR_SET_NO_NEW_PRIVS, prctl(2).
+///
+/// # Errors
+/// As prctl(2).
+pub fn prctl_set_no_new_privs() -> io::Result<()> {
+    const PR_SET_NO_NEW_PRIVS: c_int = 38;
+    let (on, unused): (c_ulong, c_ulong) = (1, 0);
+    // SAFETY: with this option prctl(2) takes numbers only.
+    cvt(unsafe { prctl(PR_SET_NO_NEW_PRIVS, on, unused, unused, unused) }).map(drop)
+}
+
+fn cvt_long(result: c_long) -> io::Result<c_int> {
+    cvt(c_int::try_from(result).map_err(io::Error::other)?)
+}
+
+/// The version of Landlock that the kernel has, from 1. landlock_create_ruleset(2).
+///
+/// # Errors
+/// ENOSYS or EOPNOTSUPP where it has none.
+pub fn landlock_version() -> io::Result<i32> {
+    const LANDLOCK_CREATE_RULESET_VERSION: c_ulong = 1;
+    let (null, size): (*const c_void, c_ulong) = (std::ptr::null(), 0);
+    // SAFETY: with this flag the call takes no memory.
+    cvt_long(unsafe {
+        syscall(SYS_LANDLOCK_CREATE_RULESET, null, size, LANDLOCK_CREATE_RULESET_VERSION)
+    })
+}
+
+/// A set of rules that forbids the accesses to the file system in `handled` unless a rule allows
+/// them. landlock_create_ruleset(2).
+///
+/// # Errors
+/// EINVAL for an access the kernel does not know.
+pub fn landlock_create_ruleset(handled: u64) -> io::Result<OwnedFd> {
+    let attr = RulesetAttr { handled_access_fs: handled };
+    let (size, flags): (usize, c_ulong) = (size_of::<RulesetAttr>(), 0);
+    // SAFETY: `attr` is a struct of the size given, which the call only reads.
+    let result = unsafe { syscall(SYS_LANDLOCK_CREATE_RULESET, &raw const attr, size, flags) };
+    let fd = cvt_long(result)?;
+    // SAFETY: `fd` was just returned, so it is open and nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Adds a rule that allows `allowed` for the file `place`, or for all beneath it if it is a
+/// directory. landlock_add_rule(2).
+///
+/// # Errors
+/// EINVAL for an access that was not handled, or that only a directory can have; EBADFD for what is
+/// in no file system, such as a pipe.
+pub fn landlock_add_path(ruleset: &OwnedFd, allowed: u64, place: &impl AsFd) -> io::Result<()> {
+    const LANDLOCK_RULE_PATH_BENEATH: c_ulong = 1;
+    let parent_fd = place.as_fd().as_raw_fd();
+    let attr = PathBeneathAttr { allowed_access: allowed, parent_fd };
+    let (attr, flags): (_, c_ulong) = (&raw const attr, 0);
+    let (number, kind) = (SYS_LANDLOCK_ADD_RULE, LANDLOCK_RULE_PATH_BENEATH);
+    // SAFETY: both descriptors are borrowed, so open; `attr` is the struct of this kind of rule,
+    // which the call only reads.
+    cvt_long(unsafe { syscall(number, ruleset.as_raw_fd(), kind, attr, flags) }).map(drop)
+}
+
+/// Holds this thread, and those it starts from now on, to `ruleset` for ever.
+/// landlock_restrict_self(2).
+///
+/// # Errors
+/// EPERM where programs may still gain privileges, E2BIG where it is held to 16 sets already.
+pub fn landlock_restrict_self(ruleset: &OwnedFd) -> io::Result<()> {
+    let flags: c_ulong = 0;
+    // SAFETY: the descriptor is borrowed, so open; the call takes no memory.
+    cvt_long(unsafe { syscall(SYS_LANDLOCK_RESTRICT_SELF, ruleset.as_raw_fd(), flags) }).map(drop)
+}
+
 impl Termios {
     /// The same, but what is typed is not shown.
     #[must_use]
@@ -714,6 +989,16 @@ mod tests {
         assert!(is_tcp_closed(&fd).unwrap());
         let (soft, hard) = getrlimit_nofile().unwrap();
         assert!(soft <= hard);
+    }
+
+    #[test]
+    fn users_and_groups_are_found_by_name() {
+        assert_eq!(getpwnam("root").unwrap(), Some((0, 0)));
+        assert_eq!(getpwuid(0).unwrap(), Some(0));
+        assert_eq!(getgrnam("root").unwrap(), Some(0));
+        assert_eq!(getpwnam("no such user").unwrap(), None);
+        assert_eq!(getgrnam("no such group").unwrap(), None);
+        assert!(getpwnam("a\0b").is_err());
     }
 
     #[test]

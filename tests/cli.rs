@@ -251,13 +251,15 @@ fn every_message_before_the_start_is_in_the_manual_and_the_other_way_round() {
         .into_iter()
         .map(|list| list.into_iter().map(|(head, _)| head.replace("\\-", "-")).collect())
         .collect();
-    let [usage, users, _hash, _inherited, system] = &lists[..] else { panic!("{lists:?}") };
+    let [usage, users, _hash, _inherited, user, system, warnings] = &lists[..] else {
+        panic!("{lists:?}")
+    };
     let wrong = TempFile::new(&format!("{WRONG_USERS}{}:!\n", "n".repeat(256)));
     let open = TempFile::new("");
     fs::set_permissions(&open.0, fs::Permissions::from_mode(0o644)).unwrap();
     let busy = TcpListener::bind("127.0.0.1:0").unwrap();
     let busy = busy.local_addr().unwrap().to_string();
-    let cases: [(&[&str], &Vec<String>, i32); 41] = [
+    let cases: [(&[&str], &Vec<String>, i32); 47] = [
         (&["--nonsense"], usage, 100),
         (&["-x"], usage, 100),
         (&["--listen"], usage, 100),
@@ -277,6 +279,7 @@ fn every_message_before_the_start_is_in_the_manual_and_the_other_way_round() {
         (&["--inetd", "--listen", "1080"], usage, 100),
         (&["--unix-mode", "rw"], usage, 100),
         (&["--proxy-protocol", "10.0.0.1,balancer"], usage, 100),
+        (&["--user", "nobody:"], usage, 100),
         (&["--listen", "localhost:1080"], usage, 100),
         (&["--port-range", "9-5"], usage, 100),
         (&["--early-drop", "9-5"], usage, 100),
@@ -294,6 +297,11 @@ fn every_message_before_the_start_is_in_the_manual_and_the_other_way_round() {
         (&["--users", open.path()], users, 100),
         (&["--users", "/nonexistent"], users, 100),
         (&["--users", "/"], users, 100),
+        (&["--user", "no-such"], user, 100),
+        (&["--user", "nobody:no-such"], user, 100),
+        (&["--user", "4000000000"], user, 100),
+        (&["--user", "root"], user, 100),
+        (&["--chroot", "/nonexistent", "--listen", "127.0.0.1:0"], system, 111),
         (&["--log", "/nonexistent/log"], system, 111),
         (&["--listen", "127.0.0.1:0", "--pid-file", "/nonexistent/pid"], system, 111),
         (&["--listen", "127.0.0.1:0", "--pid-file", "/"], system, 111),
@@ -315,17 +323,35 @@ fn every_message_before_the_start_is_in_the_manual_and_the_other_way_round() {
             told.extend(patterns);
         }
     }
-    for pattern in usage.iter().chain(users) {
+    for pattern in usage.iter().chain(users).chain(user) {
         assert!(told.contains(pattern), "in the manual and never told: {pattern}");
     }
     // Most of these cannot be brought about from outside.
     let mut in_source =
         literals(&["src/main.rs", "src/config.rs", "src/hash.rs"], "StartError::system(\"");
-    in_source.extend(["open FILE", "write FILE", "listen on ADDRESS"].map(str::to_owned));
+    let with_operands = [
+        "open FILE",
+        "write FILE",
+        "listen on ADDRESS",
+        "look up USER",
+        "change the root directory to DIRECTORY",
+        "change to user USER",
+    ];
+    in_source.extend(with_operands.map(str::to_owned));
     let in_manual = system.iter().map(|pattern| {
         pattern.strip_prefix("cannot ").unwrap().strip_suffix(": REASON").unwrap().to_owned()
     });
     assert_eq!(in_manual.collect::<BTreeSet<_>>(), in_source);
+    let in_source = literals(&["src/config.rs"], "warnings.push(format!(\"").into_iter().chain(
+        literals(&["src/config.rs"], "format!(\"a reload")
+            .into_iter()
+            .map(|end| format!("a reload{end}")),
+    );
+    let in_manual = warnings.iter().map(|line| line.split(':').next().unwrap().to_owned());
+    assert_eq!(
+        in_manual.collect::<BTreeSet<_>>(),
+        in_source.map(|line| line.split(':').next().unwrap().to_owned()).collect()
+    );
 }
 
 /// The string literals that stand behind `marker`, which ends in their opening quote, in the code

@@ -59,11 +59,14 @@ struct Statement {
 type Wrong = (usize, usize, String);
 
 /// Parses the rules of `texts`, which are called `--rule`, and of `file` behind them, with all that
-/// they include.
+/// they include; returns the files that were read too, lists among them.
 ///
 /// # Errors
 /// Everything that is wrong, one message each with file, line and column, in the order of the files.
-pub fn load(texts: &[String], file: Option<&Path>) -> Result<Vec<Rule>, Vec<String>> {
+pub fn load(
+    texts: &[String],
+    file: Option<&Path>,
+) -> Result<(Vec<Rule>, Vec<PathBuf>), Vec<String>> {
     let mut loader = Loader::default();
     for (text, number) in texts.iter().zip(1..) {
         loader.text("--rule".into(), text.as_bytes(), Path::new(""), number);
@@ -73,7 +76,8 @@ pub fn load(texts: &[String], file: Option<&Path>) -> Result<Vec<Rule>, Vec<Stri
     {
         loader.errors.push((loader.statements.len(), error));
     }
-    loader.finish()
+    let files = std::mem::take(&mut loader.files);
+    loader.finish().map(|rules| (rules, files))
 }
 
 /// Parses rules that are part of the program, which include nothing.
@@ -92,6 +96,8 @@ struct Loader {
     lists: HashMap<String, Arc<List>>,
     /// The files being read, each included by the one before.
     open: Vec<PathBuf>,
+    /// All files that were read.
+    files: Vec<PathBuf>,
     /// Each behind how many statements it was found, for the order.
     errors: Vec<(usize, String)>,
 }
@@ -113,6 +119,7 @@ impl Loader {
             return Err(format!("{name} is included through more than {DEPTH_MAX} files"));
         }
         let octets = fs::read(&real).map_err(unreadable)?;
+        self.files.push(path.into());
         self.open.push(real);
         let directory = path.parent().unwrap_or(Path::new(""));
         self.text(name.to_string().into(), &octets, directory, 1);
@@ -178,6 +185,7 @@ impl Loader {
     fn list(&mut self, path: &Path) -> Result<Arc<List>, String> {
         let name = path.display().to_string();
         let octets = fs::read(path).map_err(|error| format!("cannot read {name}: {error}"))?;
+        self.files.push(path.into());
         Ok(List::parse(&octets).map(Arc::new).unwrap_or_else(|errors| {
             for wrong in &errors {
                 self.wrong(&name, wrong);
@@ -716,7 +724,7 @@ mod tests {
         fn load(&self) -> Result<Vec<String>, Vec<String>> {
             let own = format!("{}/", self.0.display());
             match load(&[], Some(&self.0.join("rules"))) {
-                Ok(rules) => Ok(rules.iter().map(Rule::to_string).collect()),
+                Ok((rules, _)) => Ok(rules.iter().map(Rule::to_string).collect()),
                 Err(errors) => Err(errors.iter().map(|error| error.replace(&own, "")).collect()),
             }
         }
@@ -880,7 +888,8 @@ mod tests {
     fn rules_of_the_command_line_come_before_those_of_the_file() {
         let directory = Directory::with(&[("rules", "allow to c")]);
         let texts = ["allow to a".to_owned(), "allow to b\nallow to bb".to_owned()];
-        let rules = load(&texts, Some(&directory.0.join("rules"))).unwrap();
+        let (rules, files) = load(&texts, Some(&directory.0.join("rules"))).unwrap();
+        assert_eq!(files, [directory.0.join("rules")]);
         let rules: Vec<_> = rules.iter().map(|rule| (rule.place.line, rule.to_string())).collect();
         let expected =
             [(1, "allow to a"), (2, "allow to b"), (3, "allow to bb"), (1, "allow to c")];

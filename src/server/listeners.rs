@@ -77,6 +77,8 @@ pub struct Listener {
     pub place: Place,
     /// Whether it was inherited: another process has it too and goes on with it.
     pub inherited: bool,
+    /// Whether it has the path of a UNIX socket that is to be removed at the end.
+    removable: bool,
 }
 
 #[derive(Debug)]
@@ -148,7 +150,8 @@ impl Listener {
                 Place::Unix(addr.as_pathname().unwrap_or(Path::new("")).to_owned())
             }
         };
-        Ok(Self { socket, place, inherited })
+        let removable = !inherited && matches!(place, Place::Unix(_));
+        Ok(Self { socket, place, inherited, removable })
     }
 
     /// Takes over a socket that listens already.
@@ -201,12 +204,27 @@ impl Listener {
         }
     }
 
-    /// Removes the path of a UNIX socket of our own.
+    /// The path of a UNIX socket of our own, unless it is to be left behind.
+    #[must_use]
+    pub fn own_path(&self) -> Option<&Path> {
+        match &self.place {
+            Place::Unix(path) if self.removable => Some(path),
+            _ => None,
+        }
+    }
+
+    /// Removes that path.
     pub fn remove(&self) {
-        if let (Place::Unix(path), false) = (&self.place, self.inherited) {
+        if let Some(path) = self.own_path() {
             // It may be gone already.
             let _ = fs::remove_file(path);
         }
+    }
+
+    /// Leaves it behind: the root directory is another now, where the path is that of something
+    /// else.
+    pub fn leave_behind(&mut self) {
+        self.removable = false;
     }
 }
 

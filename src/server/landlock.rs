@@ -1,0 +1,184 @@
+//! What of the file system the server can still reach once it has opened everything: Landlock,
+//! landlock(7), where the kernel has it. What is open stays open, and sockets are no concern of it.
+//!
+//! A file that others replace is a new one, so it is the directories of the files that are allowed.
+
+use std::fmt;
+use std::fs::{self, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use crate::sys::{
+    self, LANDLOCK_ACCESS_FS_MAKE_REG as MAKE_REG, LANDLOCK_ACCESS_FS_READ_DIR as READ_DIR,
+    LANDLOCK_ACCESS_FS_READ_FILE as READ_FILE, LANDLOCK_ACCESS_FS_REMOVE_FILE as REMOVE_FILE,
+    LANDLOCK_ACCESS_FS_WRITE_FILE as WRITE_FILE,
+};
+
+/// What the look-up of names reads, with links to elsewhere.
+const LOOK_UPS: [&str; 5] =
+    ["/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf", "/etc/host.conf", "/etc/gai.conf"];
+
+/// Where the modules are that glibc loads for a look-up, and where the C library and std look for
+/// the number of processors.
+const LIBRARIES: [&str; 6] =
+    ["/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/sys/fs/cgroup"];
+
+/// Whether the server is confined; Display gives the word for the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// It is.
+    On,
+    /// It was not asked to be, or could not be.
+    Off,
+    /// The kernel cannot do it.
+    Absent,
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::On => "on",
+            Self::Off => "off",
+            Self::Absent => "absent",
+        })
+    }
+}
+
+/// The files that the server may want again.
+#[derive(Debug, Default)]
+pub struct Files<'a> {
+    /// Rules, lists and users: read at a reload.
+    pub read: Vec<&'a Path>,
+    /// The log: made and written at a reload.
+    pub log: Option<&'a Path>,
+    /// UNIX sockets, and the process number, which is read first: removed at the end.
+    pub removed: Vec<&'a Path>,
+}
+
+/// Confines this thread, and those it starts from now on, to `files` and what name look-ups need.
+///
+/// # Errors
+/// As the calls of landlock(7), where the kernel has them; nothing is confined then.
+pub fn confine(files: &Files<'_>) -> io::Result<State> {
+    let Ok(version) = sys::landlock_version() else { return Ok(State::Absent) };
+    let ruleset = sys::landlock_create_ruleset(handled(version))?;
+    let allow = |place: &Path, access| {
+        // What is not there, or cannot be had, stays forbidden.
+        let place = OpenOptions::new().read(true).custom_flags(sys::O_PATH).open(place);
+        let _ = place.and_then(|place| sys::landlock_add_path(&ruleset, access, &place));
+    };
+    let to_read = LOOK_UPS.iter().map(Path::new).chain(files.read.iter().copied());
+    to_read.flat_map(places).for_each(|place| allow(&place, READ_FILE));
+    LIBRARIES.iter().for_each(|place| allow(Path::new(place), READ_FILE));
+    allow(Path::new("/proc/self"), READ_FILE | READ_DIR);
+    allow(Path::new("/dev/null"), READ_FILE | WRITE_FILE);
+    for place in files.log.into_iter().flat_map(places) {
+        let make = if place.is_dir() { MAKE_REG } else { 0 };
+        allow(&place, WRITE_FILE | make);
+    }
+    files.removed.iter().for_each(|path| allow(&directory(path), READ_FILE | REMOVE_FILE));
+    sys::landlock_restrict_self(&ruleset)?;
+    Ok(State::On)
+}
+
+/// All accesses to the file system that a version of Landlock can forbid.
+fn handled(version: i32) -> u64 {
+    let count = match version {
+        ..=1 => 13,
+        // LANDLOCK_ACCESS_FS_REFER
+        2 => 14,
+        // LANDLOCK_ACCESS_FS_TRUNCATE
+        3 | 4 => 15,
+        // LANDLOCK_ACCESS_FS_IOCTL_DEV
+        5.. => 16,
+    };
+    (1 << count) - 1
+}
+
+/// The directories in which the file `path` is by its name and, if that leads elsewhere, really is.
+/// A device or a FIFO stands for itself: nobody puts another in its place.
+fn places(path: &Path) -> Vec<PathBuf> {
+    let is_special = fs::metadata(path).is_ok_and(|found| !found.is_file() && !found.is_dir());
+    if is_special {
+        return vec![path.to_owned()];
+    }
+    let real = fs::canonicalize(path).ok();
+    [Some(path), real.as_deref()].into_iter().flatten().map(directory).collect()
+}
+
+fn directory(path: &Path) -> PathBuf {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    parent.unwrap_or(Path::new(".")).to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_version_of_landlock_is_asked_for_more_than_it_knows() {
+        assert_eq!(
+            [1, 2, 3, 4, 5, 99].map(|version| handled(version).count_ones()),
+            [13, 14, 15, 15, 16, 16]
+        );
+    }
+
+    #[test]
+    fn a_file_stands_for_its_directories_and_a_device_for_itself() {
+        assert_eq!(places(Path::new("/etc/passwd")), [Path::new("/etc"), Path::new("/etc")]);
+        assert_eq!(places(Path::new("nonexistent")), [Path::new(".")]);
+        assert_eq!(places(Path::new("/proc/self/comm")).len(), 2);
+        assert_eq!(places(Path::new("/dev/null")), [Path::new("/dev/null")]);
+    }
+
+    #[test]
+    fn a_confined_thread_reads_what_it_may_and_nothing_else() {
+        let directory =
+            std::env::temp_dir().join(format!("socksd-landlock-{}", std::process::id()));
+        fs::create_dir_all(directory.join("other")).unwrap();
+        fs::create_dir_all(directory.join("log")).unwrap();
+        fs::create_dir_all(directory.join("rules")).unwrap();
+        let at = |name: &str| directory.join(name);
+        for name in ["rules/a", "rules/b", "other/a", "log/a"] {
+            fs::write(at(name), name).unwrap();
+        }
+        let (rules, log) = (at("rules/a"), at("log/a"));
+        let files = Files { read: vec![&rules], log: Some(&log), removed: vec![&rules] };
+        let confined = std::thread::scope(|scope| {
+            let confined = || {
+                sys::prctl_set_no_new_privs().unwrap();
+                if confine(&files).unwrap() != State::On {
+                    return None;
+                }
+                let append =
+                    |name| OpenOptions::new().append(true).create(true).open(at(name)).is_ok();
+                let read = |name| fs::read(at(name)).is_ok();
+                Some([
+                    read("rules/a"),
+                    read("rules/b"),
+                    fs::read("/etc/hosts").is_ok(),
+                    fs::read_dir("/proc/self/task").is_ok(),
+                    append("log/a"),
+                    append("log/b"),
+                    fs::remove_file(at("rules/b")).is_ok(),
+                    read("other/a"),
+                    read("log/a"),
+                    append("rules/a"),
+                    append("other/b"),
+                    fs::read_dir(at("rules")).is_ok(),
+                    fs::remove_file(at("log/a")).is_ok(),
+                    fs::write(at("log/a"), "").is_ok(),
+                ])
+            };
+            scope.spawn(confined).join().unwrap()
+        });
+        fs::remove_dir_all(&directory).unwrap();
+        let Some(confined) = confined else { return };
+        let (may, may_not) = confined.split_at(7);
+        assert_eq!(may, [true; 7]);
+        // The last one truncates, which version 3 and later forbid.
+        assert_eq!(may_not[..6], [false; 6]);
+        assert_eq!(may_not[6], sys::landlock_version().unwrap() < 3);
+    }
+}

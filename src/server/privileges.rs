@@ -1,0 +1,116 @@
+//! Giving up what a server needs at its start only: the whole file system and being root. What the
+//! names of users mean is looked up here; when each step is taken is the caller's part.
+
+use std::env;
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::chroot;
+use std::path::Path;
+
+use crate::sys;
+
+/// A user to run as, and the one group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Account {
+    uid: u32,
+    gid: u32,
+}
+
+impl Account {
+    /// Looks up `NAME` or `NAME:GROUP`, either of which may be a number.
+    ///
+    /// # Errors
+    /// An error of the system, or one without a number of its own where there is none of that name
+    /// or it is root.
+    pub fn look_up(text: &str) -> io::Result<Self> {
+        let wrong = |what: &str| io::Error::new(ErrorKind::InvalidInput, what);
+        let (user, group) = match text.split_once(':') {
+            Some((user, group)) => (user, Some(group)),
+            None => (text, None),
+        };
+        let (uid, primary) = match user.parse() {
+            // Its primary group may not be known, and need not be.
+            Ok(uid) if group.is_some() => (uid, None),
+            Ok(uid) => (uid, sys::getpwuid(uid)?),
+            Err(_) => {
+                let found = sys::getpwnam(user)?;
+                found.map(|(uid, gid)| (uid, Some(gid))).ok_or_else(|| wrong("no such user"))?
+            }
+        };
+        let gid = match group.map(str::parse) {
+            None => primary.ok_or_else(|| wrong("expected a group too: it has none of its own"))?,
+            Some(Ok(gid)) => gid,
+            Some(Err(_)) => {
+                let found = sys::getgrnam(group.unwrap_or_default())?;
+                found.ok_or_else(|| wrong("no such group"))?
+            }
+        };
+        if uid == 0 || gid == 0 {
+            return Err(wrong("expected a user and a group other than root"));
+        }
+        Ok(Self { uid, gid })
+    }
+
+    /// Becomes this user, in this group and no other, for ever. No other thread may be running.
+    ///
+    /// # Errors
+    /// EPERM without privilege; one without a number if root could be got back: the process must
+    /// not go on then.
+    pub fn change_to(self) -> io::Result<()> {
+        sys::setgroups(&[self.gid])?;
+        sys::setgid(self.gid)?;
+        sys::setuid(self.uid)?;
+        if self.is_all_there_is()? { Ok(()) } else { Err(io::Error::other("root can be got back")) }
+    }
+
+    /// Whether the process is this user and group in every respect and cannot be root again.
+    fn is_all_there_is(self) -> io::Result<bool> {
+        Ok(sys::getresuid()? == [self.uid; 3]
+            && sys::getresgid()? == [self.gid; 3]
+            && sys::setuid(0).is_err()
+            && sys::setgid(0).is_err()
+            && sys::setgroups(&[0]).is_err())
+    }
+}
+
+/// Makes `directory` the root directory and the current one.
+///
+/// # Errors
+/// As chroot(2).
+pub fn change_root(directory: &Path) -> io::Result<()> {
+    chroot(directory)?;
+    env::set_current_dir("/")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_numbers_are_looked_up() {
+        for (text, expected) in [
+            ("nobody", Ok((65534, 65534))),
+            ("65534", Ok((65534, 65534))),
+            ("nobody:1", Ok((65534, 1))),
+            ("4000000000:4000000001", Ok((4_000_000_000, 4_000_000_001))),
+            ("4000000000", Err("expected a group too: it has none of its own")),
+            ("no-such", Err("no such user")),
+            ("nobody:no-such", Err("no such group")),
+            ("root", Err("expected a user and a group other than root")),
+            ("0", Err("expected a user and a group other than root")),
+            ("nobody:root", Err("expected a user and a group other than root")),
+        ] {
+            let found = Account::look_up(text).map_err(|error| error.to_string());
+            let expected = expected.map(|(uid, gid)| Account { uid, gid });
+            assert_eq!(found, expected.map_err(str::to_owned), "{text}");
+        }
+    }
+
+    #[test]
+    fn nobody_else_and_no_root_passes_the_proof() {
+        let [[uid, ..], [gid, ..]] = [sys::getresuid().unwrap(), sys::getresgid().unwrap()];
+        let passes = |uid, gid| Account { uid, gid }.is_all_there_is().unwrap();
+        assert_eq!(passes(uid, gid), uid != 0);
+        assert!(!passes(uid + 1, gid));
+        assert!(!passes(uid, gid + 1));
+    }
+}
