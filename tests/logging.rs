@@ -120,6 +120,7 @@ fn syslog_gets_lines_with_facility_and_severity_and_without_time() {
         assert_eq!(received(&log), format!("<158>{head}listening addr={ADDR}"));
         assert!(received(&log).starts_with(&format!("<158>{head}limits sessions=")));
         assert!(received(&log).starts_with(&format!("<158>{head}policy rules=1 ")));
+        assert!(received(&log).starts_with(&format!("<158>{head}landlock state=")));
 
         let target = Target::echo();
         let mut client = connect(addr);
@@ -152,8 +153,8 @@ fn a_syslog_daemon_that_comes_late_or_anew_gets_the_lines_and_the_count_of_those
     with_own_dev(NAME, |addr| {
         let server = Quiet::start(&["--listen", ADDR, "--syslog", "daemon"]);
         eventually("it listens", || TcpStream::connect(addr).is_ok());
-        // Three lines of the start, and one of that connection.
-        let (mut lines, mut told, mut dropped) = (4, 0, 0);
+        // Four lines of the start, and one of that connection.
+        let (mut lines, mut told, mut dropped) = (5, 0, 0);
         for round in 2..5 {
             let log = bound("/dev/log");
             refused(addr);
@@ -182,7 +183,7 @@ fn a_syslog_daemon_that_is_replaced_at_once_loses_no_line() {
     with_own_dev("a_syslog_daemon_that_is_replaced_at_once_loses_no_line", |addr| {
         let mut log = bound("/dev/log");
         let server = Quiet::start(&["--listen", ADDR, "--syslog", "daemon"]);
-        while !received(&log).contains("event=policy ") {}
+        while !received(&log).contains("event=landlock ") {}
         for number in 1..=5 {
             fs::remove_file("/dev/log").unwrap();
             log = bound("/dev/log");
@@ -199,7 +200,7 @@ fn a_syslog_daemon_that_does_not_read_keeps_nobody_waiting() {
         const CLIENTS: usize = 600;
         let log = bound("/dev/log");
         let server = Quiet::start(&["--listen", ADDR, "--syslog", "daemon"]);
-        while !received(&log).contains("event=policy ") {}
+        while !received(&log).contains("event=landlock ") {}
         // Whoever waited for the log would fail here.
         (0..CLIENTS).for_each(|_| refused(addr));
         let (mut seen, mut dropped) = (0, 0);
