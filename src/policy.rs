@@ -18,7 +18,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use crate::auth::User;
 use crate::auth::users::Users;
-use crate::policy::nets::is_nowhere;
+use crate::policy::nets::{is_nowhere, is_special};
 use crate::policy::rules::{Ident, Place, Question, Rule, To, Truth, Where};
 use crate::wire::socks5::Method;
 use crate::wire::{Command, Destination, Version};
@@ -50,6 +50,8 @@ pub enum Denial {
     Rule(Arc<Rule>),
     /// No rule matches.
     NoRule,
+    /// No rule matches an address inside, which has to be named to be reached.
+    Inside,
     /// A rule that might have matched needs IDENT, which proved nothing.
     Unproved,
     /// A rule that might have matched needs IDENT, which named another user than USERID.
@@ -76,6 +78,7 @@ impl fmt::Display for Denial {
         f.write_str(match self {
             Self::Rule(_) => "denied by a rule",
             Self::NoRule => "no rule allows this",
+            Self::Inside => "no rule names this inside address",
             Self::Unproved => "IDENT proves nothing",
             Self::Different => "IDENT names another user",
             Self::Nowhere => "not the address of a host",
@@ -258,7 +261,14 @@ impl Policy {
         match self.reachable(question).find(decides) {
             Some((rule, _)) if rule.allow => Ok(rule),
             Some((rule, _)) => Err(denied(Some(rule), question.ident)),
-            None => Err(denied(None, question.ident)),
+            None => {
+                let inside =
+                    matches!(question.to, Some(To { ip: Where::At(ip), .. }) if is_special(ip));
+                Err(match denied(None, question.ident) {
+                    Denial::NoRule if inside => Denial::Inside,
+                    denial => denial,
+                })
+            }
         }
     }
 }
