@@ -240,9 +240,8 @@ impl Config {
         let inherited = self.inherited().map_err(|error| StartError::Config(vec![error]))?;
         let caps = server::fit(self.caps)
             .map_err(|error| StartError::system("read the limit on descriptors", &error))?;
-        let Inherited { mut listeners, clients, .. } = inherited;
-        let nothing = listeners.is_empty() && clients.is_empty();
-        let default = if nothing { vec![Listen::default()] } else { Vec::new() };
+        let Inherited { mut listeners, clients, any } = inherited;
+        let default = if any { Vec::new() } else { vec![Listen::default()] };
         let wanted = if self.listen.is_empty() { &default } else { &self.listen };
         let listen = || {
             listeners.extend(listeners::open(wanted, self.manner).map_err(StartError::System)?);
@@ -356,8 +355,9 @@ impl Config {
         // Terminals and the syslog daemon are not to be found in another root directory.
         let here = self.chroot.is_none();
         let policy = if here { Some(self.policy.load()?) } else { None };
-        let in_file = matches!(self.log, LogTo::File(_));
-        let log = if here || !in_file { Some(self.open_log()?) } else { None };
+        // A log file is the user's to open: root would follow a link in a directory of the user's.
+        let as_is = here && self.user.is_none() || !matches!(self.log, LogTo::File(_));
+        let log = if as_is { Some(self.open_log()?) } else { None };
         let mut opened = listen()?;
         if let Some(directory) = &self.chroot {
             let what = format!("change the root directory to {}", directory.display());
@@ -367,11 +367,11 @@ impl Config {
             listeners.iter_mut().chain(metrics).for_each(Listener::leave_behind);
         }
         let policy = policy.map_or_else(|| self.policy.load(), Ok)?;
-        let log = log.map_or_else(|| self.open_log(), Ok)?;
         if let (Some(account), Some(user)) = (account, &self.user) {
             let what = format!("change to user {user}");
             account.change_to().map_err(|error| StartError::system(&what, &error))?;
         }
+        let log = log.map_or_else(|| self.open_log(), Ok)?;
         let mut warnings = Vec::new();
         let landlock = self.confine(&policy, &opened).unwrap_or_else(|error| {
             warnings.push(format!("cannot confine the server to its files: {error}"));

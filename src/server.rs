@@ -185,22 +185,31 @@ impl Server {
             Ending::Idle => None,
             Ending::Broken(_) => Some(Instant::now()),
         };
-        self.wait_for_sessions(deadline, &reload);
+        self.wait_for_sessions(deadline, limits.drain, &reload);
         if self.sessions.count() > 0 {
             self.service.live.end_all();
-            self.wait_for_sessions(Some(Instant::now() + LAST_LINES), &reload);
+            self.wait_for_sessions(Some(Instant::now() + LAST_LINES), limits.drain, &reload);
         }
         ending
     }
 
-    /// Waits until there is no session, the deadline, or a second signal to end.
-    fn wait_for_sessions(&self, deadline: Option<Instant>, reload: &impl Fn()) {
+    /// Waits until there is no session, the deadline, or a second signal to end. The first one sets
+    /// the deadline, where there is none, to the end of `drain`.
+    fn wait_for_sessions(
+        &self,
+        mut deadline: Option<Instant>,
+        drain: Duration,
+        reload: &impl Fn(),
+    ) {
         while self.sessions.count() > 0 {
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
             if left.is_some_and(|left| left.is_zero()) {
                 return;
             }
             match self.next_event(left) {
+                Some(Event::Signal(Signal::End(_))) if deadline.is_none() => {
+                    deadline = Some(Instant::now() + drain);
+                }
                 Some(Event::Signal(Signal::End(_))) => return,
                 Some(Event::Signal(Signal::Reload)) => reload(),
                 Some(Event::Signal(Signal::Report)) => self.report(),

@@ -12,10 +12,10 @@ mod common;
 
 use std::fs;
 use std::io::{ErrorKind, Read as _, Write as _};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
-use std::process::Command;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::process::{Child, Command, Stdio};
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
@@ -552,4 +552,105 @@ fn signals_during_a_reload_are_neither_lost_nor_wait_for_sessions() {
     let begun = Instant::now();
     assert!(ended(&mut server, begun) < 2 * AT_ONCE);
     server.log_line(&["event=close ", "reason=stopped"]);
+}
+
+/// A server under inetd that has `fd` for descriptor 0.
+fn under_inetd(fd: impl Into<OwnedFd>) -> Child {
+    let args = ["--inetd", "--rule=allow to all", "--drain", "1"];
+    let mut command = Command::new(SOCKSD);
+    command.args(args).stdin(fd.into()).stdout(Stdio::null()).stderr(Stdio::null());
+    command.spawn().unwrap()
+}
+
+/// Waits for the exit status of a program that ends soon.
+fn status(child: &mut Child) -> Option<i32> {
+    let mut status = None;
+    eventually("the program ends", || {
+        status = child.try_wait().unwrap();
+        status.is_some()
+    });
+    status.unwrap().code()
+}
+
+#[test]
+fn servers_that_share_an_inherited_socket_all_end() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (addr, target) = (listener.local_addr().unwrap(), Target::echo());
+    let mut servers: Vec<Child> =
+        (0..3).map(|_| under_inetd(listener.try_clone().unwrap())).collect();
+    for _ in 0..40 {
+        let mut client = connect(addr);
+        client.write_all(&[HELLO, &request5(1, target.addr), b"x"].concat()).unwrap();
+        assert_eq!(read(&mut client, 2), [5, 0]);
+        assert_eq!(reply5(&mut client).0, 0);
+        assert_eq!(read(&mut client, 1), b"x");
+    }
+    for server in &servers {
+        let kill = Command::new("kill").arg(server.id().to_string()).status().unwrap();
+        assert!(kill.success());
+    }
+    for server in &mut servers {
+        assert_eq!(status(server), Some(0));
+    }
+}
+
+#[test]
+fn a_client_that_is_gone_before_the_server_starts_is_no_error() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    for reset in [true, false] {
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (accepted, _) = listener.accept().unwrap();
+        if reset {
+            socksd::sys::set_linger_zero(&client).unwrap();
+        }
+        drop(client);
+        thread::sleep(Duration::from_millis(20));
+        assert_eq!(status(&mut under_inetd(accepted)), Some(0), "reset: {reset}");
+    }
+}
+
+/// A path for a socket or a file, removed when it is dropped.
+fn path() -> TempFile {
+    let file = TempFile::new("");
+    fs::remove_file(&file.0).unwrap();
+    file
+}
+
+#[test]
+fn the_socket_of_another_server_at_the_same_path_stays() {
+    let (own, aside) = (path(), path());
+    let place = format!("unix:{}", own.path());
+    let mut first = Server::start(&["--listen", &place]);
+    fs::rename(&own.0, &aside.0).unwrap();
+    let mut second = Server::start(&["--listen", &place]);
+    first.signal("TERM");
+    assert_eq!(first.wait(), Some(0));
+    UnixStream::connect(&own.0).unwrap();
+    second.signal("TERM");
+    assert_eq!(second.wait(), Some(0));
+    assert!(!own.0.exists());
+}
+
+#[test]
+fn a_socket_whose_owner_accepts_nobody_is_in_use_all_the_same() {
+    let own = path();
+    let stuck = UnixListener::bind(&own.0).unwrap();
+    socksd::sys::listen(&stuck, 0).unwrap();
+    let _waits = UnixStream::connect(&own.0).unwrap();
+    let place = format!("unix:{}", own.path());
+    let mut server = Command::new(SOCKSD);
+    server.args(["--listen", &place]).stdin(Stdio::null()).stderr(Stdio::null());
+    assert_eq!(status(&mut server.spawn().unwrap()), Some(111));
+    assert!(own.0.exists());
+}
+
+#[test]
+fn a_pid_file_that_has_become_a_fifo_keeps_nobody_waiting() {
+    let pid_file = path();
+    let mut server = Server::start(&["--pid-file", pid_file.path()]);
+    fs::remove_file(&pid_file.0).unwrap();
+    assert!(Command::new("mkfifo").arg(&pid_file.0).status().unwrap().success());
+    server.signal("TERM");
+    assert_eq!(server.wait(), Some(0));
+    assert!(pid_file.0.exists());
 }

@@ -12,7 +12,7 @@ mod common;
 
 use std::fs;
 use std::io::{Read as _, Write as _};
-use std::os::unix::fs::{PermissionsExt as _, chown};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -361,17 +361,29 @@ fn what_a_reload_cannot_open_is_told_before() {
 }
 
 #[test]
-fn a_log_that_cannot_be_opened_again_is_told_before() {
+fn the_log_is_opened_as_the_user_so_that_no_link_leads_root_astray() {
     if !can_change_users() {
         return;
     }
-    let directory = TempDir::new();
+    let (directory, roots) = (TempDir::new(), TempDir::new());
+    chown(&directory.0, Some(NOBODY), Some(NOBODY)).unwrap();
+    let victim = roots.path("victim");
+    fs::write(&victim, "").unwrap();
+    fs::set_permissions(&victim, fs::Permissions::from_mode(0o600)).unwrap();
     let log = directory.path("log");
     let args = ["--user", "nobody", "--log", &log, "--check"];
-    let trouble = format!("a reload will fail: cannot open {log}: Permission denied (os error 13)");
-    assert_eq!(run(&mut socksd(&args)), (Some(0), format!("socksd: {trouble}\n")));
-    chown(&log, Some(NOBODY), None).unwrap();
+    let denied = format!("socksd: cannot open {log}: Permission denied (os error 13)\n");
+    for led_to in [victim.as_str(), &roots.path("new")] {
+        let _ = fs::remove_file(&log);
+        std::os::unix::fs::symlink(led_to, &log).unwrap();
+        fs::set_permissions(&roots.0, fs::Permissions::from_mode(0o755)).unwrap();
+        assert_eq!(run(&mut socksd(&args)), (Some(111), denied.clone()), "{led_to}");
+    }
+    assert_eq!(fs::read_to_string(&victim).unwrap(), "");
+    assert!(!Path::new(&roots.path("new")).exists());
+    fs::remove_file(&log).unwrap();
     assert_eq!(run(&mut socksd(&args)), (Some(0), String::new()));
+    assert_eq!(fs::metadata(&log).unwrap().uid(), NOBODY);
 }
 
 #[test]

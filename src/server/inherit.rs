@@ -37,6 +37,8 @@ pub struct Inherited {
     pub listeners: Vec<Listener>,
     /// Clients that somebody has accepted.
     pub clients: Vec<Client>,
+    /// Whether there was anything, be it a client who is gone already.
+    pub any: bool,
 }
 
 impl Inherited {
@@ -84,6 +86,7 @@ impl Inherited {
 
     fn take(&mut self, fd: OwnedFd) -> Result<(), String> {
         let failed = |error: io::Error| error.to_string();
+        self.any = true;
         if !sys::is_stream_socket(&fd).unwrap_or(false) {
             return Err("expected a stream socket, TCP or UNIX".into());
         }
@@ -94,7 +97,13 @@ impl Inherited {
         let unix = sys::is_unix(&fd).map_err(failed)?;
         let stream = TcpStream::from(fd);
         stream.set_nonblocking(false).map_err(failed)?;
-        let addr = if unix { None } else { Some(canonical(stream.peer_addr().map_err(failed)?)) };
+        let addr = match stream.peer_addr() {
+            _ if unix => None,
+            Ok(addr) => Some(canonical(addr)),
+            // Gone again before this program was started.
+            Err(error) if error.kind() == io::ErrorKind::NotConnected => return Ok(()),
+            Err(error) => return Err(failed(error)),
+        };
         self.clients.push(Client { stream, addr });
         Ok(())
     }
@@ -117,15 +126,17 @@ impl Inherited {
     }
 }
 
-/// Has standard error lead nowhere if it is a socket, and the very one that descriptor 0 is: inetd
-/// gives the client for both, and nothing but SOCKS may come to it. Tells whether it did.
+/// Has standard error lead nowhere if it is a socket of the Internet, or the very one that descriptor
+/// 0 is: inetd and systemd can give the client for both, and nothing but SOCKS may come to it. Tells
+/// whether it did.
 ///
 /// # Errors
 /// As open(2), pipe(2) or dup2(2).
 pub fn hide_stderr() -> io::Result<bool> {
     let (stdin, stderr) = (io::stdin(), io::stderr());
-    let is_client =
-        sys::is_stream_socket(&stdin).is_ok() && same_file(stdin.as_fd(), stderr.as_fd());
+    let is_socket = sys::is_stream_socket(&stderr).is_ok();
+    let of_internet = !sys::is_unix(&stderr).unwrap_or(true);
+    let is_client = is_socket && (of_internet || same_file(stdin.as_fd(), stderr.as_fd()));
     if is_client {
         sys::replace_fd(&null()?, 2)?;
     }

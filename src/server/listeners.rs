@@ -6,8 +6,8 @@ use std::fs;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::FileTypeExt as _;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::path::{Path, PathBuf};
 
 use crate::log::Escaped;
@@ -77,8 +77,8 @@ pub struct Listener {
     pub place: Place,
     /// Whether it was inherited: another process has it too and goes on with it.
     pub inherited: bool,
-    /// Whether it has the path of a UNIX socket that is to be removed at the end.
-    removable: bool,
+    /// Device and inode of the path of a UNIX socket that is to be removed at the end.
+    removable: Option<(u64, u64)>,
 }
 
 #[derive(Debug)]
@@ -129,7 +129,8 @@ fn open_tcp(addr: SocketAddr, all: &[Listen], reuse_port: bool) -> io::Result<Tc
 fn open_unix(path: &Path, mode: u32) -> io::Result<UnixListener> {
     let is_socket = fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket());
     let refused = |error: io::Error| error.kind() == io::ErrorKind::ConnectionRefused;
-    if is_socket && UnixStream::connect(path).is_err_and(refused) {
+    // A datagram socket is told of the wrong kind of peer, and never has to wait for it.
+    if is_socket && UnixDatagram::unbound()?.connect(path).is_err_and(refused) {
         fs::remove_file(path)?;
     }
     // Nobody whom the mode keeps out is to come in before it is set.
@@ -150,7 +151,10 @@ impl Listener {
                 Place::Unix(addr.as_pathname().unwrap_or(Path::new("")).to_owned())
             }
         };
-        let removable = !inherited && matches!(place, Place::Unix(_));
+        let removable = match &place {
+            Place::Unix(path) if !inherited => identity(path),
+            _ => None,
+        };
         Ok(Self { socket, place, inherited, removable })
     }
 
@@ -164,7 +168,10 @@ impl Listener {
         } else {
             Socket::Tcp(TcpListener::from(fd))
         };
-        Self::new(socket, true)
+        let listener = Self::new(socket, true)?;
+        // Another process may accept the client that this one was woken for.
+        listener.set_nonblocking(true)?;
+        Ok(listener)
     }
 
     /// The address it listens on, unless it is a UNIX socket.
@@ -208,15 +215,17 @@ impl Listener {
     #[must_use]
     pub fn own_path(&self) -> Option<&Path> {
         match &self.place {
-            Place::Unix(path) if self.removable => Some(path),
+            Place::Unix(path) if self.removable.is_some() => Some(path),
             _ => None,
         }
     }
 
     /// Removes that path.
     pub fn remove(&self) {
-        if let Some(path) = self.own_path() {
-            // It may be gone already.
+        if let Some(path) = self.own_path()
+            && identity(path) == self.removable
+        {
+            // It may be gone already, and another have taken its place.
             let _ = fs::remove_file(path);
         }
     }
@@ -224,7 +233,17 @@ impl Listener {
     /// Leaves it behind: the root directory is another now, where the path is that of something
     /// else.
     pub fn leave_behind(&mut self) {
-        self.removable = false;
+        self.removable = None;
+    }
+}
+
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    fs::symlink_metadata(path).ok().map(|found| (found.dev(), found.ino()))
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        self.remove();
     }
 }
 

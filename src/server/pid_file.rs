@@ -29,7 +29,10 @@ impl PidFile {
 
 impl Drop for PidFile {
     fn drop(&mut self) {
-        if fs::read_to_string(&self.0).is_ok_and(|text| text == content()) {
+        // Anything else than a file may keep its reader waiting.
+        if fs::symlink_metadata(&self.0).is_ok_and(|own| own.is_file())
+            && fs::read_to_string(&self.0).is_ok_and(|text| text == content())
+        {
             // A directory that may not be written to any more keeps it.
             let _ = fs::remove_file(&self.0);
         }
