@@ -103,11 +103,14 @@ fn run(config: Config) -> Result<(), StartError> {
     std::panic::set_hook(Box::new(move |info| {
         logging.log.write(Level::Quiet, Line::new("panic").text("error", info));
     }));
+    // Told once all is open: who reads it can count on the server.
+    let mut lines = Vec::new();
+    let mut tell = |level: Level, line: Line| lines.push((level, line));
     for listener in &listeners {
-        service.log.write(Level::Normal, Line::new("listening").field("addr", &listener.place));
+        tell(Level::Normal, Line::new("listening").field("addr", &listener.place));
     }
     if let Some(listener) = &metrics {
-        service.log.write(Level::Normal, Line::new("metrics").field("addr", &listener.place));
+        tell(Level::Normal, Line::new("metrics").field("addr", &listener.place));
     }
     // Of one session each time, that would be more than of the session itself.
     if !listeners.is_empty() {
@@ -115,22 +118,23 @@ fn run(config: Config) -> Result<(), StartError> {
             .field("sessions", caps.sessions)
             .field("per-client", caps.per_client)
             .field("half-open", caps.half_open);
-        service.log.write(Level::Normal, line);
-        service.log.write(Level::Normal, policy_line(Line::new("policy"), &service));
-        service.log.write(Level::Normal, Line::new("landlock").field("state", landlock));
+        tell(Level::Normal, line);
+        tell(Level::Normal, policy_line(Line::new("policy"), &service));
+        tell(Level::Normal, Line::new("landlock").field("state", landlock));
     }
     for warning in warnings {
-        service.log.write(Level::Quiet, Line::new("warning").text("error", warning));
+        tell(Level::Quiet, Line::new("warning").text("error", warning));
     }
     if caps.sessions < asked.sessions {
         let line = Line::new("warning").text(
             "error",
             format_args!("too few descriptors for {} sessions: raise ulimit -n", asked.sessions),
         );
-        service.log.write(Level::Quiet, line);
+        tell(Level::Quiet, line);
     }
     let server = Server::start(listeners, metrics, clients, &service, caps)
         .map_err(|error| StartError::system("start a thread", &error))?;
+    lines.into_iter().for_each(|(level, line)| service.log.write(level, line));
     notify.ready();
     if let Some(fd) = ready_fd {
         notify::end_with_newline(fd);
