@@ -8,55 +8,28 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::sync::OnceLock;
 
-use common::{Server, TempFile, eventually, in_network_of, in_new_network, is_root, root};
+use common::{
+    Killed, Server, TempDir, TempFile, eventually, in_network_of, in_new_network, is_root, root,
+};
 
-/// A directory that is removed when it is dropped.
-struct TempDir(PathBuf);
-
-impl TempDir {
-    /// A directory everybody may enter, with `name` in its own.
-    fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("socksd-{name}-{}", std::process::id()));
-        fs::create_dir(&path).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
-        Self(path)
-    }
-
-    /// Everything in it, by path from it, with its mode.
-    fn content(&self) -> BTreeMap<String, u32> {
-        let (mut content, mut directories) = (BTreeMap::new(), vec![self.0.clone()]);
-        while let Some(directory) = directories.pop() {
-            for entry in fs::read_dir(directory).unwrap() {
-                let path = entry.unwrap().path();
-                let metadata = path.symlink_metadata().unwrap();
-                let name = path.strip_prefix(&self.0).unwrap().to_str().unwrap().to_owned();
-                content.insert(name, metadata.mode() & 0o7777);
-                if metadata.is_dir() {
-                    directories.push(path);
-                }
+/// Everything in a directory, by path from it, with its mode.
+fn content_of(directory: &TempDir) -> BTreeMap<String, u32> {
+    let (mut content, mut directories) = (BTreeMap::new(), vec![directory.0.clone()]);
+    while let Some(next) = directories.pop() {
+        for entry in fs::read_dir(next).unwrap() {
+            let path = entry.unwrap().path();
+            let metadata = path.symlink_metadata().unwrap();
+            let name = path.strip_prefix(&directory.0).unwrap().to_str().unwrap().to_owned();
+            content.insert(name, metadata.mode() & 0o7777);
+            if metadata.is_dir() {
+                directories.push(path);
             }
         }
-        content
     }
-}
-
-impl Drop for TempDir {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
-/// A process that is killed when it is dropped.
-struct Killed(Child);
-
-impl Drop for Killed {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+    content
 }
 
 fn output(command: &mut Command) -> Output {
@@ -116,7 +89,7 @@ impl Static {
     fn fallback() -> &'static Self {
         static BUILT: OnceLock<Static> = OnceLock::new();
         BUILT.get_or_init(|| {
-            let bin = TempDir::new("no-rustup");
+            let bin = TempDir::new();
             let rustup = bin.0.join("rustup");
             fs::write(&rustup, "#!/bin/sh\nexit 1\n").unwrap();
             fs::set_permissions(&rustup, fs::Permissions::from_mode(0o755)).unwrap();
@@ -133,8 +106,8 @@ struct Bare {
 }
 
 impl Bare {
-    fn start(binary: &Path, name: &str) -> Self {
-        let directory = TempDir::new(name);
+    fn start(binary: &Path) -> Self {
+        let directory = TempDir::new();
         let inside = |path: &str| directory.0.join(path);
         fs::copy(binary, inside("socksd")).unwrap();
         fs::create_dir(inside("etc")).unwrap();
@@ -166,11 +139,11 @@ impl Bare {
     }
 }
 
-fn assert_works_in_an_empty_directory(binary: &Path, name: &str) {
-    let bare = Bare::start(binary, name);
+fn assert_works_in_an_empty_directory(binary: &Path) {
+    let bare = Bare::start(binary);
     let pid = bare.server.pid();
     assert_eq!(bare.server.addr.to_string(), "127.0.0.1:1080", "V4-38");
-    let content: Vec<String> = bare.directory.content().into_keys().collect();
+    let content: Vec<String> = content_of(&bare.directory).into_keys().collect();
     assert_eq!(content, ["etc", "etc/hosts", "etc/resolv.conf", "socksd"]);
     assert_eq!(fs::read_link(format!("/proc/{pid}/root")).unwrap(), bare.directory.0);
     if is_root() {
@@ -178,7 +151,7 @@ fn assert_works_in_an_empty_directory(binary: &Path, name: &str) {
         assert!(status.contains("\nUid:\t65534\t65534\t65534\t65534\n"), "{status}");
     }
 
-    let page = TempDir::new(&format!("{name}-page"));
+    let page = TempDir::new();
     fs::write(page.0.join("page"), "the page").unwrap();
     let directory = page.0.to_str().unwrap();
     let web = ["-m", "http.server", "--bind", "127.0.0.1", "--directory", directory, "80"];
@@ -215,12 +188,12 @@ fn assert_works_in_an_empty_directory(binary: &Path, name: &str) {
 
 #[test]
 fn the_static_binary_works_in_an_empty_directory() {
-    assert_works_in_an_empty_directory(&Static::preferred().binary, "bare");
+    assert_works_in_an_empty_directory(&Static::preferred().binary);
 }
 
 #[test]
 fn without_rustup_the_static_binary_works_in_an_empty_directory() {
-    assert_works_in_an_empty_directory(&Static::fallback().binary, "bare-glibc");
+    assert_works_in_an_empty_directory(&Static::fallback().binary);
 }
 
 #[test]
@@ -276,7 +249,7 @@ fn a_binary_hashes_passwords_by_the_best_method_it_can_compute() {
 
 #[test]
 fn install_puts_the_files_where_they_belong_and_uninstall_removes_them() {
-    let destination = TempDir::new("make install");
+    let destination = TempDir::new();
     let run = |goal: &str| {
         let (mut make, _) = make("install");
         make.arg(goal).arg(format!("DESTDIR={}", destination.0.display())).arg("PREFIX=/usr");
@@ -305,7 +278,7 @@ fn install_puts_the_files_where_they_belong_and_uninstall_removes_them() {
         "usr/share/man/man5",
         "usr/share/man/man8",
     ];
-    let content = destination.content();
+    let content = content_of(&destination);
     let own = ["usr/share/doc/socksd", "usr/share/doc/socksd/examples"];
     let directories: Vec<&str> = left.into_iter().chain(own).collect();
     assert_eq!(content.len(), directories.len() + 1 + texts.len(), "{content:#?}");
@@ -330,7 +303,7 @@ fn install_puts_the_files_where_they_belong_and_uninstall_removes_them() {
     assert_eq!(server.wait(), Some(0));
 
     run("uninstall");
-    assert!(destination.content().into_keys().eq(left.map(str::to_owned)));
+    assert!(content_of(&destination).into_keys().eq(left.map(str::to_owned)));
 }
 
 #[test]

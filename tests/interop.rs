@@ -10,12 +10,11 @@ use std::fs;
 use std::io::{self, BufRead as _, BufReader, PipeReader, Write as _};
 use std::net::{TcpStream, UdpSocket};
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-use common::{SOCKSD, Server, Target, TempFile, eventually, field};
+use common::{SOCKSD, Server, Target, TempDir, TempFile, eventually, field};
 
 /// Debian's own, which has Debian's modules; a `python3` found first on PATH may have none.
 const PYTHON: &str = "/usr/bin/python3";
@@ -162,31 +161,6 @@ impl Drop for Daemon {
     }
 }
 
-/// A directory that is removed when it is dropped.
-struct TempDir(PathBuf);
-
-impl TempDir {
-    fn new() -> Self {
-        static COUNT: AtomicUsize = AtomicUsize::new(0);
-        let count = COUNT.fetch_add(1, Ordering::SeqCst);
-        let name = format!("socksd-interop-{}-{count}", std::process::id());
-        let path = std::env::temp_dir().join(name);
-        fs::create_dir(&path).unwrap();
-        Self(path)
-    }
-
-    /// The path of something in it.
-    fn file(&self, name: &str) -> String {
-        self.0.join(name).into_os_string().into_string().unwrap()
-    }
-}
-
-impl Drop for TempDir {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
 /// A server on port 1080 in a network of its own, which is nothing but loopback: nobody can be
 /// reached from there, every port is free, and no packets are there but its own.
 fn secluded() -> Server {
@@ -214,8 +188,8 @@ fn beside(server: &Server, program: &str, args: &[&str]) -> Command {
 
 /// Serves a page on port 8000 in the network of `server`.
 fn page_beside(server: &Server, dir: &TempDir) -> Daemon {
-    fs::write(dir.file("index.html"), PAGE).unwrap();
-    let args = ["-u", "-m", "http.server", "--bind", "127.0.0.1", "-d", &dir.file(""), "8000"];
+    fs::write(dir.path("index.html"), PAGE).unwrap();
+    let args = ["-u", "-m", "http.server", "--bind", "127.0.0.1", "-d", &dir.path(""), "8000"];
     Daemon::start(beside(server, PYTHON, &args), "Serving HTTP")
 }
 
@@ -334,7 +308,7 @@ fn proxychains_carries_a_program_that_knows_no_socks() {
         ),
     ] {
         let dir = TempDir::new();
-        let conf = dir.file("proxychains.conf");
+        let conf = dir.path("proxychains.conf");
         fetches(args, told, |proxy, page| {
             let list =
                 format!("strict_chain\nproxy_dns\n[ProxyList]\n{kind} 127.0.0.1 {proxy} {login}\n");
@@ -352,7 +326,7 @@ fn ssh_logs_in_through_a_proxy_command() {
     demand(SSHD);
     // One key serves the host and its one user. sshd insists on a directory to hide in.
     let dir = TempDir::new();
-    let (key, conf) = (dir.file("key"), dir.file("sshd_config"));
+    let (key, conf) = (dir.path("key"), dir.path("sshd_config"));
     run(tool("ssh-keygen", &["-q", "-t", "ed25519", "-N", "", "-f", &key]), "");
     let settings = format!(
         "HostKey {key}\nAuthorizedKeysFile {key}.pub\nStrictModes no\nUsePAM no\nPidFile none\n"
@@ -370,7 +344,7 @@ fn ssh_logs_in_through_a_proxy_command() {
         let server = Server::open(&[]);
         let port = sshd.addr.port();
         let proxy = format!("ProxyCommand=nc.openbsd -X {version} -x {} %h %p", server.addr);
-        let known = format!("UserKnownHostsFile={}", dir.file("known_hosts"));
+        let known = format!("UserKnownHostsFile={}", dir.path("known_hosts"));
         let options = [&proxy, &known, "StrictHostKeyChecking=accept-new", "BatchMode=yes"];
         let mut ssh = tool("ssh", &["-F", "none", "-i", &key, "-p", &port.to_string()]);
         ssh.args(options.iter().flat_map(|option| ["-o", option]));
@@ -657,8 +631,8 @@ fn active_ftp_gets_its_data_connections_through_bind() {
     demand("curl");
     demand("tnftp");
     let dir = TempDir::new();
-    fs::write(dir.file("page"), PAGE).unwrap();
-    let ftpd = Daemon::start(tool(PYTHON, &["-c", FTPD, &dir.file("")]), "port ");
+    fs::write(dir.path("page"), PAGE).unwrap();
+    let ftpd = Daemon::start(tool(PYTHON, &["-c", FTPD, &dir.path("")]), "port ");
     let port = ftpd.line.trim_start_matches("port ").trim_end();
     let url = format!("ftp://ftp:ftp@127.0.0.1:{port}/page");
     let orders = format!(
@@ -724,7 +698,7 @@ fn chromium_loads_a_page_with_4_and_5() {
     ] {
         let server = secluded();
         let _page = page_beside(&server, &dir);
-        let profile = format!("--user-data-dir={}", dir.file(scheme));
+        let profile = format!("--user-data-dir={}", dir.path(scheme));
         let proxy = format!("--proxy-server={scheme}://{}", server.addr);
         let mut chromium = beside(
             &server,
@@ -783,7 +757,7 @@ fn wireshark_understands_every_reply() {
         Command::new("nsenter").args(joining(&server)).args(demanding).arg(users.path()),
     );
     let _page = page_beside(&server, &dir);
-    let capture = dir.file("capture");
+    let capture = dir.path("capture");
     let dumpcap = beside(&server, "dumpcap", &["-q", "-i", "lo", "-w", &capture]);
     let dumpcap = Daemon::start(dumpcap, "File: ");
 

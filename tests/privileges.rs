@@ -14,67 +14,31 @@ use std::fs;
 use std::io::{Read as _, Write as _};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::path::Path;
+use std::process::{Command, Stdio};
 
 use common::netns::isolated;
 use common::*;
 
 const NOBODY: u32 = 65534;
 
-/// A directory that everybody may enter and that is removed when it is dropped.
-struct TempDir(PathBuf);
-
-impl TempDir {
-    fn new() -> Self {
-        static COUNT: AtomicUsize = AtomicUsize::new(0);
-        let count = COUNT.fetch_add(1, Ordering::SeqCst);
-        let name = format!("socksd-privileges-{}-{count}", std::process::id());
-        let path = std::env::temp_dir().join(name);
-        fs::create_dir(&path).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
-        Self(path)
-    }
-
-    fn path(&self, name: &str) -> String {
-        self.0.join(name).to_str().unwrap().to_owned()
-    }
-
-    /// Writes a file, in a directory that may be new, as an editor does: in place of the old one.
-    fn write(&self, name: &str, text: &str, mode: u32) -> String {
-        let (path, new) = (self.0.join(name), self.0.join(".new"));
-        let directory = path.parent().unwrap();
-        fs::create_dir_all(directory).unwrap();
-        fs::set_permissions(directory, fs::Permissions::from_mode(0o755)).unwrap();
-        fs::write(&new, text).unwrap();
-        fs::set_permissions(&new, fs::Permissions::from_mode(mode)).unwrap();
-        fs::rename(&new, path).unwrap();
-        self.path(name)
-    }
-
-    /// The same for a file of nobody that only nobody can read.
-    fn write_for_nobody(&self, name: &str, text: &str) -> String {
-        let path = self.write(name, text, 0o600);
-        chown(&path, Some(NOBODY), Some(NOBODY)).unwrap();
-        path
-    }
+/// Writes a file, in a directory that may be new, as an editor does: in place of the old one.
+fn write(directory: &TempDir, name: &str, text: &str, mode: u32) -> String {
+    let (path, new) = (directory.0.join(name), directory.0.join(".new"));
+    let parent = path.parent().unwrap();
+    fs::create_dir_all(parent).unwrap();
+    fs::set_permissions(parent, fs::Permissions::from_mode(0o755)).unwrap();
+    fs::write(&new, text).unwrap();
+    fs::set_permissions(&new, fs::Permissions::from_mode(mode)).unwrap();
+    fs::rename(&new, path).unwrap();
+    directory.path(name)
 }
 
-impl Drop for TempDir {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
-/// A process that is killed when it is dropped.
-struct Killed(Child);
-
-impl Drop for Killed {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+/// The same for a file of nobody that only nobody can read.
+fn write_for_nobody(directory: &TempDir, name: &str, text: &str) -> String {
+    let path = write(directory, name, text, 0o600);
+    chown(&path, Some(NOBODY), Some(NOBODY)).unwrap();
+    path
 }
 
 /// Whether this process is root, and of all users, not only in a namespace for itself.
@@ -257,12 +221,12 @@ fn in_another_root_directory_names_are_found_and_files_read_anew() {
         return;
     }
     let directory = TempDir::new();
-    directory.write("etc/hosts", "127.0.0.1 web.test\n", 0o644);
-    directory.write("etc/resolv.conf", "nameserver 127.0.0.1\n", 0o644);
-    directory.write("etc/rules", "include sub/more\n", 0o644);
-    directory.write("etc/sub/more", "list mine /mine/list\nallow user any to list:mine\n", 0o644);
-    directory.write("mine/list", "web.test\n127.0.0.1\n", 0o644);
-    directory.write_for_nobody("users", &format!("alice:{SECRET}\n"));
+    write(&directory, "etc/hosts", "127.0.0.1 web.test\n", 0o644);
+    write(&directory, "etc/resolv.conf", "nameserver 127.0.0.1\n", 0o644);
+    write(&directory, "etc/rules", "include sub/more\n", 0o644);
+    write(&directory, "etc/sub/more", "list mine /mine/list\nallow user any to list:mine\n", 0o644);
+    write(&directory, "mine/list", "web.test\n127.0.0.1\n", 0o644);
+    write_for_nobody(&directory, "users", &format!("alice:{SECRET}\n"));
     let args = [
         "--chroot",
         directory.0.to_str().unwrap(),
@@ -288,18 +252,19 @@ fn in_another_root_directory_names_are_found_and_files_read_anew() {
         reply5(&mut client).0
     };
     assert_eq!(ask(), 0);
-    directory.write("mine/list", "other.test\n", 0o644);
+    write(&directory, "mine/list", "other.test\n", 0o644);
     reload(&server, "event=reload ");
     assert_eq!(ask(), 2, "the list is another");
-    directory.write(
+    write(
+        &directory,
         "etc/sub/more",
         "allow user any to web.test,loopback\nallow to 10.0.0.0/8\n",
         0o644,
     );
-    directory.write_for_nobody("users", &format!("alice:{SECRET}\nbob:!\n"));
+    write_for_nobody(&directory, "users", &format!("alice:{SECRET}\nbob:!\n"));
     assert!(reload(&server, "event=reload ").contains(" rules=2 users=2"));
     // Nothing of a name is kept, and the file of names may be another.
-    directory.write("etc/hosts", "127.0.0.1 localhost web.test\n", 0o644);
+    write(&directory, "etc/hosts", "127.0.0.1 localhost web.test\n", 0o644);
     assert_eq!(ask(), 0);
     server.signal("USR1");
     server.log_line(&["event=status ", "threads=- descriptors=- "]);
@@ -327,9 +292,9 @@ fn what_a_reload_cannot_open_is_told_before() {
         return;
     }
     let directory = TempDir::new();
-    let rules = directory.write("rules", "include more\n", 0o644);
-    let more = directory.write("more", "allow to all\nallow user any to all\n", 0o600);
-    let users = directory.write("users", &format!("alice:{SECRET}\n"), 0o600);
+    let rules = write(&directory, "rules", "include more\n", 0o644);
+    let more = write(&directory, "more", "allow to all\nallow user any to all\n", 0o600);
+    let users = write(&directory, "users", &format!("alice:{SECRET}\n"), 0o600);
     let args = ["--user", "nobody", "--rules", &rules, "--users", &users];
     let denied = "Permission denied (os error 13)";
     let troubles = [
@@ -356,7 +321,7 @@ fn what_a_reload_cannot_open_is_told_before() {
     reload(&server, "event=reload ");
 
     // What is wrong altogether is so still.
-    directory.write("rules", "bogus\n", 0o644);
+    write(&directory, "rules", "bogus\n", 0o644);
     assert_eq!(run(socksd(&args).arg("--check")).0, Some(100));
 }
 
@@ -392,7 +357,7 @@ fn the_log_is_opened_again_and_the_process_number_is_written_before_root_is_gone
         return;
     }
     let (directory, logs) = (TempDir::new(), TempDir::new());
-    let (pid_file, log) = (directory.path("pid"), logs.write_for_nobody("log", ""));
+    let (pid_file, log) = (directory.path("pid"), write_for_nobody(&logs, "log", ""));
     chown(&logs.0, Some(NOBODY), Some(NOBODY)).unwrap();
     let text = |path: &str| fs::read_to_string(path).unwrap_or_default();
     for (user, removed) in [("nobody", false), ("nobody:nogroup", false), ("", true)] {
@@ -430,7 +395,7 @@ fn the_path_of_a_unix_socket_is_removed_unless_the_root_directory_is_another() {
     if !can_change_users() {
         return;
     }
-    let inside = directory.write(&format!("new/{path}"), "not a socket", 0o644);
+    let inside = write(&directory, &format!("new/{path}"), "not a socket", 0o644);
     let root = directory.path("new");
     for _ in 0..2 {
         let args = ["--listen", &listen, "--chroot", &root];
@@ -449,21 +414,21 @@ fn the_path_of_a_unix_socket_is_removed_unless_the_root_directory_is_another() {
 #[test]
 fn landlock_keeps_a_server_to_the_directories_of_its_files() {
     let (directory, elsewhere) = (TempDir::new(), TempDir::new());
-    let rules = directory.write("rules", "include sub/more\n", 0o644);
-    directory.write("sub/more", "allow to all\n", 0o644);
-    let list = elsewhere.write("list", "192.0.2.1\n", 0o644);
+    let rules = write(&directory, "rules", "include sub/more\n", 0o644);
+    write(&directory, "sub/more", "allow to all\n", 0o644);
+    let list = write(&elsewhere, "list", "192.0.2.1\n", 0o644);
     let state = |server: &Server| field(&server.log_line(&["event=landlock "]), "state").to_owned();
     for option in [None, Some("--no-landlock")] {
-        directory.write("sub/more", "allow to all\n", 0o644);
+        write(&directory, "sub/more", "allow to all\n", 0o644);
         let args: Vec<&str> = ["--rules", &rules].into_iter().chain(option).collect();
         let server = Server::start(&args);
         assert_serves(&server);
         // New files in old directories.
-        directory.write("sub/other", "allow to all\nallow to all\n", 0o644);
-        directory.write("sub/more", "include other\n", 0o644);
+        write(&directory, "sub/other", "allow to all\nallow to all\n", 0o644);
+        write(&directory, "sub/more", "include other\n", 0o644);
         assert!(reload(&server, "event=reload ").contains(" rules=2 "));
         // A new file elsewhere, which its user may read.
-        directory.write("sub/more", &format!("list bad {list}\nallow to list:bad\n"), 0o644);
+        write(&directory, "sub/more", &format!("list bad {list}\nallow to list:bad\n"), 0o644);
         match (option, state(&server).as_str()) {
             (None, "on") => {
                 let line = reload(&server, "event=reload-failed ");
