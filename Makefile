@@ -1,4 +1,5 @@
-# POSIX make. DESTDIR and PREFIX as usual; ARGS goes to socksd in `make run ARGS=...`.
+# POSIX make. DESTDIR and PREFIX as usual; ARGS goes to socksd in `make run ARGS=...`
+# and to the benchmark in `make bench ARGS=...`.
 PREFIX = /usr/local
 CARGO = cargo
 ARGS =
@@ -21,6 +22,10 @@ test:
 	sh tests/setup.sh
 	$(MAKE) check
 	$(CARGO) test --locked
+
+# Measures socksd beside microsocks, danted and 3proxy, those of them that are on PATH.
+bench:
+	$(CARGO) bench --locked --bench bench -- $(ARGS)
 
 check:
 	$(CARGO) fmt --check
@@ -68,4 +73,4 @@ uninstall:
 clean:
 	$(CARGO) clean
 
-.PHONY: all run test check static install uninstall clean
+.PHONY: all run test bench check static install uninstall clean
