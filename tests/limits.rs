@@ -439,6 +439,8 @@ fn a_log_goes_on_with_whole_lines_once_a_full_disk_has_room() {
         assert!(Command::new("mount").args(mount).status().unwrap().success());
         let (filler, log) = (disk.join("filler"), disk.join("log"));
         fs::write(&filler, [0; 16 * 1024]).unwrap();
+        // There is room for less than a line.
+        fs::write(&log, format!("time={:8150}\n", "before")).unwrap();
         let read_log = || fs::read_to_string(&log).unwrap();
 
         let target = Target::echo();
