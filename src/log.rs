@@ -68,8 +68,11 @@ struct Sink {
 }
 
 enum Out {
-    /// `None` where there is none to write to.
-    File(Option<File>),
+    /// `None` where there is none to write to. Writing to a regular file never waits.
+    File {
+        file: Option<File>,
+        regular: bool,
+    },
     Syslog(Syslog),
 }
 
@@ -90,7 +93,7 @@ impl Log {
         } else {
             shared()
         };
-        Self::new(level, format, None, Out::File(file.ok()))
+        Self::new(level, format, None, Out::file(file.ok()))
     }
 
     /// Logs to the end of the file at `path`, which is made if need be, readable by its owner only.
@@ -99,7 +102,7 @@ impl Log {
     /// A message with the reason of open(2).
     pub fn to_file(level: Level, format: Format, path: PathBuf) -> Result<Self, String> {
         let file = open(&path)?;
-        Ok(Self::new(level, format, Some(path), Out::File(Some(file))))
+        Ok(Self::new(level, format, Some(path), Out::file(Some(file))))
     }
 
     /// Logs to the syslog daemon of this host, whether or not it runs yet.
@@ -120,7 +123,7 @@ impl Log {
     pub fn reopen(&self) -> Result<(), String> {
         let Some(path) = &self.path else { return Ok(()) };
         let file = open(path)?;
-        lock(&self.sink).out = Out::File(Some(file));
+        lock(&self.sink).out = Out::file(Some(file));
         Ok(())
     }
 
@@ -156,12 +159,27 @@ fn open(path: &Path) -> Result<File, String> {
     file.map_err(|error| format!("cannot open {}: {error}", path.display()))
 }
 
+impl Out {
+    fn file(file: Option<File>) -> Self {
+        let is_regular = |file: &File| file.metadata().is_ok_and(|found| found.is_file());
+        Self::File { regular: file.as_ref().is_some_and(is_regular), file }
+    }
+}
+
+/// Whether something can be written to `file` now, and somebody is there to read it.
+fn is_ready(file: &File) -> bool {
+    let mut fds = [PollFd::new(file, sys::POLLOUT)];
+    let polled = sys::poll(&mut fds, Some(Duration::ZERO));
+    let [fd] = &fds;
+    polled.is_ok() && fd.has(sys::POLLOUT) && !fd.has(sys::POLLERR)
+}
+
 impl Sink {
     /// Writes one line if that can be done at once; tells whether it was written whole.
     fn put(&mut self, level: Level, format: Format, Line(line): Line) -> bool {
-        let file = match &mut self.out {
-            Out::File(Some(file)) => file,
-            Out::File(None) => return false,
+        let (file, regular) = match &mut self.out {
+            Out::File { file: Some(file), regular } => (file, *regular),
+            Out::File { file: None, .. } => return false,
             Out::Syslog(syslog) => {
                 // The daemon notes the time itself.
                 let (_, line) = line.split_once(' ').unwrap_or_default();
@@ -169,11 +187,8 @@ impl Sink {
                 return syslog.send(severity, &format.render(line.into()));
             }
         };
-        let mut fds = [PollFd::new(file, sys::POLLOUT)];
         // A pipe that is ready takes a line of up to PIPE_BUF (4,096) octets whole.
-        let polled = sys::poll(&mut fds, Some(Duration::ZERO));
-        let [fd] = &fds;
-        if polled.is_err() || !fd.has(sys::POLLOUT) || fd.has(sys::POLLERR) {
+        if !regular && !is_ready(file) {
             return false;
         }
         let mut text = format.render(line);
@@ -199,7 +214,8 @@ impl Line {
     /// Begins a line for `event` with the time in UTC.
     #[must_use]
     pub fn new(event: &str) -> Self {
-        let mut line = String::with_capacity(256);
+        // More than a session's line has as a rule.
+        let mut line = String::with_capacity(512);
         let _ = write!(line, "time={} event={event}", Utc(SystemTime::now()));
         Self(line)
     }
@@ -207,7 +223,11 @@ impl Line {
     /// Adds a value of our own making, which must hold no white space.
     #[must_use]
     pub fn field(mut self, key: &str, value: impl Display) -> Self {
-        let _ = write!(self.0, " {key}={value}");
+        // Half the work of a format that has all of this.
+        self.0.push(' ');
+        self.0.push_str(key);
+        self.0.push('=');
+        let _ = write!(self.0, "{value}");
         self
     }
 
