@@ -627,13 +627,6 @@ pub fn umask(mask: u32) -> u32 {
     c_umask(mask)
 }
 
-/// Removes a variable from the environment. To be called before any other thread is started.
-pub fn unset_env(name: &str) {
-    // SAFETY: there is no other thread that could read the environment at the same time, which is
-    // what this function asks of its caller.
-    unsafe { std::env::remove_var(name) }
-}
-
 /// Whether a socket is of the UNIX domain, SO_DOMAIN, socket(7).
 ///
 /// # Errors

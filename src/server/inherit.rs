@@ -42,17 +42,14 @@ pub struct Inherited {
 }
 
 impl Inherited {
-    /// Takes what the environment says of this process, LISTEN_FDS and its fellows, and removes it
-    /// from there. To be called before any thread is started.
+    /// Takes the descriptors that the environment says are for this process, by LISTEN_FDS and
+    /// LISTEN_PID. These may stay there: no program is started that could believe them.
     ///
     /// # Errors
     /// What is wrong with a descriptor that was passed.
     pub fn from_systemd() -> Result<Self, String> {
         let number = |name: &str| env::var(name).ok().and_then(|text| text.parse::<u32>().ok());
         let (pid, count) = (number("LISTEN_PID"), number("LISTEN_FDS"));
-        for name in ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"] {
-            sys::unset_env(name);
-        }
         let mut inherited = Self::default();
         let count = count.and_then(|count| i32::try_from(count).ok()).unwrap_or_default();
         if pid == Some(process::id()) {

@@ -19,14 +19,13 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub struct Notify(Option<UnixDatagram>);
 
 impl Notify {
-    /// Takes `NOTIFY_SOCKET`, a path or `@` and an abstract name, out of the environment, and
-    /// connects while that can still be done. To be called before any thread is started.
+    /// Connects to `NOTIFY_SOCKET`, a path or `@` and an abstract name, while that can still be
+    /// done.
     ///
     /// # Errors
     /// As connect(2): whoever waits for a message had better be told than left waiting.
     pub fn from_env() -> io::Result<Self> {
         let Some(name) = env::var_os("NOTIFY_SOCKET") else { return Ok(Self(None)) };
-        sys::unset_env("NOTIFY_SOCKET");
         let addr = match name.as_bytes() {
             [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
             _ => SocketAddr::from_pathname(&name)?,
