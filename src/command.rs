@@ -21,6 +21,7 @@ use crate::policy::rules::Rule;
 use crate::policy::{Asker, Denial, Policy};
 use crate::resolve::{ResolveError, Resolver};
 use crate::stats::Stats;
+use crate::wait::InVain;
 use crate::wire::socks4::Cd;
 use crate::wire::socks5::Rep;
 use crate::wire::{Destination, Version};
@@ -209,6 +210,18 @@ impl fmt::Display for Failure {
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
         Self::Io(error)
+    }
+}
+
+impl From<InVain> for Failure {
+    fn from(in_vain: InVain) -> Self {
+        match in_vain {
+            // The only wait for which that is a failure.
+            InVain::TimedOut => Self::NoPeer,
+            InVain::ClientGone => Self::ClientGone,
+            InVain::Stopped => Self::Stopped,
+            InVain::Failed(error) => Self::Io(error),
+        }
     }
 }
 

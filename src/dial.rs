@@ -149,7 +149,10 @@ fn race(
 }
 
 /// Starts one connection; it is made once the descriptor can be written to without an error.
-fn start(Target { addr, source }: Target) -> io::Result<OwnedFd> {
+///
+/// # Errors
+/// As socket(2), bind(2) or connect(2), where that is known at once.
+pub fn start(Target { addr, source }: Target) -> io::Result<OwnedFd> {
     let fd = sys::tcp_socket(addr)?;
     if let Some(ip) = source {
         sys::set_bind_address_no_port(&fd)?;

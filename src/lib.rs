@@ -11,7 +11,7 @@
 // 0 wire: messages, from octets and to octets, without a socket.
 pub mod wire;
 
-// 1 ground: counts, dates, what std lacks, threads, the log.
+// 1 ground: counts, dates, what std lacks, threads, the log, waiting.
 pub mod counts;
 pub mod date;
 pub mod stats;
@@ -20,6 +20,7 @@ pub mod sys;
 pub mod threads;
 
 pub mod log;
+pub mod wait;
 
 // 2 decide: who is this, may they, where is that.
 pub mod auth;

@@ -30,6 +30,7 @@ use crate::session::live::{Grant, Live};
 use crate::stats::Words;
 use crate::sys::{self, PollFd};
 use crate::threads::{Reserved, Threads};
+use crate::wait::{InVain, Wait};
 use crate::wire::proxy::{self, Header};
 use crate::wire::socks4::{self, Cd};
 use crate::wire::socks5::{self, Method, Rep};
@@ -488,7 +489,7 @@ impl<'a> Session<'a, '_> {
     fn grant(&mut self, agreed: Agreed, intake: &mut Intake<'_>) -> Result<Granted, Failure> {
         let Agreed { policy, user, request } = agreed;
         let Request { version, command, dst, userid } = request;
-        let Service { means, threads, log, live, .. } = self.service;
+        let Service { means, threads, log, .. } = self.service;
         // Where an association's datagrams go is not known yet.
         let asked = match command {
             Command::CONNECT | Command::BIND => Some(&dst),
@@ -501,7 +502,7 @@ impl<'a> Session<'a, '_> {
         let ident = Ident::NotAsked;
         let mut asker = Asker { client: self.ip(), user, ident, version, command };
         if policy.wants_ident(&asker, asked) {
-            asker.ident = self.identify(&policy, version, &userid, intake);
+            asker.ident = self.identify(&policy, version, &userid, intake)?;
         }
         // A name may have to be looked up before it is known which rule decides; `-v` does not wait.
         let sure = policy.decider(&asker, asked);
@@ -543,7 +544,9 @@ impl<'a> Session<'a, '_> {
                 let bound = bind::open(means, &asker, &dst, &candidates, &rule, local)?;
                 self.record.local = Some(bound.bnd);
                 self.granted(version, bound.bnd, intake)?;
-                bound.wait(means, &policy, &asker, &intake.stream, live.ended())?
+                // A client that sends no more could not want much of its peer.
+                let wait = intake.wait(means.bind_timeout, sys::POLLRDHUP);
+                bound.wait(&policy, &asker, &wait)?
             };
             let Opened { target, peer, bnd, admission } = opened;
             self.record.peer = Some(peer);
@@ -560,13 +563,17 @@ impl<'a> Session<'a, '_> {
     }
 
     /// Finds out who the client is by its host's word.
+    ///
+    /// # Errors
+    /// `ClientGone`, `Stopped`.
+    #[inline(never)]
     fn identify(
         &mut self,
         policy: &Policy,
         version: Version,
         userid: &[u8],
         intake: &Intake<'_>,
-    ) -> Ident {
+    ) -> Result<Ident, Failure> {
         match self.ask_identd(intake) {
             Ok(answer) => {
                 let ident = Ident::of_answer(policy.users.as_ref(), version, userid, &answer);
@@ -575,21 +582,25 @@ impl<'a> Session<'a, '_> {
                 {
                     self.record.user = user.name().unwrap_or_default().to_vec();
                 }
-                ident
+                Ok(ident)
+            }
+            Err(IdentError::InVain(gone @ (InVain::ClientGone | InVain::Stopped))) => {
+                Err(gone.into())
             }
             Err(error) => {
                 let log = &self.service.log;
                 if log.wants(Level::Verbose) {
                     log.write(Level::Verbose, self.record.line("ident").text("error", error));
                 }
-                Ident::Unproved
+                Ok(Ident::Unproved)
             }
         }
     }
 
     /// Asks the client's host (RFC 1413), from the address the client reached.
     fn ask_identd(&self, intake: &Intake<'_>) -> Result<Vec<u8>, IdentError> {
-        let deadline = Instant::now() + self.service.ident_timeout;
+        // It may have sent all it has to send behind its request.
+        let wait = intake.wait(self.service.ident_timeout, 0);
         let (local, client) = (intake.local()?, self.client.ok_or(IdentError::NoHost)?);
         let mut addr = client;
         addr.set_port(self.service.ident_port);
@@ -597,9 +608,13 @@ impl<'a> Session<'a, '_> {
         // host's; the system then finds one.
         let usable = |ip: &IpAddr| ip.is_ipv4() || !Set::Linklocal.holds(*ip);
         let source = Some(local.ip()).filter(|ip| self.reached.is_none() && usable(ip));
-        let (stream, _) = dial::connect(&[Target { addr, source }], deadline)?;
+        let stream = TcpStream::from(dial::start(Target { addr, source })?);
+        wait.on(&stream, sys::POLLOUT)?;
+        if let Some(error) = stream.take_error()? {
+            return Err(error.into());
+        }
         let port = self.reached.unwrap_or(local).port();
-        ident::ask(stream, client.port(), port, deadline)
+        ident::ask(stream, client.port(), port, &wait)
     }
 
     fn granted(
@@ -814,7 +829,15 @@ impl<'a> Intake<'a> {
         }
     }
 
+    /// The terms on which the client has somebody else waited for; see [`Wait::leaves_by`].
+    fn wait(&self, time: Duration, leaves_by: i16) -> Wait<'_> {
+        let deadline = Instant::now() + time;
+        Wait { client: &self.stream, leaves_by, ended: self.ended, deadline }
+    }
+
     /// After a refusal: ends the output and reads away what the client still sends, within bounds.
+    // Its buffer need not stay while octets are relayed.
+    #[inline(never)]
     fn drain(&mut self) {
         if self.stream.shutdown(Shutdown::Write).is_err() {
             return;

@@ -259,6 +259,28 @@ fn a_drain_of_no_seconds_ends_sessions_in_every_state_at_once() {
 }
 
 #[test]
+fn a_session_that_waits_for_identd_does_not_hold_up_the_end() {
+    for (drain, signals) in [("0", 1), ("30", 2)] {
+        // Connections to it are made, and that is all.
+        let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = silent.local_addr().unwrap().port().to_string();
+        let rule = "allow ident to all";
+        let mut server = Server::start(&["--rule", rule, "--ident-port", &port, "--drain", drain]);
+        let mut client = server.sent(&request4(1, NO_ADDRESS, b"alice"));
+        let _asked = silent.accept().unwrap();
+        let begun = Instant::now();
+        stop(&server);
+        if signals == 2 {
+            server.signal("TERM");
+        }
+        let took = ended(&mut server, begun);
+        assert!(took < AT_ONCE, "{took:?}");
+        server.log_line(&["event=close ", "reason=stopped"]);
+        assert_ends_silently(&mut client, SOON);
+    }
+}
+
+#[test]
 fn a_server_without_sessions_ends_at_once() {
     for drain in ["0", "30"] {
         let mut server = Server::open(&["--drain", drain]);

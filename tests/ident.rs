@@ -12,7 +12,8 @@
 mod common;
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -417,13 +418,21 @@ fn ident_09_ident_17_a_silent_daemon_is_waited_for_with_an_end() {
     }
 }
 
-#[test]
-fn ident_09_ident_06_a_host_that_drops_queries_is_waited_for_with_an_end() {
+/// Where connections are neither made nor refused, as long as what is returned is kept.
+fn unanswering() -> (SocketAddr, Vec<OwnedFd>) {
     let full = TcpListener::bind("127.0.0.1:0").unwrap();
     socksd::sys::listen(&full, 0).unwrap();
     let addr = full.local_addr().unwrap();
     let short = Duration::from_millis(100);
-    let _fill: Vec<_> = (0..3).map(|_| TcpStream::connect_timeout(&addr, short)).collect();
+    let mut kept = vec![OwnedFd::from(full)];
+    let fill = (0..3).filter_map(|_| TcpStream::connect_timeout(&addr, short).ok());
+    kept.extend(fill.map(OwnedFd::from));
+    (addr, kept)
+}
+
+#[test]
+fn ident_09_ident_06_a_host_that_drops_queries_is_waited_for_with_an_end() {
+    let (addr, _kept) = unanswering();
     let target = Target::echo();
     let port = addr.port().to_string();
     let server = Server::start(&["--rule", ASK, "--ident-port", &port, "--ident-timeout", "1"]);
@@ -432,6 +441,55 @@ fn ident_09_ident_06_a_host_that_drops_queries_is_waited_for_with_an_end() {
     assert_eq!(reply4(&mut client).0, UNPROVED);
     assert!(begun.elapsed() >= Duration::from_secs(1));
     assert_eq!(read_to_end(&mut client), b"");
+    target.assert_untouched();
+}
+
+/// Asserts that the session of a client that asks for `target` ends at once when it breaks its
+/// connection, after `asked` has waited for the server to ask.
+fn assert_leaving_ends(server: &Server, target: SocketAddr, asked: impl FnOnce()) {
+    let client = server.sent(&request4(1, target, b"alice"));
+    asked();
+    let begun = Instant::now();
+    socksd::sys::set_linger_zero(&client).unwrap();
+    drop(client);
+    server.log_line(&["event=close", "reply=- ", "reason=client"]);
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn a_client_that_leaves_while_identd_is_silent_ends_its_session() {
+    let bench = Bench::new(Identd::silent());
+    assert_leaving_ends(&bench.server, bench.target.addr, || {
+        eventually("a query", || bench.identd.queries().len() == 1);
+    });
+    bench.target.assert_untouched();
+}
+
+#[test]
+fn real_04_a_client_that_has_sent_all_while_identd_is_asked_is_served() {
+    let identd = Identd::on("127.0.0.1", |stream, ports| {
+        // Time for the end of the client's output to be seen.
+        thread::sleep(Duration::from_millis(200));
+        says("<, > : USERID : UNIX : alice\r\n")(stream, ports);
+    });
+    let bench = Bench::new(identd);
+    let mut client = bench.server.sent(&[&bench.connect4("alice")[..], b"all"].concat());
+    client.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(reply4(&mut client).0, PROVED);
+    assert_eq!(read_to_end(&mut client), b"all");
+}
+
+#[test]
+fn a_client_that_leaves_while_the_connection_to_identd_is_not_made_ends_its_session() {
+    let (addr, _kept) = unanswering();
+    let target = Target::echo();
+    let server = Server::start(&["-v", "--rule", ASK, "--ident-port", &addr.port().to_string()]);
+    // The client's, and the one that is on its way.
+    let (before, _) = server.holds();
+    assert_leaving_ends(&server, target.addr, || {
+        eventually("it connects", || server.holds().0 == before + 2);
+    });
+    eventually("all is closed", || server.holds().0 == before);
     target.assert_untouched();
 }
 

@@ -8,10 +8,10 @@
 use std::fmt;
 use std::io::{self, Read as _, Write as _};
 use std::net::TcpStream;
-use std::time::Instant;
 
 use crate::log::Escaped;
-use crate::sys::{self, PollFd};
+use crate::sys;
+use crate::wait::{InVain, Wait};
 use crate::wire::ident::{ANSWER_MAX, Answer, decode_answer, encode_query};
 
 /// Most octets of an error type that are told: no token is longer (RFC 1413 note 3 on syntax).
@@ -22,8 +22,8 @@ const TOLD_MAX: usize = 64;
 pub enum IdentError {
     /// The client came by a UNIX socket: there is no host to ask.
     NoHost,
-    /// The deadline passed before the answer was whole.
-    TimedOut,
+    /// The answer was not whole when the wait for it ended.
+    InVain(InVain),
     /// The daemon closed before the end of line, which is as good as UNKNOWN-ERROR.
     Closed,
     /// The connection broke, which is as good as UNKNOWN-ERROR too; or a system call failed.
@@ -40,11 +40,20 @@ impl From<io::Error> for IdentError {
     }
 }
 
+impl From<InVain> for IdentError {
+    fn from(in_vain: InVain) -> Self {
+        match in_vain {
+            InVain::Failed(error) => Self::Failed(error),
+            _ => Self::InVain(in_vain),
+        }
+    }
+}
+
 impl fmt::Display for IdentError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoHost => f.write_str("the client has no address"),
-            Self::TimedOut => f.write_str("identd did not answer in time"),
+            Self::InVain(_) => f.write_str("identd did not answer in time"),
             Self::Closed => f.write_str("identd closed without an answer"),
             Self::Failed(error) => write!(f, "identd connection failed: {error}"),
             Self::Refused(word) => {
@@ -57,8 +66,7 @@ impl fmt::Display for IdentError {
 }
 
 /// Asks the daemon that `stream` is connected to for the owner of the connection between
-/// `client_port` on its host and `server_port` on this one; waits until `deadline`. The user id is
-/// not empty.
+/// `client_port` on its host and `server_port` on this one. The user id is not empty.
 ///
 /// # Errors
 /// Whatever else happens: nothing but a user id for these ports proves anything.
@@ -66,7 +74,7 @@ pub fn ask(
     mut stream: TcpStream,
     client_port: u16,
     server_port: u16,
-    deadline: Instant,
+    wait: &Wait<'_>,
 ) -> Result<Vec<u8>, IdentError> {
     stream.set_nonblocking(true).map_err(IdentError::Failed)?;
     // A new connection takes these few octets at once and whole. A failure to write is left to the
@@ -83,13 +91,8 @@ pub fn ask(
             Ok(Answer::Invalid(reason)) => return Err(IdentError::Invalid(reason)),
             Err(_incomplete) => {}
         }
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(IdentError::TimedOut);
-        }
-        let result = sys::poll(&mut [PollFd::new(&stream, sys::POLLIN)], Some(left))
-            .and_then(|_| stream.read(buffer.get_mut(len..).unwrap_or_default()));
-        match result {
+        wait.on(&stream, sys::POLLIN)?;
+        match stream.read(buffer.get_mut(len..).unwrap_or_default()) {
             Ok(0) => return Err(IdentError::Closed),
             Ok(more) => len += more,
             Err(error) => match error.kind() {
@@ -105,8 +108,9 @@ mod tests {
     use super::*;
     use std::io::{BufRead as _, BufReader};
     use std::net::TcpListener;
+    use std::os::fd::AsFd as _;
     use std::thread;
-    use std::time::Duration;
+    use std::time::{Duration, Instant};
 
     const ANSWER: &[u8] = b"6193, 23 : USERID : UNIX : alice\r\n";
     const AMPLE: Duration = Duration::from_secs(5);
@@ -124,6 +128,14 @@ mod tests {
         line
     }
 
+    /// Asks with nobody leaving for this long.
+    fn ask_for(time: Duration, stream: TcpStream) -> Result<Vec<u8>, IdentError> {
+        let (client, _other) = pair();
+        let (ended, _open) = io::pipe().unwrap();
+        let (ended, deadline) = (ended.as_fd(), Instant::now() + time);
+        ask(stream, 6193, 23, &Wait { client: &client, leaves_by: 0, ended, deadline })
+    }
+
     /// Asks a daemon that has this to say; the daemon must come to an end once it was asked.
     fn ask_daemon(
         time: Duration,
@@ -132,7 +144,7 @@ mod tests {
         let (stream, accepted) = pair();
         let daemon = thread::spawn(|| daemon(accepted));
         let begun = Instant::now();
-        let result = ask(stream, 6193, 23, begun + time);
+        let result = ask_for(time, stream);
         assert!(begun.elapsed() < time + AMPLE);
         daemon.join().unwrap();
         result
@@ -196,7 +208,7 @@ mod tests {
             query(&stream);
             assert_eq!(query(&stream), "");
         });
-        assert!(matches!(result, Err(IdentError::TimedOut)), "{result:?}");
+        assert!(matches!(result, Err(IdentError::InVain(InVain::TimedOut))), "{result:?}");
         assert!(begun.elapsed() >= SHORT);
     }
 
@@ -207,7 +219,7 @@ mod tests {
                 thread::sleep(Duration::from_millis(20));
             }
         });
-        assert!(matches!(result, Err(IdentError::TimedOut)), "{result:?}");
+        assert!(matches!(result, Err(IdentError::InVain(InVain::TimedOut))), "{result:?}");
     }
 
     #[test]
@@ -216,8 +228,8 @@ mod tests {
         stream.set_nonblocking(true).unwrap();
         while stream.write(&[0; 65_536]).is_ok() {}
         let begun = Instant::now();
-        let result = ask(stream, 6193, 23, begun + SHORT);
-        assert!(matches!(result, Err(IdentError::TimedOut)), "{result:?}");
+        let result = ask_for(SHORT, stream);
+        assert!(matches!(result, Err(IdentError::InVain(InVain::TimedOut))), "{result:?}");
         assert!(begun.elapsed() < SHORT + AMPLE);
     }
 
@@ -266,7 +278,7 @@ mod tests {
                 sys::set_linger_zero(&daemon).unwrap();
             }
             drop(daemon);
-            assert_eq!(ask(stream, 6193, 23, Instant::now() + AMPLE).unwrap(), b"alice");
+            assert_eq!(ask_for(AMPLE, stream).unwrap(), b"alice");
         }
     }
 }

@@ -4,15 +4,14 @@
 //! right or wrong, so that the time in which a stranger can come first is short.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::os::fd::BorrowedFd;
+use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::sync::Arc;
-use std::time::Instant;
 
 use crate::command::{Admission, Candidate, Failure, Means, Opened};
 use crate::policy::rules::Rule;
 use crate::policy::{Asker, Policy};
-use crate::sys::{self, PollFd};
+use crate::sys;
+use crate::wait::Wait;
 use crate::wire::{Destination, canonical, unspecified};
 
 /// A listening BIND.
@@ -80,41 +79,13 @@ pub(super) fn towards(peer: SocketAddr, local: SocketAddr) -> io::Result<SocketA
 }
 
 impl Bound {
-    /// Waits for the peer until the BIND limit, as long as `client` stays and `ended` does not hang
-    /// up. The listener is closed on return.
+    /// Waits for the peer. The listener is closed on return.
     ///
     /// # Errors
     /// `WrongPeer`, `NoPeer`, `ClientGone`, `Stopped`, or what a system call said.
-    pub fn wait(
-        self,
-        means: &Means,
-        policy: &Policy,
-        asker: &Asker,
-        client: &TcpStream,
-        ended: BorrowedFd<'_>,
-    ) -> Result<Opened, Failure> {
-        let deadline = Instant::now() + means.bind_timeout;
+    pub fn wait(self, policy: &Policy, asker: &Asker, wait: &Wait<'_>) -> Result<Opened, Failure> {
         let (target, peer) = loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(Failure::NoPeer);
-            }
-            let mut fds = [
-                PollFd::new(&self.listener, sys::POLLIN),
-                PollFd::new(client, sys::POLLRDHUP),
-                PollFd::new(&ended, 0),
-            ];
-            match sys::poll(&mut fds, Some(left)) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                result => result?,
-            };
-            let [_, on_client, on_ended] = &fds;
-            if on_client.has(!0) {
-                return Err(Failure::ClientGone);
-            }
-            if on_ended.has(!0) {
-                return Err(Failure::Stopped);
-            }
+            wait.on(&self.listener, sys::POLLIN)?;
             match self.listener.accept() {
                 Ok((target, peer)) => break (target, canonical(peer)),
                 // Gone again before it was accepted.

@@ -110,7 +110,7 @@ impl Live {
         }
     }
 
-    /// Ends all sessions, those that wait for their client or for the peer of a BIND too.
+    /// Ends all sessions, those that wait for their client, identd or the peer of a BIND too.
     pub fn end_all(&self) {
         *lock(&self.open) = None;
         self.all().iter().for_each(|grant| grant.stopper.stop(End::Stopped));
