@@ -26,12 +26,14 @@ const IPPROTO_IPV6: c_int = 41;
 const SOL_SOCKET: c_int = 1;
 const SO_REUSEADDR: c_int = 2;
 const SO_KEEPALIVE: c_int = 9;
+const SO_OOBINLINE: c_int = 10;
 const SO_LINGER: c_int = 13;
 const SO_REUSEPORT: c_int = 15;
 const SO_ATTACH_FILTER: c_int = 26;
 const SO_TYPE: c_int = 3;
 const SO_ACCEPTCONN: c_int = 30;
 const SO_DOMAIN: c_int = 39;
+const TCP_NODELAY: c_int = 1;
 const TCP_KEEPIDLE: c_int = 4;
 const TCP_KEEPINTVL: c_int = 5;
 const TCP_KEEPCNT: c_int = 6;
@@ -82,6 +84,11 @@ struct Rlimit {
 }
 const _: () = assert!(cfg!(target_env = "musl") || size_of::<c_ulong>() == 8);
 const RLIMIT_NOFILE: c_int = 7;
+
+/// bits/pthreadtypes.h: 36 to 64 octets in glibc and musl.
+#[repr(C)]
+struct PthreadAttr([u64; 16]);
+const _: () = assert!(size_of::<PthreadAttr>() >= 64);
 
 /// bits/types/__sigset_t.h: 1024 bits in glibc and musl alike.
 #[repr(C)]
@@ -212,6 +219,17 @@ unsafe extern "C" {
     #[link_name = "shutdown"]
     safe fn c_shutdown(fd: c_int, how: c_int) -> c_int;
     fn fcntl(fd: c_int, command: c_int, ...) -> c_int;
+    // send(2), splice(2)
+    fn send(fd: c_int, octets: *const c_void, len: usize, flags: c_int) -> isize;
+    #[link_name = "splice"]
+    fn c_splice(
+        from: c_int,
+        from_offset: *mut i64,
+        to: c_int,
+        to_offset: *mut i64,
+        len: usize,
+        flags: c_uint,
+    ) -> isize;
     safe fn dup2(old: c_int, new: c_int) -> c_int;
     #[link_name = "umask"]
     safe fn c_umask(mask: c_uint) -> c_uint;
@@ -278,6 +296,23 @@ unsafe extern "C" {
     fn c_tcgetattr(fd: c_int, termios: *mut Termios) -> c_int;
     #[link_name = "tcsetattr"]
     fn c_tcsetattr(fd: c_int, actions: c_int, termios: *const Termios) -> c_int;
+    // madvise(2)
+    fn madvise(begin: *mut c_void, octets: usize, advice: c_int) -> c_int;
+    // malloc_trim(3)
+    #[cfg(target_env = "gnu")]
+    #[link_name = "malloc_trim"]
+    safe fn c_malloc_trim(pad: usize) -> c_int;
+    // pthread_create(3)
+    fn pthread_attr_init(attr: *mut PthreadAttr) -> c_int;
+    fn pthread_attr_setstacksize(attr: *mut PthreadAttr, octets: usize) -> c_int;
+    fn pthread_attr_setdetachstate(attr: *mut PthreadAttr, state: c_int) -> c_int;
+    #[link_name = "pthread_create"]
+    fn c_pthread_create(
+        thread: *mut c_ulong,
+        attr: *const PthreadAttr,
+        start: extern "C" fn(*mut c_void) -> *mut c_void,
+        arg: *mut c_void,
+    ) -> c_int;
     // sigsetops(3), pthread_sigmask(3), sigwait(3)
     fn sigemptyset(set: *mut SigSet) -> c_int;
     fn sigaddset(set: *mut SigSet, signum: c_int) -> c_int;
@@ -509,6 +544,22 @@ pub fn drop_new_connections(listener: &impl AsFd) -> io::Result<()> {
     cvt(done).map(|_| ())
 }
 
+/// TCP_NODELAY, tcp(7).
+///
+/// # Errors
+/// As setsockopt(2).
+pub fn set_nodelay(fd: &impl AsFd) -> io::Result<()> {
+    set_int(fd.as_fd(), IPPROTO_TCP, TCP_NODELAY, 1)
+}
+
+/// SO_OOBINLINE, socket(7): an urgent octet is read with the others, in its place.
+///
+/// # Errors
+/// As setsockopt(2).
+pub fn set_oobinline(fd: &impl AsFd) -> io::Result<()> {
+    set_int(fd.as_fd(), SOL_SOCKET, SO_OOBINLINE, 1)
+}
+
 /// IPV6_V6ONLY, ipv6(7).
 ///
 /// # Errors
@@ -608,6 +659,47 @@ pub fn take_fd(number: i32) -> io::Result<OwnedFd> {
     // module and the libraries open all others than 0, 1 and 2 with FD_CLOEXEC, and it was without.
     // Nobody can take it a second time, since it is with it from now on.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// Has a pipe hold `octets`, rounded up to pages; returns how many it holds then, which is less where
+/// the user has too many pipes. F_SETPIPE_SZ, fcntl(2).
+///
+/// # Errors
+/// EPERM above the limit of the system.
+pub fn set_pipe_size(pipe: &impl AsFd, octets: usize) -> io::Result<usize> {
+    const F_SETPIPE_SZ: c_int = 1_031;
+    let octets = c_int::try_from(octets).map_err(io::Error::other)?;
+    // SAFETY: the descriptor is borrowed, so open; the call takes an int and touches no memory.
+    let size = cvt(unsafe { fcntl(pipe.as_fd().as_raw_fd(), F_SETPIPE_SZ, octets) })?;
+    usize::try_from(size).map_err(io::Error::other)
+}
+
+/// Moves up to `octets` from one descriptor to another, at least one of which is a pipe, without
+/// copying them; returns how many. 0 is the end of input, or an urgent octet comes next. splice(2).
+///
+/// # Errors
+/// EINVAL where neither is a pipe, or one cannot be spliced; else as read(2) and write(2).
+pub fn splice(from: &impl AsFd, to: &impl AsFd, octets: usize) -> io::Result<usize> {
+    let (from, to) = (from.as_fd().as_raw_fd(), to.as_fd().as_raw_fd());
+    let (null, flags) = (std::ptr::null_mut(), 0);
+    // SAFETY: both descriptors are borrowed, so open; without offsets the call touches no memory of
+    // this process.
+    let moved = unsafe { c_splice(from, null, to, null, octets, flags) };
+    usize::try_from(moved).map_err(|_| io::Error::last_os_error())
+}
+
+/// Writes to a socket what it takes at once; returns how many octets that were. send(2) with
+/// MSG_DONTWAIT, and with MSG_NOSIGNAL.
+///
+/// # Errors
+/// EAGAIN where it takes nothing now; else as send(2).
+pub fn send_dontwait(socket: &impl AsFd, octets: &[u8]) -> io::Result<usize> {
+    const MSG_DONTWAIT: c_int = 0x40;
+    const MSG_NOSIGNAL: c_int = 0x4000;
+    let (fd, flags) = (socket.as_fd().as_raw_fd(), MSG_DONTWAIT | MSG_NOSIGNAL);
+    // SAFETY: the descriptor is borrowed, so open; `octets` are as many as told, and only read.
+    let sent = unsafe { send(fd, octets.as_ptr().cast(), octets.len(), flags) };
+    usize::try_from(sent).map_err(|_| io::Error::last_os_error())
 }
 
 /// Has `number`, one of 0, 1 and 2, stand for what `fd` is. dup2(2).
@@ -930,6 +1022,69 @@ fn sigset(signums: &[i32]) -> io::Result<SigSet> {
         cvt(unsafe { sigaddset(&raw mut set, signum) })?;
     }
     Ok(set)
+}
+
+/// Starts a thread with `stack` octets of stack and a guard page, detached. Unlike a thread of std it
+/// has no second stack for signal handlers, which would take two more mappings and never be used.
+/// pthread_create(3).
+///
+/// `body` must not panic: that would end the process.
+///
+/// # Errors
+/// EAGAIN where the system gives no more threads, EINVAL for too small a stack.
+pub fn pthread_create(stack: usize, body: Box<dyn FnOnce() + Send>) -> io::Result<()> {
+    extern "C" fn start(arg: *mut c_void) -> *mut c_void {
+        // SAFETY: `arg` is what pthread_create was called with below, and this the only call.
+        let body = unsafe { Box::from_raw(arg.cast::<Box<dyn FnOnce() + Send>>()) };
+        body();
+        std::ptr::null_mut()
+    }
+    const PTHREAD_CREATE_DETACHED: c_int = 1;
+    let done = |errno: c_int| match errno {
+        0 => Ok(()),
+        errno => Err(io::Error::from_raw_os_error(errno)),
+    };
+    let mut attr = PthreadAttr([0; 16]);
+    let attr = &raw mut attr;
+    // SAFETY: `attr` has room for a pthread_attr_t, which the call fills.
+    done(unsafe { pthread_attr_init(attr) })?;
+    // SAFETY: `attr` has been filled by pthread_attr_init.
+    done(unsafe { pthread_attr_setstacksize(attr, stack) })?;
+    // SAFETY: as above.
+    done(unsafe { pthread_attr_setdetachstate(attr, PTHREAD_CREATE_DETACHED) })?;
+    let arg = Box::into_raw(Box::new(body));
+    let mut thread: c_ulong = 0;
+    // SAFETY: `thread` has room for a pthread_t, `attr` is as above, and `start` takes `arg`, which
+    // is nobody else's from now on.
+    let started = done(unsafe { c_pthread_create(&raw mut thread, attr, start, arg.cast()) });
+    if started.is_err() {
+        // SAFETY: there is no thread that could have taken it.
+        drop(unsafe { Box::from_raw(arg) });
+    }
+    started
+}
+
+/// Gives back what the allocator keeps and nobody uses. malloc_trim(3); musl does so by itself.
+pub fn malloc_trim() {
+    #[cfg(target_env = "gnu")]
+    c_malloc_trim(0);
+}
+
+/// Gives back the memory of up to `octets` of this thread's stack below the frames in use. The thread
+/// must have that much stack left. madvise(2) with MADV_DONTNEED.
+#[inline(never)]
+pub fn madvise_unused_stack(octets: usize) {
+    const MADV_DONTNEED: c_int = 4;
+    // Where pages are larger, the kernel refuses what is not whole pages.
+    const PAGE: usize = 4_096;
+    // More than this frame, and that of the call, have below this variable.
+    const MARGIN: usize = 512;
+    let here = 0_u8;
+    let end = (&raw const here).addr().saturating_sub(MARGIN) / PAGE * PAGE;
+    let begin = std::ptr::without_provenance_mut(end.saturating_sub(octets));
+    // SAFETY: the range is below all frames of this thread, which has only one stack and no signal
+    // handlers, and within that stack as the caller warrants: nobody reads it before writing it.
+    let _ = unsafe { madvise(begin, octets, MADV_DONTNEED) };
 }
 
 /// Blocks `signums` in this thread and in those it starts afterwards. pthread_sigmask(3).
