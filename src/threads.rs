@@ -1,13 +1,15 @@
 //! A cache of threads: one that has finished its work waits a little for the next piece.
 //!
 //! Starting a thread is the dearest part of a short session. Nothing here bounds how many threads
-//! there are; whoever asks for one holds a session's slot.
+//! there are; there are few beside those of sessions, who hold a slot each.
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use crate::sys;
 
 /// Octets of stack of a thread of the cache. Decoders, the pump and crypt_r run here; getaddrinfo,
 /// the deepest caller known, does not. Only pages that are touched cost memory.
@@ -16,10 +18,22 @@ const STACK: usize = 128 * 1024;
 /// How long a thread without work stays.
 const STAY: Duration = Duration::from_secs(5);
 
+/// How long many threads may take to end.
+const WAY_OUT: Duration = Duration::from_secs(1);
+
+/// Threads without work whose memory is worth giving back.
+const MANY: usize = 64;
+
 /// Locks a mutex even if a thread panicked while holding it: what is kept behind mutexes here is
 /// whole after every single assignment.
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Gives back what this thread of the cache has used of its stack and does not use any more.
+pub fn release_stack() {
+    // Whoever has more of it in use is not about to do little for long.
+    sys::madvise_unused_stack(STACK / 2);
 }
 
 type Work = Box<dyn FnOnce() + Send>;
@@ -57,10 +71,7 @@ impl Threads {
             None => {
                 let slot = Arc::new(Slot::default());
                 let (threads, own) = (self.clone(), Arc::clone(&slot));
-                thread::Builder::new()
-                    .name("session".into())
-                    .stack_size(STACK)
-                    .spawn(move || threads.serve(&own))?;
+                sys::pthread_create(STACK, Box::new(move || threads.serve(&own)))?;
                 slot
             }
         };
@@ -89,6 +100,14 @@ impl Threads {
                 match idle.iter().position(|other| Arc::ptr_eq(other, slot)) {
                     Some(index) => {
                         idle.remove(index);
+                        // The last of many: what the others had is of no more use either.
+                        if idle.is_empty() && idle.capacity() > MANY {
+                            *idle = Vec::new();
+                            drop(idle);
+                            // They are still on their way out.
+                            thread::sleep(WAY_OUT);
+                            sys::malloc_trim();
+                        }
                         return None;
                     }
                     // Somebody has reserved this thread: its work is on the way.
