@@ -23,6 +23,7 @@ use crate::server::listeners::{self, Client, Listen, Listener, Manner, Place};
 use crate::server::pid_file::PidFile;
 use crate::server::privileges::{self, Account};
 use crate::server::sessions::Caps;
+use crate::server::walls::{self, Walls};
 use crate::server::{self, Limits};
 use crate::session::Service;
 use crate::session::live::Live;
@@ -202,6 +203,8 @@ pub struct Started {
     pub landlock: landlock::State,
     /// What is not as it should be.
     pub warnings: Vec<String>,
+    /// What the system allows, if that is to be told.
+    pub walls: Option<Walls>,
     /// The file with the process number.
     pub pid_file: Option<PidFile>,
 }
@@ -240,6 +243,7 @@ impl Config {
         let inherited = self.inherited().map_err(|error| StartError::Config(vec![error]))?;
         let caps = server::fit(self.caps)
             .map_err(|error| StartError::system("read the limit on descriptors", &error))?;
+        let walls = (self.level == Level::Verbose).then(walls::read);
         let Inherited { mut listeners, clients, any } = inherited;
         let default = if any { Vec::new() } else { vec![Listen::default()] };
         let wanted = if self.listen.is_empty() { &default } else { &self.listen };
@@ -302,6 +306,7 @@ impl Config {
             source,
             landlock,
             warnings,
+            walls,
             pid_file,
         })
     }

@@ -270,7 +270,7 @@ impl Line {
 
 /// The fields that are numbers in JSON, besides those of [`NUMERIC_PREFIX`]; any other value that is
 /// known is a string.
-pub const NUMERIC: [&str; 17] = [
+pub const NUMERIC: [&str; 23] = [
     "session",
     "up",
     "down",
@@ -288,6 +288,12 @@ pub const NUMERIC: [&str; 17] = [
     "descriptors",
     "names",
     "accepted",
+    "nofile",
+    "nproc",
+    "tasks-max",
+    "pid-max",
+    "threads-max",
+    "max-map-count",
 ];
 
 /// What fields begin with that are numbers as well.

@@ -97,6 +97,7 @@ fn run(config: Config) -> Result<(), StartError> {
         source,
         landlock,
         warnings,
+        walls,
         pid_file: _pid_file,
     } = config.start()?;
     let logging = Arc::clone(&service);
@@ -119,6 +120,11 @@ fn run(config: Config) -> Result<(), StartError> {
             .field("per-client", caps.per_client)
             .field("half-open", caps.half_open);
         tell(Level::Normal, line);
+        if let Some(walls) = walls {
+            let line = Line::new("walls");
+            let line = walls.iter().fold(line, |line, (name, value)| line.field(name, value));
+            tell(Level::Verbose, line);
+        }
         tell(Level::Normal, policy_line(Line::new("policy"), &service));
         tell(Level::Normal, Line::new("landlock").field("state", landlock));
     }

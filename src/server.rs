@@ -11,6 +11,7 @@ pub mod pid_file;
 pub mod privileges;
 pub mod sessions;
 pub mod signals;
+pub mod walls;
 
 use std::fs;
 use std::io;

@@ -119,6 +119,7 @@ fn syslog_gets_lines_with_facility_and_severity_and_without_time() {
         // 19 * 8 + 6
         assert_eq!(received(&log), format!("<158>{head}listening addr={ADDR}"));
         assert!(received(&log).starts_with(&format!("<158>{head}limits sessions=")));
+        assert!(received(&log).starts_with(&format!("<159>{head}walls nofile=")));
         assert!(received(&log).starts_with(&format!("<158>{head}policy rules=1 ")));
         assert!(received(&log).starts_with(&format!("<158>{head}landlock state=")));
 

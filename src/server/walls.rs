@@ -1,0 +1,59 @@
+//! What the system allows besides what the caps say: descriptors, threads and mappings. Told, not
+//! kept to: most of it is shared with other processes.
+
+use std::fs;
+use std::path::Path;
+
+use crate::sys;
+
+/// What there is of each; `-` where it has no limit, or that cannot be found out.
+pub type Walls = [(&'static str, String); 6];
+
+/// Reads them, before the server is confined to its files.
+#[must_use]
+pub fn read() -> Walls {
+    let file = |path: &str| read_file(Path::new(path));
+    let nofile = sys::getrlimit_nofile().ok().map(|(soft, _)| soft.to_string());
+    [
+        ("nofile", nofile),
+        ("nproc", processes()),
+        ("tasks-max", tasks()),
+        ("pid-max", file("/proc/sys/kernel/pid_max")),
+        ("threads-max", file("/proc/sys/kernel/threads-max")),
+        ("max-map-count", file("/proc/sys/vm/max_map_count")),
+    ]
+    .map(|(name, value)| {
+        let number = value.filter(|value| value.parse::<u64>().is_ok());
+        (name, number.unwrap_or_else(|| "-".into()))
+    })
+}
+
+fn read_file(path: &Path) -> Option<String> {
+    fs::read_to_string(path).map(|text| text.trim().to_owned()).ok()
+}
+
+/// The soft limit on processes and threads of this user.
+fn processes() -> Option<String> {
+    let limits = fs::read_to_string("/proc/self/limits").ok()?;
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max processes"))?;
+    line.split_whitespace().next().map(str::to_owned)
+}
+
+/// The limit on threads of the control group, or of one it is in: what systemd calls TasksMax.
+fn tasks() -> Option<String> {
+    let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
+    let limits = groups.lines().flat_map(|line| {
+        // As cgroups(7) has it: number, controllers, path. Version 2 has no controllers there.
+        let mut fields = line.splitn(3, ':').skip(1);
+        let (controllers, path) = (fields.next().unwrap_or_default(), fields.next());
+        let root = match controllers.split(',').any(|controller| controller == "pids") {
+            true => Some("/sys/fs/cgroup/pids"),
+            false => controllers.is_empty().then_some("/sys/fs/cgroup"),
+        };
+        let group = root.zip(path).map(|(root, path)| format!("{root}{path}"));
+        let limit = |dir: &Path| read_file(&dir.join("pids.max"))?.parse::<u64>().ok();
+        let up = |group: String| Path::new(&group).ancestors().filter_map(limit).min();
+        group.and_then(up)
+    });
+    limits.min().map(|limit| limit.to_string())
+}
