@@ -54,7 +54,7 @@ const fn values(
 }
 
 /// All options that are not numbers, in the order of the manual.
-pub const OPTIONS: [Opt; 35] = [
+pub const OPTIONS: [Opt; 36] = [
     flag("4", "ipv4-only", "reach IPv4 targets only"),
     flag("6", "ipv6-only", "reach IPv6 targets only"),
     values("", "advertise", "ADDR", "address told to clients for BIND and UDP, one per family"),
@@ -82,6 +82,7 @@ pub const OPTIONS: [Opt; 35] = [
     flag("", "no-4a", "speak SOCKS 4 without host names"),
     flag("", "no-fragments", "drop fragments of datagrams"),
     flag("", "no-landlock", "do not confine the server to its files"),
+    flag("", "no-splice", "copy all octets instead of splicing much of them"),
     flag("", "peer-env", "take the client's address from the environment of the wrapper"),
     value("pid-file", "FILE", "write the process number to FILE"),
     value("port-range", "LO-HI", "ports for BIND and UDP"),
@@ -411,6 +412,7 @@ fn config(matches: &Matches) -> Result<Config, UsageError> {
             early_drop: early_drop(matches)?,
         },
         per_user: number(matches, &MAX_PER_USER)?,
+        splice: !matches.opt_present("no-splice"),
         resolvers: count(matches, &RESOLVERS)?,
         handshake_timeout: seconds(&HANDSHAKE_TIMEOUT)?,
         resolve_timeout: seconds(&RESOLVE_TIMEOUT)?,

@@ -237,6 +237,7 @@ impl Means {
     ///
     /// # Errors
     /// `Denied`, `Unresolved`, `Family`.
+    #[inline(never)]
     pub fn candidates(
         &self,
         policy: &Policy,
@@ -281,6 +282,7 @@ impl Means {
     ///
     /// # Errors
     /// `Full`.
+    #[inline(never)]
     fn admit(&self, asker: &Asker, rule: &Arc<Rule>) -> Result<Admission, Failure> {
         let slot = self.caps.admit(asker, rule)?;
         Ok(Admission { rule: Arc::clone(rule), slot })

@@ -16,6 +16,7 @@ use crate::log::{Format, Level, Log};
 use crate::policy::explain::Request;
 use crate::policy::nets::Block;
 use crate::policy::{Current, Policy};
+use crate::relay::Relays;
 use crate::resolve::Resolver;
 use crate::server::inherit::Inherited;
 use crate::server::landlock::{self, Files};
@@ -92,6 +93,8 @@ pub struct Config {
     pub caps: Caps,
     /// Most sessions of one user.
     pub per_user: u64,
+    /// Whether octets are spliced where that is cheaper than copying them.
+    pub splice: bool,
     /// Most threads that resolve names.
     pub resolvers: usize,
     /// How long a client may take from its connection to the end of its request.
@@ -226,6 +229,9 @@ struct Settled {
     warnings: Vec<String>,
 }
 
+/// Most pipes for splicing. With more busy directions than that the processors are the limit.
+const PIPES: u64 = 64;
+
 impl Config {
     /// Where to log if standard error is not to be had.
     pub fn hide_stderr(&mut self) {
@@ -241,7 +247,7 @@ impl Config {
     /// What is wrong with the first of them that cannot be used.
     pub fn start(self) -> Result<Started, StartError> {
         let inherited = self.inherited().map_err(|error| StartError::Config(vec![error]))?;
-        let caps = server::fit(self.caps)
+        let (caps, pipes) = server::fit(self.caps, if self.splice { PIPES } else { 0 })
             .map_err(|error| StartError::system("read the limit on descriptors", &error))?;
         let walls = (self.level == Level::Verbose).then(walls::read);
         let Inherited { mut listeners, clients, any } = inherited;
@@ -258,10 +264,11 @@ impl Config {
         };
         let Settled { opened, policy, log, landlock, warnings } = self.settle(listen)?;
         let Opened { listeners, metrics, pid_file } = opened;
+        let live = Live::new().map_err(|error| StartError::system("open a pipe", &error))?;
         let service = Service {
             policy: Arc::new(Current::new(policy)),
             penalties: Penalties::new(self.auth_penalty),
-            live: Live::new().map_err(|error| StartError::system("open a pipe", &error))?,
+            live: Arc::new(live),
             strict_reload: self.strict_reload,
             means: Means {
                 stats: Stats::default(),
@@ -281,6 +288,7 @@ impl Config {
                     .filter_map(Listener::tcp_addr)
                     .collect(),
             },
+            relays: Relays::new(usize::try_from(pipes).unwrap_or(0)),
             threads: Threads::default(),
             log,
             allow_4a: self.allow_4a,

@@ -6,7 +6,6 @@
 //! accept -> first octet -> decode -> authenticate -> request
 //!        -> verdict -> open -> reply -> relay -> one log line
 //! ```
-#![deny(unsafe_code)]
 
 // 0 wire: messages, from octets and to octets, without a socket.
 pub mod wire;

@@ -1,25 +1,45 @@
-//! The two copy threads of a session: octets pass unread and unchanged until both sides are done.
+//! What a session relays: octets pass unread and unchanged until both sides are done.
+//!
+//! One thread passes the first few octets of both directions, and many sessions have no more. Then
+//! each direction has a thread of its own, which copies little through its stack, more through a
+//! buffer, and has much moved by the kernel.
 //!
 //! Each direction ends by itself: the end of input of one side becomes a shutdown of the other's,
 //! and the opposite direction goes on. A reset becomes a reset. The relay takes the client by
 //! value, so that nothing else can write into the tunnel. A [`Stopper`] ends it from outside.
 
+pub mod pool;
 pub mod rate;
 pub mod udp;
 
+use std::convert::Infallible;
 use std::io::{self, Read as _, Write as _};
 use std::net::{Shutdown, TcpStream};
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::relay::pool::{BUFFER, PIPE, Pipe, Pool};
 use crate::relay::rate::Rate;
-use crate::sys;
-use crate::threads::{Reserved, lock};
+use crate::sys::{self, PollFd};
+use crate::threads::{self, Reserved, lock};
 
-/// Octets of the buffer of one direction.
-const BUFFER: usize = 64 * 1024;
+/// Octets that are read at once while nothing tells that there may be more to come.
+const SMALL: usize = 1536;
+
+/// Pieces, none larger than that, that pass before a session puts its second thread to work.
+const FIRST_PIECES: u32 = 8;
+
+/// How long none of them comes before it does so all the same.
+const FIRST_QUIET: Duration = Duration::from_secs(10);
+
+/// Octets that pass before a direction is taken for one with much to pass.
+const BULK: usize = 256 * 1024;
+
+/// How long nothing comes before a busy direction is taken for a quiet one.
+const QUIET: Duration = Duration::from_millis(100);
 
 /// How long a thread may take to notice that its sockets have been shut for reading.
 const NOTICE: Duration = Duration::from_millis(100);
@@ -141,6 +161,15 @@ pub enum Side {
     Target,
 }
 
+impl Side {
+    fn other(self) -> Self {
+        match self {
+            Self::Client => Self::Target,
+            Self::Target => Self::Client,
+        }
+    }
+}
+
 /// How a session ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
@@ -224,77 +253,193 @@ impl Stopping {
     }
 }
 
-/// Prepares one leg for relaying: small writes leave at once, and a dead peer is found.
-pub fn prepare(leg: &TcpStream) {
+/// Prepares the client's leg for relaying: small writes leave at once, an urgent octet stays in its
+/// place, and a dead peer is found. What is accepted by a listener that is prepared is so itself.
+pub fn prepare(leg: &impl AsFd) {
+    // Nice to have on all counts; a leg that is already gone will tell when it is used.
+    let _ = sys::set_nodelay(leg);
+    let _ = sys::set_oobinline(leg);
+    keep_alive(leg);
+}
+
+fn keep_alive(leg: &impl AsFd) {
     let (idle, interval, count) = KEEPALIVE;
-    // Nice to have on both counts; a leg that is already gone will tell when it is used.
-    let _ = leg.set_nodelay(true);
     let _ = sys::set_keepalive(leg, idle, interval, count);
 }
 
-/// Relays between `client` and `target` until both directions have ended, beginning with
-/// `leftover`, what the client sent behind its request. Both sockets are closed on return.
-/// `helper` copies the direction from the target. `stopper` can end it earlier.
-pub fn run(
-    client: TcpStream,
-    leftover: &[u8],
-    target: TcpStream,
-    helper: Reserved,
-    limits: Limits,
-    traffic: &Arc<Traffic>,
-    stopper: &Stopper,
-) -> End {
-    let shared = Arc::new(Shared {
-        client,
-        target,
-        limits,
-        traffic: Arc::clone(traffic),
-        begun: Instant::now(),
-        active: AtomicU64::new(0),
-        state: Mutex::default(),
-        changed: Condvar::new(),
-    });
-    if let Some(idle) = shared.limits.idle {
-        for leg in [&shared.client, &shared.target] {
-            // A leg that is gone will tell when it is used.
-            let _ = leg.set_read_timeout(Some(idle));
-            let _ = leg.set_write_timeout(Some(idle));
-        }
-    }
-    let stopped = Arc::downgrade(&shared);
-    stopper.attach(move |end| {
-        if let Some(shared) = stopped.upgrade() {
-            shared.abort(end);
-        }
-    });
-    let (finished, finish) = mpsc::channel::<()>();
-    let helpers = Arc::clone(&shared);
-    helper.run(move || {
-        Direction { shared: &helpers, from: Side::Target }.run(&[]);
-        drop(helpers);
-        drop(finished);
-    });
-    Direction { shared: &shared, from: Side::Client }.run(leftover);
-    // Nothing is ever sent: this returns once the helper has let go of the sockets.
-    let _ = finish.recv();
-    let end = lock(&shared.state).end;
-    end.unwrap_or(End::Internal)
+/// A session about to be relayed.
+pub struct Tunnel {
+    /// The client.
+    pub client: TcpStream,
+    /// What the client has sent behind its request.
+    pub leftover: Vec<u8>,
+    /// The target.
+    pub target: TcpStream,
+    /// Copies one direction, if there is more than a short exchange.
+    pub helper: Reserved,
+    /// What it is to keep to.
+    pub limits: Limits,
+    /// Counts what passes.
+    pub traffic: Arc<Traffic>,
+    /// Can end it earlier.
+    pub stopper: Stopper,
+    /// Is told of the end, when all is over and both sockets are closed.
+    pub done: Box<dyn FnOnce(End) + Send>,
 }
 
+/// What all relays share. All clones are one.
+#[derive(Clone)]
+pub struct Relays {
+    pool: Arc<Pool>,
+    lingering: Arc<Mutex<Lingering>>,
+}
+
+/// The relays of which one side has closed, each with that side.
+#[derive(Default)]
+struct Lingering {
+    relays: Vec<(Weak<Shared>, Side)>,
+    /// Held by the [`Watcher`], if there is one.
+    watched: Weak<()>,
+}
+
+/// Whose thread is to look at all that linger, once it has nothing else to do.
+struct Watcher {
+    relays: Relays,
+    watching: Arc<()>,
+}
+
+impl Relays {
+    /// No relay yet. So many directions at most can splice(2) at the same time; others copy.
+    #[must_use]
+    pub fn new(pipes: usize) -> Self {
+        Self { pool: Arc::new(Pool::new(pipes)), lingering: Arc::default() }
+    }
+
+    /// Relays until both directions have ended. One may go on in the helper after this returns, and
+    /// this may return later, as somebody has to look at relays of which one side has closed.
+    /// Whichever thread is last tells that all is done.
+    // The frames of whoever has prepared the tunnel do not lie above those that stay.
+    #[inline(never)]
+    pub fn run(&self, tunnel: Tunnel) {
+        let Tunnel { client, leftover, target, helper, limits, traffic, stopper, done } = tunnel;
+        let _ = sys::set_nodelay(&target);
+        let _ = sys::set_oobinline(&target);
+        let state = State { end: None, ended: 0, aborted: false, shut: None, done: Some(done) };
+        let shared = Arc::new(Shared {
+            client,
+            target,
+            limits,
+            relays: self.clone(),
+            traffic,
+            begun: Instant::now(),
+            active: AtomicU64::new(0),
+            changed: Condvar::new(),
+            state: Mutex::new(state),
+        });
+        let stopped = Arc::downgrade(&shared);
+        stopper.attach(move |end| {
+            if let Some(shared) = stopped.upgrade() {
+                shared.abort(end);
+            }
+        });
+        let direction = |from| Direction { shared: Arc::clone(&shared), from };
+        let mut octets = [0; SMALL];
+        // Waiting for a rate must not hold up the other direction.
+        let first = if shared.limits.rates.is_empty() {
+            first(&direction(Side::Client), &direction(Side::Target), &leftover, &mut octets)
+        } else {
+            First::More(Side::Client, leftover)
+        };
+        // Worth their system calls for who stays.
+        if let First::More(..) = first {
+            keep_alive(&shared.target);
+            threads::release_stack();
+        }
+        if let Some(idle) = shared.limits.idle {
+            // Who has used up all of it is found out by the first read.
+            let left = shared.left(idle).unwrap_or(Duration::from_millis(1));
+            for leg in [&shared.client, &shared.target] {
+                // A leg that is gone will tell when it is used.
+                let _ = leg.set_read_timeout(Some(left));
+                let _ = leg.set_write_timeout(Some(idle));
+            }
+        }
+        let watcher = match first {
+            First::More(from, unsent) => {
+                let other = direction(from.other());
+                helper.run(move || Watcher::watch(other.run(&[], &mut [0; SMALL])));
+                direction(from).run(&unsent, &mut octets)
+            }
+            First::Ended(from, Stop::EndOfInput) => {
+                match direction(from).end(Stop::EndOfInput) {
+                    None => drop(helper),
+                    watcher => helper.run(move || Watcher::watch(watcher)),
+                }
+                // This direction may take long.
+                direction(from.other()).run(&[], &mut octets)
+            }
+            First::Ended(from, stop) => {
+                // The other direction has not begun and does not have to.
+                lock(&shared.state).ended += 1;
+                direction(from).end(stop)
+            }
+        };
+        drop(shared);
+        Watcher::watch(watcher);
+    }
+
+    /// Has the relay, of which this side has closed, watched; by whom, if nobody watches yet.
+    fn linger(&self, relay: Weak<Shared>, closed: Side) -> Option<Watcher> {
+        let mut lingering = lock(&self.lingering);
+        lingering.relays.push((relay, closed));
+        if lingering.watched.strong_count() > 0 {
+            return None;
+        }
+        let watching = Arc::new(());
+        lingering.watched = Arc::downgrade(&watching);
+        Some(Watcher { relays: self.clone(), watching })
+    }
+}
+
+impl Watcher {
+    /// Looks at all that linger, as long as there are any, if somebody is to.
+    fn watch(watcher: Option<Self>) {
+        let Some(Self { relays: Relays { lingering, .. }, watching }) = watcher else { return };
+        loop {
+            thread::sleep(LOOK_EVERY);
+            // Ending one may take an instant.
+            let relays = std::mem::take(&mut lock(&lingering).relays);
+            let still = relays.into_iter().filter(|(relay, closed)| {
+                relay.upgrade().is_some_and(|shared| shared.lingers(*closed))
+            });
+            let still: Vec<_> = still.collect();
+            let mut lingering = lock(&lingering);
+            lingering.relays.extend(still);
+            if lingering.relays.is_empty() {
+                // Whoever comes next finds no watcher, and not one about to leave.
+                drop(watching);
+                return;
+            }
+        }
+    }
+}
+
+/// A relay. Whoever lets go of it last closes both sockets and tells that it is done.
 struct Shared {
     client: TcpStream,
     target: TcpStream,
     limits: Limits,
+    relays: Relays,
     traffic: Arc<Traffic>,
     begun: Instant,
     /// Milliseconds from `begun` to the last octet that passed, or that is going to pass as soon as
     /// the rates let it.
     active: AtomicU64,
-    state: Mutex<State>,
     changed: Condvar,
+    /// Is dropped last.
+    state: Mutex<State>,
 }
 
-#[derive(Default)]
 struct State {
     /// What happened first.
     end: Option<End>,
@@ -302,9 +447,19 @@ struct State {
     ended: u8,
     /// Nothing more is to be relayed.
     aborted: bool,
-    /// The sides this server has sent the end of input to. Only then can their sockets be closed
+    /// The side this server has sent the end of input to. Only then can its socket be closed
     /// without a reset.
-    shut: Vec<Side>,
+    shut: Option<Side>,
+    /// To be told at the end.
+    done: Option<Box<dyn FnOnce(End) + Send>>,
+}
+
+impl Drop for State {
+    fn drop(&mut self) {
+        if let Some(done) = self.done.take() {
+            done(self.end.unwrap_or(End::Internal));
+        }
+    }
 }
 
 impl Shared {
@@ -328,10 +483,6 @@ impl Shared {
         let active = Duration::from_millis(self.active.load(Ordering::Relaxed));
         let quiet = self.begun.elapsed().saturating_sub(active);
         limit.checked_sub(quiet).filter(|left| !left.is_zero())
-    }
-
-    fn note(&self, end: End) {
-        lock(&self.state).end.get_or_insert(end);
     }
 
     /// Ends both directions now. With a reset the peers learn of it by a reset.
@@ -377,30 +528,80 @@ impl Shared {
             let _ = leg.shutdown(Shutdown::Both);
         }
     }
-}
 
-/// Marks a direction as ended when it is dropped, however that comes.
-struct Ended<'a>(&'a Shared);
+    /// Whether this side, which is read from, is gone: its socket is closed though this server has
+    /// not ended its output. The error may have been given to the other direction, so that this one
+    /// saw a mere end of input.
+    fn is_reset(&self, side: Side) -> bool {
+        let state = lock(&self.state);
+        !state.aborted
+            && state.shut != Some(side)
+            && sys::is_tcp_closed(self.leg(side)).unwrap_or(false)
+    }
 
-impl Drop for Ended<'_> {
-    fn drop(&mut self) {
-        lock(&self.0.state).ended += 1;
-        self.0.changed.notify_all();
-        if thread::panicking() {
-            self.0.abort(End::Internal);
+    /// Whether the relay, of which this side has closed, may go on: the other one must not stay
+    /// quiet for ever, and the one that has closed still be there: nobody reads from it any more.
+    fn lingers(&self, closed: Side) -> bool {
+        if self.left(self.limits.linger).is_none() {
+            self.abort(End::Linger);
+        } else if self.is_reset(closed) {
+            self.abort(End::Reset(closed));
         }
+        !lock(&self.state).aborted
     }
 }
 
+/// What the first exchange came to.
+enum First {
+    /// There is more to come. The direction from this side has these octets still to write.
+    More(Side, Vec<u8>),
+    /// The direction from this side has ended.
+    Ended(Side, Stop),
+}
+
+/// Passes the first few octets of both directions. Many sessions consist of nothing else, and need
+/// not wake their second thread. Nothing is written here that would have to wait.
+fn first(up: &Direction, down: &Direction, leftover: &[u8], octets: &mut [u8]) -> First {
+    if let Some(first) = up.pass_now(leftover) {
+        return first;
+    }
+    let Shared { client, target, limits, .. } = &*up.shared;
+    for _ in 0..FIRST_PIECES {
+        let mut fds = [PollFd::new(client, sys::POLLIN), PollFd::new(target, sys::POLLIN)];
+        // Who is quiet for long, or whose poll fails, waits where the idle limit is kept.
+        let quiet = limits.idle.unwrap_or(FIRST_QUIET).min(FIRST_QUIET);
+        if !matches!(sys::poll(&mut fds, Some(quiet)), Ok(1..)) {
+            break;
+        }
+        let ready = fds.map(|fd| fd.has(!0));
+        for (way, ready) in [up, down].into_iter().zip(ready) {
+            if !ready {
+                continue;
+            }
+            let len = match way.received(way.shared.leg(way.from).read(octets)) {
+                Ok(len) => len.unwrap_or_default(),
+                Err(stop) => return First::Ended(way.from, stop),
+            };
+            if let Some(first) = way.pass_now(octets.get(..len).unwrap_or_default()) {
+                return first;
+            }
+            if len == octets.len() {
+                return First::More(way.from, Vec::new());
+            }
+        }
+    }
+    First::More(Side::Client, Vec::new())
+}
+
 /// One direction of a relay.
-struct Direction<'a> {
-    shared: &'a Shared,
+struct Direction {
+    shared: Arc<Shared>,
     from: Side,
 }
 
 /// Why a direction stopped copying.
 enum Stop {
-    /// End of input, carried to the other side.
+    /// End of input, to be carried to the other side.
     EndOfInput,
     /// An error of one side.
     Failed(Side, io::Error),
@@ -408,92 +609,186 @@ enum Stop {
     Idle,
 }
 
-impl Direction<'_> {
-    fn to(&self) -> Side {
-        match self.from {
-            Side::Client => Side::Target,
-            Side::Target => Side::Client,
+/// Ends a relay one of whose directions panics.
+struct Guard<'a>(&'a Shared);
+
+impl Drop for Guard<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.0.abort(End::Internal);
         }
     }
+}
 
-    fn run(&self, leftover: &[u8]) {
-        let shared = self.shared;
-        let ended = Ended(shared);
-        let stop = self.copy(leftover);
-        drop(ended);
+impl Direction {
+    fn to(&self) -> Side {
+        self.from.other()
+    }
+
+    /// Copies to the end, first what is `unsent`; returns as [`Direction::end`].
+    fn run(self, unsent: &[u8], octets: &mut [u8]) -> Option<Watcher> {
+        let guard = Guard(&self.shared);
+        let mut portions = unsent.chunks(self.portion(BUFFER));
+        let passed = portions.try_for_each(|octets| self.pass(octets));
+        let Err(stop) = passed.and_then(|()| self.copy(octets));
+        drop(guard);
+        self.end(stop)
+    }
+
+    /// Sees to what comes of the end of this direction. Who has done with it may have to watch.
+    fn end(&self, stop: Stop) -> Option<Watcher> {
+        let shared = &*self.shared;
+        let mut state = lock(&shared.state);
+        state.ended += 1;
+        if state.aborted {
+            shared.changed.notify_all();
+        }
         match stop {
             // Shut for reading by an abort, which has seen to everything.
-            Stop::EndOfInput if lock(&shared.state).aborted => {}
+            Stop::EndOfInput if state.aborted => {}
             Stop::EndOfInput => {
-                shared.note(End::Closed(self.from));
-                shared.touch(Duration::ZERO);
-                lock(&shared.state).shut.push(self.to());
-                // Fails where the other side is gone already, which its own direction will tell.
-                let _ = shared.leg(self.to()).shutdown(Shutdown::Write);
-                self.linger();
+                state.end.get_or_insert(End::Closed(self.from));
+                // The end of the second direction is told by closing.
+                if state.ended < 2 {
+                    state.shut = Some(self.to());
+                    drop(state);
+                    shared.touch(Duration::ZERO);
+                    // Fails where the other side is gone already, which its own direction will tell.
+                    let _ = shared.leg(self.to()).shutdown(Shutdown::Write);
+                    return shared.relays.linger(Arc::downgrade(&self.shared), self.from);
+                }
             }
-            Stop::Idle => shared.abort(End::Idle),
-            Stop::Failed(side, error) => shared.abort(match error.kind() {
-                io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => End::Reset(side),
-                _ => End::Lost(side),
-            }),
+            Stop::Idle => {
+                drop(state);
+                shared.abort(End::Idle);
+            }
+            Stop::Failed(side, error) => {
+                drop(state);
+                shared.abort(match error.kind() {
+                    io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => End::Reset(side),
+                    _ => End::Lost(side),
+                });
+            }
+        }
+        None
+    }
+
+    /// Writes what can be written at once, and tells if that is not all.
+    fn pass_now(&self, octets: &[u8]) -> Option<First> {
+        if octets.is_empty() {
+            return None;
+        }
+        let result = sys::send_dontwait(self.shared.leg(self.to()), octets);
+        let sent = if is_quiet(&result) { Ok(0) } else { self.sent(result) };
+        match sent {
+            Ok(len) if len == octets.len() => None,
+            Ok(len) => Some(First::More(self.from, octets.get(len..).unwrap_or_default().to_vec())),
+            Err(stop) => Some(First::Ended(self.from, stop)),
         }
     }
 
-    /// After this direction has ended, watches that the other one does not stay quiet for ever, and
-    /// that the side that has closed is still there: nobody reads from it any more.
-    fn linger(&self) {
-        let shared = self.shared;
-        let mut state = lock(&shared.state);
-        while state.ended < 2 && !state.aborted {
-            let Some(left) = shared.left(shared.limits.linger) else {
-                drop(state);
-                return shared.abort(End::Linger);
-            };
-            if self.is_reset(&state) {
-                drop(state);
-                return shared.abort(End::Reset(self.from));
-            }
-            (state, _) = shared
-                .changed
-                .wait_timeout(state, left.min(LOOK_EVERY))
-                .unwrap_or_else(PoisonError::into_inner);
-        }
-    }
-
-    fn copy(&self, leftover: &[u8]) -> Stop {
+    /// Octets to pass at a time.
+    fn portion(&self, max: usize) -> usize {
         let rates = self.shared.limits.rates.iter();
-        let portion = rates.map(|rate| rate.portion()).fold(BUFFER, usize::min);
-        for octets in leftover.chunks(portion) {
-            if let Err(stop) = self.pass(octets) {
-                return stop;
+        rates.map(|rate| rate.portion()).fold(max, usize::min)
+    }
+
+    /// Copies through `octets`, small enough to be held while nothing comes. Once that is filled
+    /// there may be more to come.
+    fn copy(&self, octets: &mut [u8]) -> Result<Infallible, Stop> {
+        let mut from = self.shared.leg(self.from);
+        let portion = self.portion(octets.len());
+        let octets = octets.get_mut(..portion).unwrap_or_default();
+        loop {
+            let Some(len) = self.received(from.read(octets))? else { continue };
+            self.pass(octets.get(..len).unwrap_or_default())?;
+            if len == SMALL {
+                // While it is busy, time-outs mean that it goes quiet.
+                let _ = from.set_read_timeout(Some(QUIET));
+                self.copy_much()?;
+                let idle = self.shared.limits.idle;
+                let left = idle.map(|idle| self.shared.left(idle).ok_or(Stop::Idle)).transpose()?;
+                let _ = from.set_read_timeout(left);
             }
         }
+    }
+
+    /// Passes on what comes, much at a time, until it goes quiet.
+    fn copy_much(&self) -> Result<(), Stop> {
+        let pool = &self.shared.relays.pool;
+        let mut buffer = pool.buffer();
+        let copied = self.copy_through(&mut buffer);
+        pool.keep_buffer(buffer);
+        match copied? {
+            Some(mut pipe) => {
+                let spliced = self.splice(&mut pipe);
+                pool.keep_pipe(pipe);
+                spliced
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Copies through `buffer` until it goes quiet, or until so much has come that a pipe is better.
+    fn copy_through(&self, buffer: &mut [u8]) -> Result<Option<Pipe>, Stop> {
         let mut from = self.shared.leg(self.from);
-        let mut buffer = vec![0; portion];
+        let portion = self.portion(buffer.len());
+        let octets = buffer.get_mut(..portion).unwrap_or_default();
+        let mut passed = 0;
         loop {
-            match from.read(&mut buffer) {
-                Ok(0) if self.is_reset(&lock(&self.shared.state)) => {
-                    return Stop::Failed(self.from, io::ErrorKind::ConnectionReset.into());
+            let result = from.read(octets);
+            if is_quiet(&result) {
+                return Ok(None);
+            }
+            let Some(len) = self.received(result)? else { continue };
+            let begun = Instant::now();
+            self.pass(octets.get(..len).unwrap_or_default())?;
+            // Whoever takes octets slowly would only keep a pipe from others.
+            passed = if begun.elapsed() < QUIET { passed + len } else { 0 };
+            if passed >= BULK && self.shared.limits.rates.is_empty() {
+                match self.shared.relays.pool.pipe() {
+                    Some(pipe) => return Ok(Some(pipe)),
+                    // Another one may be done with its own by then.
+                    None => passed = 0,
                 }
-                Ok(0) => return Stop::EndOfInput,
-                Ok(len) => {
-                    if let Err(stop) = self.pass(buffer.get(..len).unwrap_or_default()) {
-                        return stop;
-                    }
+            }
+        }
+    }
+
+    /// Moves octets through `pipe` until it goes quiet, or whoever is to take them slow.
+    fn splice(&self, pipe: &mut Pipe) -> Result<(), Stop> {
+        let (from, to) = (self.shared.leg(self.from), self.shared.leg(self.to()));
+        // Until all that is held has been taken nothing tells the other direction that any has.
+        let max = if self.shared.limits.idle.is_some() { BUFFER } else { PIPE };
+        loop {
+            let result = pipe.fill(from, max);
+            match result.as_ref().map_err(io::Error::kind) {
+                // No octets are the end of input, or an urgent one comes next: read(2) knows.
+                Ok(0) | Err(io::ErrorKind::WouldBlock) => return Ok(()),
+                Err(
+                    io::ErrorKind::InvalidInput
+                    | io::ErrorKind::PermissionDenied
+                    | io::ErrorKind::Unsupported,
+                ) => {
+                    self.shared.relays.pool.give_up_splice();
+                    return Ok(());
                 }
-                Err(error) => {
-                    if let Some(stop) = self.failed(self.from, error) {
-                        return stop;
-                    }
-                }
+                _ => {}
+            }
+            self.received(result)?;
+            let begun = Instant::now();
+            while pipe.held() > 0 {
+                self.sent(pipe.drain(to))?;
+            }
+            if begun.elapsed() >= QUIET {
+                return Ok(());
             }
         }
     }
 
     /// Writes `octets` as soon as the rates let them pass.
-    fn pass(&self, octets: &[u8]) -> Result<(), Stop> {
-        let shared = self.shared;
+    fn pass(&self, mut octets: &[u8]) -> Result<(), Stop> {
+        let shared = &*self.shared;
         let charge = |rate: &Arc<Rate>| rate.charge(self.from, octets.len(), Instant::now());
         let wait = shared.limits.rates.iter().map(charge).max().unwrap_or_default();
         if !wait.is_zero() {
@@ -507,30 +802,40 @@ impl Direction<'_> {
                 return Err(Stop::EndOfInput);
             }
         }
-        self.write(octets)
+        let mut to = shared.leg(self.to());
+        while !octets.is_empty() {
+            let len = self.sent(to.write(octets))?;
+            octets = octets.get(len..).unwrap_or_default();
+        }
+        Ok(())
     }
 
-    fn write(&self, mut octets: &[u8]) -> Result<(), Stop> {
-        let mut to = self.shared.leg(self.to());
+    /// Counts what was written, and returns how many octets that were.
+    fn sent(&self, result: io::Result<usize>) -> Result<usize, Stop> {
         let counter = match self.from {
             Side::Client => &self.shared.traffic.up,
             Side::Target => &self.shared.traffic.down,
         };
-        while !octets.is_empty() {
-            match to.write(octets) {
-                Ok(len) => {
-                    octets = octets.get(len..).unwrap_or_default();
-                    counter.fetch_add(u64::try_from(len).unwrap_or(0), Ordering::Relaxed);
-                    self.shared.touch(Duration::ZERO);
-                }
-                Err(error) => {
-                    if let Some(stop) = self.failed(self.to(), error) {
-                        return Err(stop);
-                    }
-                }
+        match result {
+            Ok(len) => {
+                counter.fetch_add(u64::try_from(len).unwrap_or(0), Ordering::Relaxed);
+                self.shared.touch(Duration::ZERO);
+                Ok(len)
             }
+            Err(error) => self.failed(self.to(), error).map_or(Ok(0), Err),
         }
-        Ok(())
+    }
+
+    /// How many octets were read, if there were any.
+    fn received(&self, result: io::Result<usize>) -> Result<Option<usize>, Stop> {
+        match result {
+            Ok(0) if self.shared.is_reset(self.from) => {
+                Err(Stop::Failed(self.from, io::ErrorKind::ConnectionReset.into()))
+            }
+            Ok(0) => Err(Stop::EndOfInput),
+            Ok(len) => Ok(Some(len)),
+            Err(error) => self.failed(self.from, error).map_or(Ok(None), Err),
+        }
     }
 
     /// Tells whether an error of `side` ends this direction. After a time-out with part of the idle
@@ -551,15 +856,11 @@ impl Direction<'_> {
             _ => Some(Stop::Failed(side, error)),
         }
     }
+}
 
-    /// Whether the side that is read from is gone: its socket is closed though this server has not
-    /// ended its output. The error may have been given to the other direction, so that this one
-    /// saw a mere end of input.
-    fn is_reset(&self, state: &State) -> bool {
-        !state.aborted
-            && !state.shut.contains(&self.from)
-            && sys::is_tcp_closed(self.shared.leg(self.from)).unwrap_or(false)
-    }
+/// Whether nothing came in time.
+fn is_quiet(result: &io::Result<usize>) -> bool {
+    result.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
 }
 
 #[cfg(test)]
@@ -568,6 +869,7 @@ mod tests {
     use crate::threads::Threads;
     use std::net::TcpListener;
     use std::num::NonZeroU64;
+    use std::sync::mpsc;
     use std::thread::JoinHandle;
 
     /// Far longer than anything here may take.
@@ -612,11 +914,19 @@ mod tests {
 
     fn tunnel_with(leftover: &'static [u8], limits: Limits, stopper: Stopper) -> Tunnel {
         let ((client, near), (target, far)) = (pair(), pair());
-        let traffic = Arc::<Traffic>::default();
-        let helper = Threads::default().reserve().unwrap();
+        let (traffic, threads) = (Arc::<Traffic>::default(), Threads::default());
+        let helper = threads.reserve().unwrap();
         let end = thread::spawn({
             let (traffic, stopper) = (Arc::clone(&traffic), stopper.clone());
-            move || run(near, leftover, far, helper, limits, &traffic, &stopper)
+            let (client, leftover, target) = (near, leftover.to_vec(), far);
+            let (tx, rx) = mpsc::channel();
+            let done = Box::new(move |end| tx.send(end).unwrap());
+            let tunnel =
+                super::Tunnel { client, leftover, target, helper, limits, traffic, stopper, done };
+            move || {
+                Relays::new(2).run(tunnel);
+                rx.recv().unwrap()
+            }
         });
         Tunnel { client, target, traffic, stopper, end }
     }
@@ -696,7 +1006,11 @@ mod tests {
         for half_closed in [false, true] {
             let limit = Duration::from_millis(300);
             let mut limits = limits(&[&rate(1)]);
-            (limits.idle, limits.linger) = (Some(limit), limit);
+            if half_closed {
+                limits.linger = limit;
+            } else {
+                limits.idle = Some(limit);
+            }
             let mut session = tunnel(b"", limits);
             if half_closed {
                 session.target.shutdown(Shutdown::Write).unwrap();

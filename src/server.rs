@@ -50,19 +50,24 @@ const SPARE_DESCRIPTORS: u64 = 64;
 /// be few, and an accept loop that runs out refuses instead of ending.
 const SESSION_DESCRIPTORS: u64 = 2;
 
+/// Descriptors of a pipe.
+const PIPE_DESCRIPTORS: u64 = 2;
+
 /// Raises the limit on open descriptors to what `caps` need and returns the caps that can be kept.
 ///
 /// # Errors
 /// As getrlimit(2).
-pub fn fit(mut caps: Caps) -> io::Result<Caps> {
+pub fn fit(mut caps: Caps, pipes: u64) -> io::Result<(Caps, u64)> {
     let (soft, hard) = sys::getrlimit_nofile()?;
-    let needed = |sessions: u64| sessions * SESSION_DESCRIPTORS * 2 + SPARE_DESCRIPTORS;
-    let wanted = needed(caps.sessions).min(hard);
+    let others = SPARE_DESCRIPTORS + pipes * PIPE_DESCRIPTORS;
+    let wanted = (caps.sessions * SESSION_DESCRIPTORS * 2 + others).min(hard);
     let soft =
         if soft < wanted && sys::setrlimit_nofile(wanted, hard).is_ok() { wanted } else { soft };
-    let kept = soft.saturating_sub(SPARE_DESCRIPTORS) / SESSION_DESCRIPTORS;
+    let pipes = pipes.min(soft / 8 / PIPE_DESCRIPTORS);
+    let others = SPARE_DESCRIPTORS + pipes * PIPE_DESCRIPTORS;
+    let kept = soft.saturating_sub(others) / SESSION_DESCRIPTORS;
     caps.sessions = kept.clamp(1, caps.sessions);
-    Ok(caps)
+    Ok((caps, pipes))
 }
 
 /// What happens while the server runs.
@@ -352,7 +357,7 @@ impl Door {
         if !is_balancer && self.service.shuts_out(ip) {
             return self.refuse(addr, Refusal::AuthPenalty, None);
         }
-        let mut seated = match Sessions::admit(sessions, Some(ip).filter(|_| !is_balancer)) {
+        let seated = match Sessions::admit(sessions, Some(ip).filter(|_| !is_balancer)) {
             Ok((slot, half_open)) => Seated { slot, half_open: Some(half_open) },
             Err(refusal) => return self.refuse(addr, refusal, None),
         };
@@ -361,10 +366,7 @@ impl Door {
             Err(error) => return self.refuse(addr, Refusal::Threads, Some(error)),
         };
         let service = Arc::clone(&self.service);
-        thread.run(move || {
-            session::run(&service, stream, addr, &mut seated);
-            drop(seated);
-        });
+        thread.run(move || session::run(&service, stream, addr, seated));
     }
 
     fn refuse(&self, client: Option<SocketAddr>, refusal: Refusal, error: Option<io::Error>) {

@@ -25,7 +25,7 @@ use crate::policy::rules::{Ident, Logging, Place, Rule};
 use crate::policy::{Asker, Current, Policy};
 use crate::relay::rate::Rate;
 use crate::relay::udp::{Sockets, Terms};
-use crate::relay::{self, End, Limits, Stopper, Traffic};
+use crate::relay::{self, End, Limits, Relays, Side, Stopper, Traffic, Tunnel};
 use crate::session::live::{Grant, Live};
 use crate::stats::Words;
 use crate::sys::{self, PollFd};
@@ -55,13 +55,15 @@ pub struct Service {
     /// Who has failed to authenticate of late.
     pub penalties: Penalties,
     /// The sessions under way.
-    pub live: Live,
+    pub live: Arc<Live>,
     /// Whether sessions that a new policy would not grant end with the old one.
     pub strict_reload: bool,
     /// What commands work with.
     pub means: Means,
     /// Threads for sessions and their second direction.
     pub threads: Threads,
+    /// What relays share.
+    pub relays: Relays,
     /// Where the lines go.
     pub log: Log,
     /// Whether SOCKS 4A is spoken beside SOCKS 4.
@@ -126,27 +128,36 @@ pub trait Seat {
     fn handshake_is_over(&mut self);
 }
 
-/// Serves one client that has just been accepted, to the end, and logs it.
+/// Serves one client that has just been accepted, to the end, and logs it. Its last octets may be
+/// relayed by another thread after this returns; then `seat` is given up there.
 /// `stream` may also be a UNIX stream socket, whose `client` has no address. Closes `stream`.
-pub fn run(service: &Service, stream: TcpStream, client: Option<SocketAddr>, seat: &mut impl Seat) {
-    let mut record = Record::new(seat.number(), client);
+pub fn run(
+    service: &Arc<Service>,
+    stream: TcpStream,
+    client: Option<SocketAddr>,
+    seat: impl Seat + Send + 'static,
+) {
+    if let Some(tunnel) = open(service, stream, client, seat) {
+        service.relays.run(tunnel);
+    }
+}
+
+/// Does all that comes before the relaying of octets; that too where there will be none.
+// Its frames need not stay while octets are relayed.
+#[inline(never)]
+fn open(
+    service: &Arc<Service>,
+    stream: TcpStream,
+    client: Option<SocketAddr>,
+    mut seat: impl Seat + Send + 'static,
+) -> Option<Tunnel> {
+    let mut record = Box::new(Record::new(seat.number(), client));
     let session = Session { service, client, reached: None, record: &mut record };
-    let granted = session.serve(stream, seat);
-    let record = Arc::new(record);
-    let ended = granted.map(|(granted, intake)| relay(service, &record, granted, intake));
-    let reason = match &ended {
-        Ok(end) => end.word(),
-        Err(Stop::Gone) => "client",
-        Err(Stop::Ended) => End::Stopped.word(),
-        Err(Stop::Refused { reason, .. }) => reason,
-    };
-    service.means.stats.ended.add(record.words(reason));
-    match ended {
-        Ok(_) | Err(Stop::Gone | Stop::Ended) => {
-            record.write(&service.log, "close", Level::Normal, reason, None);
-        }
-        Err(Stop::Refused { level, error, .. }) => {
-            record.write(&service.log, "refuse", level, reason, Some(&error));
+    match session.serve(stream, &mut seat) {
+        Ok((granted, intake)) => relay(service, record, granted, intake, seat),
+        Err(stop) => {
+            record.end(service, &stop);
+            None
         }
     }
 }
@@ -217,11 +228,12 @@ impl Record {
 
     /// Adds what there is to count.
     fn counted(&self, line: Line) -> Line {
+        let time = self.begun.elapsed();
         line.field("reply", self.reply.map_or_else(|| "-".into(), |code| format!("{code:02x}")))
             .field("up", self.traffic.up.load(Ordering::Relaxed))
             .field("down", self.traffic.down.load(Ordering::Relaxed))
             .field("dropped", self.traffic.dropped().map(|(_, count)| count).sum::<u64>())
-            .field("seconds", format_args!("{:.3}", self.begun.elapsed().as_secs_f64()))
+            .field("seconds", format_args!("{}.{:03}", time.as_secs(), time.subsec_millis()))
     }
 
     /// Notes the rule that decided, if one did.
@@ -239,6 +251,21 @@ impl Record {
         };
         if log.wants(level) {
             log.write(level, self.line(event));
+        }
+    }
+
+    /// Counts and logs that the session has ended.
+    fn end(&self, service: &Service, stop: &Stop) {
+        let count = |reason| service.means.stats.ended.add(self.words(reason));
+        match stop {
+            Stop::Ended(end) => {
+                count(end.word());
+                self.write(&service.log, "close", Level::Normal, end.word(), None);
+            }
+            Stop::Refused { level, reason, error } => {
+                count(reason);
+                self.write(&service.log, "refuse", *level, reason, Some(error));
+            }
         }
     }
 
@@ -266,15 +293,16 @@ impl Record {
 
 /// Why a session ended before its relay.
 enum Stop {
-    /// The client left.
-    Gone,
-    /// The server ended it.
-    Ended,
+    /// It came to this end.
+    Ended(End),
     /// This server refused it.
     Refused { level: Level, reason: &'static str, error: String },
 }
 
 impl Stop {
+    /// The client left.
+    const GONE: Self = Self::Ended(End::Closed(Side::Client));
+
     fn refused(reason: &'static str, error: impl Display) -> Self {
         Self::Refused { level: Level::Normal, reason, error: error.to_string() }
     }
@@ -282,7 +310,7 @@ impl Stop {
 
 /// What is left to do once a request is granted.
 enum Work {
-    /// Relay octets with the target; the thread copies the direction from it.
+    /// Relay octets with the target; the thread copies one of the directions, if it is needed.
     Tunnel(TcpStream, Reserved),
     /// Relay datagrams.
     Association(Sockets),
@@ -298,7 +326,7 @@ struct Granted {
     /// The idle limit of the rule that admits it, if that has one.
     idle: Option<Duration>,
     /// Its place among the sessions of its user and of the rule.
-    _slot: Slot,
+    slot: Slot,
 }
 
 /// What the handshake comes to.
@@ -327,8 +355,7 @@ impl<'a> Session<'a, '_> {
         mut self,
         stream: TcpStream,
         seat: &mut impl Seat,
-    ) -> Result<(Granted, Intake<'a>), Stop> {
-        relay::prepare(&stream);
+    ) -> Result<(Box<Granted>, Intake<'a>), Stop> {
         let deadline = self.record.begun + self.service.handshake_timeout;
         let mut intake = Intake::new(stream, deadline, self.service.live.ended());
         if self.service.is_balancer(self.ip()) {
@@ -373,6 +400,7 @@ impl<'a> Session<'a, '_> {
     }
 
     /// SOCKS 4 and 4A: the request is all there is.
+    #[inline(never)]
     fn handshake4(&mut self, intake: &mut Intake<'_>) -> Result<Agreed, Stop> {
         self.record.version = Some(Version::V4);
         let allow_4a = self.service.allow_4a;
@@ -391,6 +419,7 @@ impl<'a> Session<'a, '_> {
     }
 
     /// SOCKS 5: greeting, perhaps a password, request (RFC 1928 sections 3 and 4).
+    #[inline(never)]
     fn handshake5(&mut self, intake: &mut Intake<'_>) -> Result<Agreed, Stop> {
         self.record.version = Some(Version::V5);
         let offered = intake.decode(socks5::decode_greeting)?;
@@ -481,12 +510,13 @@ impl<'a> Session<'a, '_> {
     }
 
     /// Carries out the request and replies.
-    fn carry_out(&mut self, agreed: Agreed, intake: &mut Intake<'_>) -> Result<Granted, Stop> {
+    fn carry_out(&mut self, agreed: Agreed, intake: &mut Intake<'_>) -> Result<Box<Granted>, Stop> {
         let version = agreed.request.version;
         self.grant(agreed, intake).map_err(|failure| self.refuse(version, &failure, intake))
     }
 
-    fn grant(&mut self, agreed: Agreed, intake: &mut Intake<'_>) -> Result<Granted, Failure> {
+    #[inline(never)]
+    fn grant(&mut self, agreed: Agreed, intake: &mut Intake<'_>) -> Result<Box<Granted>, Failure> {
         let Agreed { policy, user, request } = agreed;
         let Request { version, command, dst, userid } = request;
         let Service { means, threads, log, .. } = self.service;
@@ -551,7 +581,6 @@ impl<'a> Session<'a, '_> {
             let Opened { target, peer, bnd, admission } = opened;
             self.record.peer = Some(peer);
             self.record.decided_by(Some(&admission.rule));
-            relay::prepare(&target);
             self.granted(version, bnd, intake)?;
             self.record.tell(log, "connect");
             (Work::Tunnel(target, helper), Some((dst, peer.ip())), admission)
@@ -559,7 +588,7 @@ impl<'a> Session<'a, '_> {
         // Neither policy nor rule outlives this: they hold lists, which a reload is to set free.
         let Admission { rule, slot } = admission;
         let (rates, idle) = (means.caps.rates(&asker, &rule), rule.settings.idle);
-        Ok(Granted { asker, target, work, rates, idle, _slot: slot })
+        Ok(Box::new(Granted { asker, target, work, rates, idle, slot }))
     }
 
     /// Finds out who the client is by its host's word.
@@ -630,10 +659,11 @@ impl<'a> Session<'a, '_> {
         sent.map_err(|_| Failure::ClientGone)
     }
 
+    #[inline(never)]
     fn refuse(&mut self, version: Version, failure: &Failure, intake: &mut Intake<'_>) -> Stop {
         let bnd = match failure {
-            Failure::ClientGone => return Stop::Gone,
-            Failure::Stopped => return Stop::Ended,
+            Failure::ClientGone => return Stop::GONE,
+            Failure::Stopped => return Stop::Ended(End::Stopped),
             Failure::WrongPeer(peer, denial) => {
                 self.record.peer = Some(*peer);
                 if let Some(denial) = denial {
@@ -668,23 +698,31 @@ impl<'a> Session<'a, '_> {
     /// Writes a whole message. All that is ever written before the relay fits into the send buffer
     /// of a new connection, so this does not wait.
     fn send(&self, intake: &mut Intake<'_>, message: &[u8]) -> Result<(), Stop> {
-        intake.stream.write_all(message).map_err(|_| Stop::Gone)
+        intake.stream.write_all(message).map_err(|_| Stop::GONE)
     }
 }
 
-/// Relays until the session ends.
-fn relay(service: &Service, record: &Arc<Record>, granted: Granted, intake: Intake<'_>) -> End {
-    let Service { means, live, policy, linger, .. } = service;
-    let Granted { asker, target, work, rates, idle, _slot } = granted;
+/// Relays datagrams until the session ends, and logs that; returns what is left to do for octets.
+#[inline(never)]
+fn relay(
+    service: &Arc<Service>,
+    record: Box<Record>,
+    granted: Box<Granted>,
+    intake: Intake<'_>,
+    seat: impl Seat + Send + 'static,
+) -> Option<Tunnel> {
+    let Service { means, live, policy, linger, .. } = &**service;
+    let Granted { asker, target, work, rates, idle, slot } = *granted;
     let idle = |default: Option<Duration>| match idle {
         Some(idle) => Some(idle).filter(|idle| !idle.is_zero()),
         None => default,
     };
     let stopper = Stopper::default();
+    let record: Arc<Record> = Arc::from(record);
     let grant = Grant {
         asker: asker.clone(),
         target,
-        record: Arc::clone(record),
+        record: Arc::clone(&record),
         stopper: stopper.clone(),
     };
     let entered = live.enter(record.number, grant);
@@ -693,11 +731,20 @@ fn relay(service: &Service, record: &Arc<Record>, granted: Granted, intake: Inta
         entered.check(&policy.get());
     }
     let (client, leftover) = intake.into_tunnel();
-    let traffic = &record.traffic;
+    let traffic = Arc::clone(&record.traffic);
+    let done = {
+        let service = Arc::clone(service);
+        move |end| {
+            drop((entered, slot));
+            record.end(&service, &Stop::Ended(end));
+            drop(seat);
+        }
+    };
     match work {
         Work::Tunnel(target, helper) => {
             let limits = Limits { idle: idle(service.idle), linger: *linger, rates };
-            relay::run(client, &leftover, target, helper, limits, traffic, &stopper)
+            let done = Box::new(done);
+            Some(Tunnel { client, leftover, target, helper, limits, traffic, stopper, done })
         }
         Work::Association(sockets) => {
             let terms = Terms {
@@ -709,7 +756,8 @@ fn relay(service: &Service, record: &Arc<Record>, granted: Granted, intake: Inta
                 idle: idle(service.udp_idle),
                 rates,
             };
-            relay::udp::run(client, sockets, terms, traffic, &stopper)
+            done(relay::udp::run(client, sockets, terms, &traffic, &stopper));
+            None
         }
     }
 }
@@ -787,7 +835,7 @@ impl<'a> Intake<'a> {
         let mut buffer = [0; HANDSHAKE_MAX];
         let len = match self.wait_and_read(&mut buffer, self.deadline)? {
             Some(Ok(len @ 1..)) => len,
-            Some(_) => return Err(Stop::Gone),
+            Some(_) => return Err(Stop::GONE),
             None => return Err(Stop::refused("timeout", "no complete request in time")),
         };
         self.octets.extend_from_slice(buffer.get(..len).unwrap_or_default());
@@ -818,7 +866,7 @@ impl<'a> Intake<'a> {
             let [on_stream, on_ended] = fds.map(|fd| fd.has(!0));
             let result = match ready {
                 Ok(_) if on_stream => self.stream.read(buffer),
-                Ok(_) if on_ended => return Err(Stop::Ended),
+                Ok(_) if on_ended => return Err(Stop::Ended(End::Stopped)),
                 Ok(_) => continue,
                 Err(error) => Err(error),
             };

@@ -596,7 +596,7 @@ fn the_manual_has_the_events_of_the_source() {
     source.extend(literals(&files[2..3], "self.record.line(\""));
     source.extend(literals(&files[2..3], "self.record.tell(log, \""));
     source.extend(literals(&live, "record.line(\""));
-    source.extend(literals(&files[2..3], "record.write(&service.log, \""));
+    source.extend(literals(&files[2..3], "self.write(&service.log, \""));
     let manual: BTreeSet<String> = events().into_iter().map(|(event, _)| event).collect();
     assert_eq!(manual, source);
     // Nobody else writes lines.

@@ -278,8 +278,13 @@ fn timer(from: SocketAddr, to: SocketAddr) -> Option<String> {
 fn a_dead_peer_is_probed_for_after_a_minute_on_both_sides_of_a_session() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let server = Server::open(&[]);
-    let client = tunnel(&server, listener.local_addr().unwrap());
-    let (target, outward) = listener.accept().unwrap();
+    let mut client = tunnel(&server, listener.local_addr().unwrap());
+    let (mut target, outward) = listener.accept().unwrap();
+    // Beyond a short exchange.
+    for _ in 0..8 {
+        client.write_all(&[7]).unwrap();
+        assert_eq!(read(&mut target, 1), [7]);
+    }
     for (from, to) in
         [(server.addr, client.local_addr().unwrap()), (outward, target.local_addr().unwrap())]
     {

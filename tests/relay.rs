@@ -1,4 +1,5 @@
-//! The relay: every octet, every kind of ending.
+//! The relay: every octet, every kind of ending. tests/relay_copying.rs has all of this once more
+//! with `--no-splice`.
 #![allow(
     clippy::expect_used,
     clippy::indexing_slicing,
@@ -11,10 +12,18 @@ mod common;
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use common::*;
+
+/// A server that splices, unless this file is not a test program but a module of the other one.
+fn open(args: &[&str]) -> Server {
+    let copying = module_path!() != "relay";
+    Server::open(&[args, if copying { &["--no-splice"] } else { &[] }].concat())
+}
 
 /// A tunnel: the client's end, the target's end, and the server between them.
 fn through(server: &Server) -> (TcpStream, TcpStream) {
@@ -28,19 +37,22 @@ fn through(server: &Server) -> (TcpStream, TcpStream) {
 /// A stream of octets that holds every value and does not repeat soon.
 fn stream(len: usize) -> Vec<u8> {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    (0..len)
-        .map(|_| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            state.to_le_bytes()[3]
-        })
-        .collect()
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()[3]
+    };
+    let mut octets: Vec<u8> = (0..len.min(1_000_003)).map(|_| next()).collect();
+    while octets.len() < len {
+        octets.extend_from_within(..octets.len().min(len - octets.len()));
+    }
+    octets
 }
 
 #[test]
 fn v4_02_large_streams_pass_both_ways_at_once_unchanged() {
-    let server = Server::open(&[]);
+    let server = open(&[]);
     let (client, target) = through(&server);
     let (up, down) = (stream(20_000_000), stream(30_000_000));
     thread::scope(|scope| {
@@ -59,7 +71,7 @@ fn v4_02_large_streams_pass_both_ways_at_once_unchanged() {
 
 #[test]
 fn real_04_a_half_close_of_the_client_is_carried_and_the_answer_still_comes() {
-    let server = Server::open(&[]);
+    let server = open(&[]);
     let (mut client, mut target) = through(&server);
     client.write_all(b"question").unwrap();
     client.shutdown(Shutdown::Write).unwrap();
@@ -73,7 +85,7 @@ fn real_04_a_half_close_of_the_client_is_carried_and_the_answer_still_comes() {
 
 #[test]
 fn real_05_a_half_close_of_the_target_is_carried_and_more_can_be_sent() {
-    let server = Server::open(&[]);
+    let server = open(&[]);
     let (mut client, mut target) = through(&server);
     target.write_all(b"greeting").unwrap();
     target.shutdown(Shutdown::Write).unwrap();
@@ -87,7 +99,7 @@ fn real_05_a_half_close_of_the_target_is_carried_and_more_can_be_sent() {
 
 #[test]
 fn real_06_what_was_sent_before_a_close_arrives_whole_at_a_slow_reader() {
-    let server = Server::open(&[]);
+    let server = open(&[]);
     let sent = stream(3_000_000);
     for up in [true, false] {
         let (client, target) = through(&server);
@@ -113,7 +125,7 @@ fn real_06_what_was_sent_before_a_close_arrives_whole_at_a_slow_reader() {
 
 #[test]
 fn real_07_a_reset_of_one_side_is_a_reset_of_the_other() {
-    let server = Server::open(&[]);
+    let server = open(&[]);
     for reset_client in [true, false] {
         for busy in [false, true] {
             let (client, target) = through(&server);
@@ -140,7 +152,7 @@ fn real_07_a_reset_of_one_side_is_a_reset_of_the_other() {
 #[test]
 fn real_07_a_reset_behind_a_half_close_reaches_a_quiet_other_side() {
     // Far longer than this may take.
-    let server = Server::open(&["--linger-timeout", "60"]);
+    let server = open(&["--linger-timeout", "60"]);
     for by_client in [true, false] {
         let (client, target) = through(&server);
         let (from, mut to) = if by_client { (client, target) } else { (target, client) };
@@ -159,7 +171,7 @@ fn real_07_a_reset_behind_a_half_close_reaches_a_quiet_other_side() {
 
 #[test]
 fn a_reset_after_the_grant_puts_no_reply_into_the_tunnel() {
-    let server = Server::open(&[]);
+    let server = open(&[]);
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let addr = listener.local_addr().unwrap();
     for data in [&b""[..], b"only this"] {
@@ -198,7 +210,7 @@ fn a_reset_after_the_grant_puts_no_reply_into_the_tunnel() {
 
 #[test]
 fn a_reset_ends_a_session_whose_other_side_takes_nothing() {
-    let server = Server::open(&[]);
+    let server = open(&[]);
     let (mut client, mut target) = through(&server);
     // Fills every buffer on the way to the target, so that a thread sits in a write.
     client.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
@@ -214,14 +226,8 @@ fn a_reset_ends_a_session_whose_other_side_takes_nothing() {
 
 #[test]
 fn real_08_a_silent_session_outlives_every_time_limit_of_its_beginning() {
-    let server = Server::open(&[
-        "--handshake-timeout",
-        "1",
-        "--connect-timeout",
-        "1",
-        "--resolve-timeout",
-        "1",
-    ]);
+    let server =
+        open(&["--handshake-timeout", "1", "--connect-timeout", "1", "--resolve-timeout", "1"]);
     let (mut client, mut target) = through(&server);
     thread::sleep(Duration::from_millis(2_500));
     client.write_all(b"still").unwrap();
@@ -232,7 +238,7 @@ fn real_08_a_silent_session_outlives_every_time_limit_of_its_beginning() {
 
 #[test]
 fn an_idle_session_ends_at_the_limit_and_traffic_either_way_puts_it_off() {
-    let server = Server::open(&["--idle-timeout", "1"]);
+    let server = open(&["--idle-timeout", "1"]);
     let (mut client, mut target) = through(&server);
     let begun = Instant::now();
     for _ in 0..4 {
@@ -252,7 +258,7 @@ fn an_idle_session_ends_at_the_limit_and_traffic_either_way_puts_it_off() {
 
 #[test]
 fn a_session_that_is_stuck_in_a_write_ends_at_the_idle_limit_too() {
-    let server = Server::open(&["--idle-timeout", "1"]);
+    let server = open(&["--idle-timeout", "1"]);
     let (mut client, _target) = through(&server);
     client.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
     while client.write(&[1; 65_536]).is_ok() {}
@@ -261,7 +267,7 @@ fn a_session_that_is_stuck_in_a_write_ends_at_the_idle_limit_too() {
 
 #[test]
 fn a_half_closed_session_without_traffic_ends_at_the_linger_limit() {
-    let server = Server::open(&["--linger-timeout", "1"]);
+    let server = open(&["--linger-timeout", "1"]);
     for by_client in [true, false] {
         let (client, target) = through(&server);
         // The limit counts from the half-close, not from the last octet.
@@ -285,7 +291,7 @@ fn a_half_closed_session_without_traffic_ends_at_the_linger_limit() {
 #[test]
 fn small_pieces_leave_at_once_both_ways() {
     const ROUNDS: u32 = 20;
-    let server = Server::open(&[]);
+    let server = open(&[]);
     for by_client in [true, false] {
         let (client, target) = through(&server);
         target.set_nodelay(true).unwrap();
@@ -302,5 +308,32 @@ fn small_pieces_leave_at_once_both_ways() {
         }
         let took = begun.elapsed();
         assert!(took < ROUNDS * Duration::from_millis(20), "{took:?}");
+    }
+}
+
+#[test]
+fn urgent_octets_pass_in_their_place_and_end_nothing() {
+    // As telnet's Synch and ftp's ABOR send them; the standard library cannot.
+    const SEND: &str = "
+import socket
+end = socket.socket(fileno=0)
+end.send(b'1', socket.MSG_OOB)
+for urgent in b'2', b'3':
+    end.sendall(bytes(8 << 20))
+    end.send(urgent, socket.MSG_OOB)
+end.sendall(bytes(100))
+end.shutdown(socket.SHUT_WR)
+";
+    let server = open(&[]);
+    let expected =
+        [&b"1"[..], &vec![0; 8 << 20], b"2", &vec![0; 8 << 20], b"3", &[0; 100]].concat();
+    for up in [true, false] {
+        let (client, target) = through(&server);
+        let (from, mut to) = if up { (client, target) } else { (target, client) };
+        let mut python = Command::new("python3");
+        let mut python = python.args(["-c", SEND]).stdin(OwnedFd::from(from)).spawn().unwrap();
+        let came = read_to_end(&mut to);
+        assert!(came == expected, "{} octets of {}", came.len(), expected.len());
+        assert!(python.wait().unwrap().success());
     }
 }

@@ -18,6 +18,7 @@ use crate::wire::{NO_ADDRESS, NO_ADDRESS6, unspecified};
 ///
 /// # Errors
 /// `Denied`, or whatever kept the sockets from being opened.
+#[inline(never)]
 pub fn open(
     means: &Means,
     asker: &Asker,

@@ -32,6 +32,7 @@ pub struct Bound {
 ///
 /// # Errors
 /// Whatever kept it from doing so.
+#[inline(never)]
 pub fn open(
     means: &Means,
     asker: &Asker,

@@ -14,6 +14,7 @@ use crate::wire::canonical;
 ///
 /// # Errors
 /// Whatever kept it from doing so.
+#[inline(never)]
 pub fn open(
     means: &Means,
     asker: &Asker,
@@ -50,13 +51,12 @@ pub fn open(
     let connected = dial::connect(&targets, begun + means.connect_timeout);
     means.stats.connect.observe(begun.elapsed());
     let (target, index) = connected?;
-    let peer = canonical(target.peer_addr()?);
     let bnd = canonical(target.local_addr()?);
-    let admits = |admission: &Admission| {
-        rules.get(index).is_some_and(|rule| Arc::ptr_eq(rule, &admission.rule))
-    };
+    let chosen = targets.get(index).zip(rules.get(index));
+    let (asked, rule) = chosen.ok_or(Failure::Denied(Denial::NoRule))?;
+    let admits = |admission: &Admission| Arc::ptr_eq(&admission.rule, rule);
     let admission = admissions.into_iter().find(admits).ok_or(Failure::Denied(Denial::NoRule))?;
-    Ok(Opened { target, peer, bnd, admission })
+    Ok(Opened { target, peer: canonical(asked.addr), bnd, admission })
 }
 
 /// Whether a connection to `addr` would come back to this very server: a client could make it talk

@@ -74,6 +74,7 @@ pub struct Terms {
 /// Relays datagrams until `control`, the client's connection, ends, or the idle limit, or until
 /// `stopper` is told. Octets that come over `control` mean nothing and are read away. Returns with
 /// all sockets closed.
+#[inline(never)]
 pub fn run(
     control: TcpStream,
     sockets: Sockets,

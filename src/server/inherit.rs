@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::process;
 
+use crate::relay;
 use crate::server::listeners::{Client, Listener};
 use crate::sys;
 use crate::wire::canonical;
@@ -101,6 +102,7 @@ impl Inherited {
             Err(error) if error.kind() == io::ErrorKind::NotConnected => return Ok(()),
             Err(error) => return Err(failed(error)),
         };
+        relay::prepare(&stream);
         self.clients.push(Client { stream, addr });
         Ok(())
     }

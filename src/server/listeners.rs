@@ -11,6 +11,7 @@ use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::path::{Path, PathBuf};
 
 use crate::log::Escaped;
+use crate::relay;
 use crate::sys;
 use crate::wire::canonical;
 
@@ -122,6 +123,7 @@ fn open_tcp(addr: SocketAddr, all: &[Listen], reuse_port: bool) -> io::Result<Tc
     sys::listen(&fd, BACKLOG)?;
     let listener = TcpListener::from(fd);
     listener.set_nonblocking(false)?;
+    relay::prepare(&listener);
     Ok(listener)
 }
 
@@ -191,6 +193,10 @@ impl Listener {
         match &self.socket {
             Socket::Tcp(listener) => {
                 let (stream, addr) = listener.accept()?;
+                // What another process has too stays as that has set it.
+                if self.inherited {
+                    relay::prepare(&stream);
+                }
                 Ok(Client { stream, addr: Some(canonical(addr)) })
             }
             Socket::Unix(listener) => {

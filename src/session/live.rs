@@ -17,7 +17,6 @@ use crate::threads::lock;
 use crate::wire::{Destination, Version};
 
 /// What a session was granted.
-#[derive(Clone)]
 pub(super) struct Grant {
     /// To whom, and how it was asked for.
     pub(super) asker: Asker,
@@ -65,7 +64,7 @@ pub struct Live {
 
 #[derive(Default)]
 struct State {
-    grants: HashMap<u64, Grant>,
+    grants: HashMap<u64, Arc<Grant>>,
     /// What the sessions that are not among them any more have relayed.
     over: Traffic,
 }
@@ -88,18 +87,18 @@ impl Live {
 
     /// Puts in the grant of session `number`, which is taken out when what is returned is dropped.
     #[must_use]
-    pub(super) fn enter(&self, number: u64, grant: Grant) -> Entry<'_> {
+    pub(super) fn enter(self: &Arc<Self>, number: u64, grant: Grant) -> Entry {
         let stopper = grant.stopper.clone();
-        lock(&self.state).grants.insert(number, grant);
+        lock(&self.state).grants.insert(number, Arc::new(grant));
         // Those that were there when it came to an end have been told.
         if lock(&self.open).is_none() {
             stopper.stop(End::Stopped);
         }
-        Entry { live: self, number }
+        Entry { live: Arc::clone(self), number }
     }
 
     /// All of them now: what is done with each may take time and locks.
-    fn all(&self) -> Vec<Grant> {
+    fn all(&self) -> Vec<Arc<Grant>> {
         lock(&self.state).grants.values().cloned().collect()
     }
 
@@ -125,7 +124,7 @@ impl Live {
 
     /// How many there are, and a line about each of those accepted first, `max` at most.
     pub fn lines(&self, max: usize) -> (usize, impl Iterator<Item = Line>) {
-        let record = |grant: &Grant| Arc::clone(&grant.record);
+        let record = |grant: &Arc<Grant>| Arc::clone(&grant.record);
         let mut records: Vec<_> = lock(&self.state).grants.values().map(record).collect();
         records.sort_by_key(|record| record.number);
         let line = |record: Arc<Record>| record.counted(record.line("session"));
@@ -143,7 +142,7 @@ impl Live {
     }
 }
 
-impl Entry<'_> {
+impl Entry {
     /// Ends the session if `policy` would not grant it.
     pub(super) fn check(&self, policy: &Policy) {
         let grant = lock(&self.live.state).grants.get(&self.number).cloned();
@@ -156,12 +155,12 @@ impl Entry<'_> {
 }
 
 /// A session under way.
-pub(super) struct Entry<'a> {
-    live: &'a Live,
+pub(super) struct Entry {
+    live: Arc<Live>,
     number: u64,
 }
 
-impl Drop for Entry<'_> {
+impl Drop for Entry {
     fn drop(&mut self) {
         let mut state = lock(&self.live.state);
         if let Some(grant) = state.grants.remove(&self.number) {
