@@ -1,6 +1,6 @@
-//! The server: one accept loop for each listener, which hands every client to a thread, and one loop
-//! that waits for signals, ends it when it is to end, and lets sessions finish. No accept loop ever
-//! reads from a client, resolves a name or waits for a lock that is held for long.
+//! The server: threads that wait for the clients of each listener, each of which then serves the one
+//! it got, and one loop that waits for signals, ends it when it is to end, and lets sessions finish.
+//! Somebody always waits for the next client, whatever becomes of those that have come.
 
 pub mod inherit;
 pub mod landlock;
@@ -17,8 +17,9 @@ use std::fs;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::sync::{Arc, Mutex, mpsc};
-use std::thread::{self, JoinHandle};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, mpsc};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::log::{Level, Line};
@@ -30,8 +31,17 @@ use crate::session::{self, Seat, Service};
 use crate::sys::{self, PollFd};
 use crate::threads::lock;
 
-/// How long an accept loop rests when the system is out of something, at first and at most.
-const REST: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
+/// How long whoever waits for clients rests when the system is out of something, at first and at
+/// most.
+const REST: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(250));
+
+/// Threads that come back to wait for clients of one listener. With one alone a client that comes
+/// before the next one is there has to wait; the system wakes those that wait in turn, so that more
+/// than two only find their stacks and processors cold.
+const WAITING: usize = 2;
+
+/// Clients turned away between two rests.
+const BATCH: usize = 256;
 
 /// How often the same trouble is told of.
 const TELL_EVERY: Duration = Duration::from_secs(60);
@@ -47,13 +57,14 @@ const ON_THE_WAY: Duration = Duration::from_millis(5);
 const SPARE_DESCRIPTORS: u64 = 64;
 
 /// Descriptors of a session: its two connections. An association has four; they are counted on to
-/// be few, and an accept loop that runs out refuses instead of ending.
+/// be few, and whoever waits for clients and runs out refuses them instead of ending.
 const SESSION_DESCRIPTORS: u64 = 2;
 
 /// Descriptors of a pipe.
 const PIPE_DESCRIPTORS: u64 = 2;
 
-/// Raises the limit on open descriptors to what `caps` need and returns the caps that can be kept.
+/// Raises the limit on open descriptors to what `caps` and so many pipes need, and returns the caps
+/// and the number of pipes that can be kept. Pipes have no more than an eighth of all descriptors.
 ///
 /// # Errors
 /// As getrlimit(2).
@@ -103,6 +114,8 @@ pub struct Limits {
 pub struct Server {
     service: Arc<Service>,
     sessions: Arc<Sessions>,
+    /// Whether it matters that there is no session any more.
+    tell_idle: Arc<AtomicBool>,
     accepting: Vec<Accepting>,
     metrics: Option<Metrics>,
     events: mpsc::Receiver<Event>,
@@ -110,8 +123,8 @@ pub struct Server {
 }
 
 impl Server {
-    /// Serves `clients`, who have been accepted already, and those of all `listeners`, each on a
-    /// thread of its own, and metrics. The signals must have been blocked.
+    /// Serves `clients`, who have been accepted already, and those of all `listeners`, and metrics.
+    /// The signals must have been blocked.
     ///
     /// # Errors
     /// Where a thread cannot be started.
@@ -123,9 +136,15 @@ impl Server {
         caps: Caps,
     ) -> io::Result<Self> {
         let (tx, events) = mpsc::channel();
-        let idle = tx.clone();
-        // Nobody listens any more once the server has ended.
-        let sessions = Arc::new(Sessions::new(caps, move || drop(idle.send(Event::Idle))));
+        let (idle, tell_idle) = (tx.clone(), Arc::new(AtomicBool::new(false)));
+        let wanted = Arc::clone(&tell_idle);
+        let on_idle = move || {
+            if wanted.load(Ordering::SeqCst) {
+                // Nobody listens any more once the server has ended.
+                let _ = idle.send(Event::Idle);
+            }
+        };
+        let sessions = Arc::new(Sessions::new(caps, on_idle));
         let metrics = metrics.map(|listener| Metrics::start(listener, service, &sessions));
         let metrics = metrics.transpose()?;
         let door = Door { service: Arc::clone(service), sessions: Arc::clone(&sessions) };
@@ -143,13 +162,15 @@ impl Server {
             }
         })?;
         let started = Instant::now();
-        Ok(Self { service: Arc::clone(service), sessions, accepting, metrics, events, started })
+        let service = Arc::clone(service);
+        Ok(Self { service, sessions, tell_idle, accepting, metrics, events, started })
     }
 
     /// Runs until a signal comes, a listener breaks or there is nothing left to do. SIGHUP calls
     /// `reload`; `stopping` is called before anything is ended. On return no client is accepted any
     /// more, and all sessions have ended.
     pub fn run(mut self, limits: Limits, reload: impl Fn(), stopping: impl FnOnce()) -> Ending {
+        self.tell_idle.store(limits.idle.is_some() || self.accepting.is_empty(), Ordering::SeqCst);
         let ending = loop {
             let idle = self.sessions.idle_for();
             let patience =
@@ -171,6 +192,7 @@ impl Server {
             metrics.drain();
         }
         stopping();
+        self.tell_idle.store(true, Ordering::SeqCst);
         let accepting = std::mem::take(&mut self.accepting);
         let count = accepting.len();
         accepting.into_iter().for_each(Accepting::end);
@@ -250,42 +272,39 @@ impl Server {
 
 /// A listener at work.
 struct Accepting {
-    shared: Arc<Shared>,
-    thread: JoinHandle<()>,
-    /// Closed to wake the loop of an inherited listener.
-    waker: io::PipeWriter,
-}
-
-/// What the accept loop of a listener and who ends it have in common.
-struct Shared {
-    listener: Listener,
-    door: Door,
-    /// Whether it is to end. Held while the listener is made to wait or not to wait.
-    ending: Mutex<bool>,
+    post: Arc<Post>,
+    /// Closed to wake who waits at an inherited listener.
+    waker: Option<io::PipeWriter>,
 }
 
 impl Accepting {
     fn start(listener: Listener, door: Door, events: mpsc::Sender<Event>) -> io::Result<Self> {
-        let (woken, waker) = io::pipe()?;
-        let shared = Arc::new(Shared { listener, door, ending: Mutex::new(false) });
-        let spare = io::stdin().as_fd().try_clone_to_owned().ok();
-        let mut accept = AcceptLoop { shared: Arc::clone(&shared), woken, spare, told: None };
-        let thread = thread::Builder::new().name("accept".into()).spawn(move || {
-            if let Some(error) = accept.run() {
-                let _ = events.send(Event::Broken(error));
-            }
-        })?;
-        Ok(Self { shared, thread, waker })
+        // A socket of our own is shut down for that.
+        let (woken, waker) = listener.inherited.then(io::pipe).transpose()?.unzip();
+        let trouble = Trouble { rest: REST.0, last: None, spare: spare(), told: None };
+        let post = Arc::new(Post {
+            listener,
+            door,
+            events,
+            woken,
+            watch: Mutex::default(),
+            left: Condvar::new(),
+            trouble: Mutex::new(trouble),
+        });
+        for _ in 0..post.enough() {
+            Post::add(&post)?;
+        }
+        Ok(Self { post, waker })
     }
 
     /// Ends accepting. The clients that wait at a listener of our own are admitted first: nobody
     /// else will. Those at an inherited one wait for whoever has it next.
     fn end(self) {
-        let Shared { listener, door, ending } = &*self.shared;
-        let mut ending = lock(ending);
-        *ending = true;
+        let Post { listener, door, watch, left, .. } = &*self.post;
+        let mut watching = lock(watch);
+        watching.ending = true;
         let waits = listener.inherited || listener.set_nonblocking(true).is_err();
-        drop(ending);
+        drop(watching);
         if !listener.inherited {
             // First nobody new is to come: who came between the last accept and the end would be
             // reset. A kernel without filters leaves that short time.
@@ -299,7 +318,9 @@ impl Accepting {
             let _ = sys::shutdown(listener);
         }
         drop(self.waker);
-        let _ = self.thread.join();
+        let others = |watch: &mut Watch| watch.waiting > 0;
+        // Not for ever, whatever went wrong.
+        let _ = left.wait_timeout_while(lock(watch), LAST_LINES, others);
     }
 }
 
@@ -350,23 +371,34 @@ struct Door {
 
 impl Door {
     /// Gives a client its slots and a thread, or closes its connection.
-    fn admit(&self, Client { stream, addr }: Client) {
-        let ip = addr.map(|addr| addr.ip());
-        let (sessions, is_balancer) = (&self.sessions, self.service.is_balancer(ip));
-        // A balancer comes for others than those of its own host who have failed.
-        if !is_balancer && self.service.shuts_out(ip) {
-            return self.refuse(addr, Refusal::AuthPenalty, None);
+    fn admit(&self, client: Client) {
+        let Some(seated) = self.seat(&client) else { return };
+        match self.service.threads.reserve() {
+            Ok(thread) => {
+                let service = Arc::clone(&self.service);
+                thread.run(move || session::run(&service, client.stream, client.addr, seated));
+            }
+            Err(error) => self.refuse(client.addr, Refusal::Threads, Some(error)),
         }
-        let seated = match Sessions::admit(sessions, Some(ip).filter(|_| !is_balancer)) {
-            Ok((slot, half_open)) => Seated { slot, half_open: Some(half_open) },
-            Err(refusal) => return self.refuse(addr, refusal, None),
+    }
+
+    /// Gives a client its slots, or tells why it has none.
+    fn seat(&self, client: &Client) -> Option<Seated> {
+        let ip = client.addr.map(|addr| addr.ip());
+        let is_balancer = self.service.is_balancer(ip);
+        // A balancer comes for others than those of its own host who have failed.
+        let admitted = if !is_balancer && self.service.shuts_out(ip) {
+            Err(Refusal::AuthPenalty)
+        } else {
+            Sessions::admit(&self.sessions, Some(ip).filter(|_| !is_balancer))
         };
-        let thread = match self.service.threads.reserve() {
-            Ok(thread) => thread,
-            Err(error) => return self.refuse(addr, Refusal::Threads, Some(error)),
-        };
-        let service = Arc::clone(&self.service);
-        thread.run(move || session::run(&service, stream, addr, seated));
+        match admitted {
+            Ok((slot, half_open)) => Some(Seated { slot, half_open: Some(half_open) }),
+            Err(refusal) => {
+                self.refuse(client.addr, refusal, None);
+                None
+            }
+        }
     }
 
     fn refuse(&self, client: Option<SocketAddr>, refusal: Refusal, error: Option<io::Error>) {
@@ -383,10 +415,45 @@ impl Door {
     }
 }
 
-struct AcceptLoop {
-    shared: Arc<Shared>,
-    /// Ends when the loop is to.
-    woken: io::PipeReader,
+/// Has somebody else wait in place of a thread that panics at it.
+struct Guard<'a>(&'a Arc<Post>);
+
+impl Drop for Guard<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() && self.0.leave() {
+            // Whoever serves a client comes back where nobody can be had now.
+            let _ = Post::add(self.0);
+        }
+    }
+}
+
+/// Where threads wait for the clients of a listener. Whoever gets one serves it, and leaves the wait
+/// to others: no client is handed from thread to thread.
+struct Post {
+    listener: Listener,
+    door: Door,
+    events: mpsc::Sender<Event>,
+    /// Ends when nobody is to wait any more at an inherited listener.
+    woken: Option<io::PipeReader>,
+    /// Held while the listener is made to wait or not to wait.
+    watch: Mutex<Watch>,
+    /// Somebody has left while it is ending.
+    left: Condvar,
+    trouble: Mutex<Trouble>,
+}
+
+#[derive(Default)]
+struct Watch {
+    /// How many threads wait, or are about to.
+    waiting: usize,
+    ending: bool,
+}
+
+/// What there is for when accepting fails.
+struct Trouble {
+    /// How long to rest, and when the last one was over.
+    rest: Duration,
+    last: Option<Instant>,
     /// A descriptor to give up for a moment when the table is full, so that a waiting client can be
     /// accepted and closed rather than kept waiting.
     spare: Option<OwnedFd>,
@@ -394,18 +461,89 @@ struct AcceptLoop {
     told: Option<Instant>,
 }
 
-impl AcceptLoop {
-    /// Accepts clients until it is to end, or the listener breaks; returns with what error.
-    fn run(&mut self) -> Option<io::Error> {
-        let mut rest = REST.0;
-        while !self.is_ending() {
-            match self.accept() {
+fn spare() -> Option<OwnedFd> {
+    io::stdin().as_fd().try_clone_to_owned().ok()
+}
+
+impl Post {
+    /// Has one more thread wait.
+    fn add(this: &Arc<Self>) -> io::Result<()> {
+        let thread = this.door.service.threads.reserve()?;
+        lock(&this.watch).waiting += 1;
+        let this = Arc::clone(this);
+        thread.run(move || Self::man(this));
+        Ok(())
+    }
+
+    /// Waits for clients and serves them, as long as somebody is needed here.
+    fn man(mut this: Arc<Self>) {
+        while let Some((Client { stream, addr }, seated)) = Self::next(&this) {
+            let service = Arc::clone(&this.door.service);
+            // The listener does not stay open for the sake of its clients.
+            let post = Arc::downgrade(&this);
+            drop(this);
+            session::run(&service, stream, addr, seated);
+            match post.upgrade().filter(|post| post.comes_back()) {
+                Some(post) => this = post,
+                None => return,
+            }
+        }
+    }
+
+    /// How many are to wait when nothing else is to be done.
+    fn enough(&self) -> usize {
+        // All that wait at an inherited listener would be woken for one client.
+        if self.listener.inherited { 1 } else { WAITING }
+    }
+
+    /// Whether somebody who has served a client waits again.
+    fn comes_back(&self) -> bool {
+        let mut watch = lock(&self.watch);
+        let comes = watch.waiting < self.enough() && !watch.ending;
+        watch.waiting += usize::from(comes);
+        comes
+    }
+
+    /// Ends one wait; tells whether nobody is left to wait.
+    fn leave(&self) -> bool {
+        let mut watch = lock(&self.watch);
+        watch.waiting = watch.waiting.saturating_sub(1);
+        if watch.ending {
+            self.left.notify_all();
+        }
+        watch.waiting == 0 && !watch.ending
+    }
+
+    /// Ends one wait, if it is not the last one.
+    fn leave_it_to_others(&self) -> bool {
+        let mut watch = lock(&self.watch);
+        let leaves = watch.waiting > 1 && !watch.ending;
+        watch.waiting -= usize::from(leaves);
+        leaves
+    }
+
+    /// Waits for a client; `None` when it is not to any more, or the listener breaks. The wait is
+    /// over then.
+    fn next(this: &Arc<Self>) -> Option<(Client, Seated)> {
+        let _guard = Guard(this);
+        while !this.is_ending() {
+            match this.accept() {
                 Ok(client) => {
-                    rest = REST.0;
-                    self.shared.door.admit(client);
+                    let Some(seated) = this.door.seat(&client) else { continue };
+                    if this.leave()
+                        && let Err(error) = Self::add(this)
+                    {
+                        lock(&this.watch).waiting += 1;
+                        this.door.refuse(client.addr, Refusal::Threads, Some(error));
+                        continue;
+                    }
+                    return Some((client, seated));
                 }
-                Err(_) if self.is_ending() => break,
-                Err(error) if sys::is_bad_descriptor(&error) => return Some(error),
+                Err(_) if this.is_ending() => break,
+                Err(error) if sys::is_bad_descriptor(&error) => {
+                    let _ = this.events.send(Event::Broken(error));
+                    break;
+                }
                 Err(error)
                     if matches!(
                         error.kind(),
@@ -413,64 +551,98 @@ impl AcceptLoop {
                             | io::ErrorKind::Interrupted
                             | io::ErrorKind::WouldBlock
                     ) => {}
+                // The spare descriptor is for one alone to give up: another would serve a client with
+                // it, and those behind would neither be served nor turned away.
+                Err(error) if sys::is_out_of_descriptors(&error) && this.leave_it_to_others() => {
+                    return None;
+                }
                 // EMFILE, ENFILE, ENOBUFS and ENOMEM may pass, and so may the errors that
                 // accept(2) hands on from the network; a rest keeps this from spinning.
-                Err(error) => {
-                    self.tell(&error);
-                    if sys::is_out_of_descriptors(&error) {
-                        self.turn_away();
-                    }
-                    thread::sleep(rest);
-                    rest = (rest * 2).min(REST.1);
-                }
+                Err(error) => this.rest(&error),
             }
         }
+        this.leave();
         None
     }
 
     fn is_ending(&self) -> bool {
-        *lock(&self.shared.ending)
+        lock(&self.watch).ending
     }
 
     /// Waits for a client. A socket of our own is shut down to end that; an inherited one must not
     /// be, so there the wait is for either.
     fn accept(&self) -> io::Result<Client> {
-        let listener = &self.shared.listener;
-        if listener.inherited {
-            let woken = PollFd::new(&self.woken, sys::POLLIN);
-            let mut fds = [PollFd::new(listener, sys::POLLIN), woken];
+        if let Some(woken) = &self.woken {
+            let mut fds =
+                [PollFd::new(&self.listener, sys::POLLIN), PollFd::new(woken, sys::POLLIN)];
             sys::poll(&mut fds, None)?;
             let [on_listener, _] = &fds;
             if !on_listener.has(!0) {
                 return Err(io::ErrorKind::WouldBlock.into());
             }
         }
-        listener.accept()
+        self.listener.accept()
     }
 
-    fn tell(&mut self, error: &io::Error) {
-        if self.told.is_none_or(|told| told.elapsed() >= TELL_EVERY) {
-            self.told = Some(Instant::now());
-            let line = Line::new("error").text("error", format_args!("accept: {error}"));
-            self.shared.door.service.log.write(Level::Quiet, line);
+    /// Rests after an error, longer after another soon. Who else has one rests behind this one.
+    fn rest(&self, error: &io::Error) {
+        let mut trouble = lock(&self.trouble);
+        let now = Instant::now();
+        if trouble.last.is_none_or(|last| now.duration_since(last) > 4 * REST.1) {
+            trouble.rest = REST.0;
         }
+        if trouble.told.is_none_or(|told| now.duration_since(told) >= TELL_EVERY) {
+            trouble.told = Some(now);
+            let line = Line::new("error").text("error", format_args!("accept: {error}"));
+            self.door.service.log.write(Level::Quiet, line);
+        }
+        if sys::is_out_of_descriptors(error) {
+            self.turn_away(&mut trouble);
+        }
+        thread::sleep(trouble.rest);
+        trouble.rest = (trouble.rest * 2).min(REST.1);
+        trouble.last = Some(Instant::now());
     }
 
-    /// Accepts a waiting client with the spare descriptor, to close it at once.
-    fn turn_away(&mut self) {
-        let listener = &self.shared.listener;
-        drop(self.spare.take());
-        // If another thread was quicker to take the descriptor, this one fails or waits for the
-        // next client, which is then served.
-        if listener.inherited {
-            let _ = self.accept();
-        } else {
-            let ending = lock(&self.shared.ending);
-            if !*ending && listener.set_nonblocking(true).is_ok() {
-                let _ = listener.accept();
-                let _ = listener.set_nonblocking(false);
+    /// Accepts clients that wait with the spare descriptor, each to close it at once, as long as the
+    /// table stays full.
+    fn turn_away(&self, trouble: &mut Trouble) {
+        let listener = &self.listener;
+        // At an inherited one accepting may wait, if another process is quicker. That must not keep
+        // anybody from ending it.
+        let watch = (!listener.inherited).then(|| lock(&self.watch));
+        if watch
+            .as_ref()
+            .is_some_and(|watch| watch.ending || listener.set_nonblocking(true).is_err())
+        {
+            return;
+        }
+        for _ in 0..BATCH {
+            drop(trouble.spare.take());
+            // If another thread was quicker to take the descriptor, this fails.
+            let client = self.accept_waiting();
+            // As long as that one has it, there is another one only if the table is not full.
+            let ends = client.is_err() || {
+                trouble.spare = spare();
+                trouble.spare.is_some()
+            };
+            drop(client);
+            if ends {
+                break;
             }
         }
-        self.spare = io::stdin().as_fd().try_clone_to_owned().ok();
+        trouble.spare = trouble.spare.take().or_else(spare);
+        if watch.is_some() {
+            let _ = listener.set_nonblocking(false);
+        }
+    }
+
+    /// Accepts a client who waits already.
+    fn accept_waiting(&self) -> io::Result<Client> {
+        let mut fds = [PollFd::new(&self.listener, sys::POLLIN)];
+        if sys::poll(&mut fds, Some(Duration::ZERO))? == 0 {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        self.listener.accept()
     }
 }

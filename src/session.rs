@@ -60,7 +60,7 @@ pub struct Service {
     pub strict_reload: bool,
     /// What commands work with.
     pub means: Means,
-    /// Threads for sessions and their second direction.
+    /// Threads that wait for clients, serve them, and see to the second direction.
     pub threads: Threads,
     /// What relays share.
     pub relays: Relays,

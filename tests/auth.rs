@@ -286,11 +286,13 @@ fn guesses_get_slower_and_are_refused_for_a_while_and_only_for_their_address() {
         thread::sleep(Duration::from_millis(50));
     }
     assert!(begun.elapsed() > PENALTY, "{:?}", begun.elapsed());
-    drop(guesses);
+    // Some came too late to be heard, and may have been reset.
+    for mut guess in guesses {
+        let _ = std::io::Read::read_to_end(&mut guess, &mut Vec::new());
+    }
     // Of guesses made all at once no more were checked than of as many in a row.
-    let all = server.log_lines(&[" client=127.0.0.2:", " version=5 command=- "], 44);
-    let checked = all.iter().filter(|line| line.contains(" reason=auth ")).count();
-    assert!((10..20).contains(&checked), "{checked} were checked");
+    let checked = server.log_lines(&[" client=127.0.0.2:", " reason=auth "], 10).len();
+    assert!(checked < 20, "{checked} were checked");
     assert_eq!(server.log_lines(&["event=penalty "], 1).len(), 1, "told of once");
 }
 

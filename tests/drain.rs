@@ -617,6 +617,28 @@ fn servers_that_share_an_inherited_socket_all_end() {
 }
 
 #[test]
+fn a_full_table_of_descriptors_at_an_inherited_socket_does_not_hold_up_the_end() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = listener.local_addr().unwrap();
+    let mut server = under_inetd(listener.try_clone().unwrap());
+    let mut first = connect(addr);
+    first.write_all(HELLO).unwrap();
+    assert_eq!(read(&mut first, 2), [5, 0]);
+    // As another process that has the socket may do.
+    listener.set_nonblocking(false).unwrap();
+    let pid = server.id().to_string();
+    let used = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
+    let limit = format!("--nofile={}", used + 4);
+    assert!(Command::new("prlimit").args(["--pid", &pid, &limit]).status().unwrap().success());
+    let clients: Vec<_> = (0..30).map(|_| connect(addr)).collect();
+    let mut last = connect(addr);
+    assert_ends_silently(&mut last, SOON);
+    assert!(Command::new("kill").arg(&pid).status().unwrap().success());
+    assert_eq!(status(&mut server), Some(0));
+    drop(clients);
+}
+
+#[test]
 fn a_client_that_is_gone_before_the_server_starts_is_no_error() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     for reset in [true, false] {

@@ -418,7 +418,7 @@ fn under_load_fifty_reloads_lose_no_session_and_no_octet() {
     let users = user("alice", "::staff");
     let server = Reloaded::start(rules, &users, &["--strict-reload"]);
     let target = Target::echo();
-    eventually("all its threads have started", || server.holds().1 == 3);
+    eventually("all its threads have started", || server.holds().1 == 4);
     let before = server.holds();
     let (over, blocks) = (AtomicBool::new(false), AtomicUsize::new(0));
     let sessions: Vec<TcpStream> = (0..SESSIONS)

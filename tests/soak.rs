@@ -326,8 +326,8 @@ fn sec_18_real_21_20000_sessions_leave_nothing_behind_and_one_log_line_each() {
         udp_echo: udp::echo_on("127.0.0.1"),
     };
     let server = &world.server;
-    // The main thread, the accept loop, and the one for signals.
-    eventually("all its threads have started", || server.holds().1 == 3);
+    // The main thread, the two that wait for clients, and the one for signals.
+    eventually("all its threads have started", || server.holds().1 == 4);
     let before = server.holds();
 
     let begun = Instant::now();
