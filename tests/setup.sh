@@ -8,8 +8,8 @@ packages="
     dnsmasq-base fail2ban file haproxy iproute2 ipsvd libbsd0 libcrypt-dev libevent-2.1-7
     libio-socket-socks-perl libtirpc3 libwrap0 man-db mandoc ncat netbase netcat-openbsd oidentd
     openssh-client openssh-server openssl procps prometheus proxychains4 python3 python3-pyftpdlib
-    python3-python-socks python3-socks s6 socat stunnel4 systemd tnftp tshark ucspi-tcp ucspi-unix
-    util-linux whois
+    python3-python-socks python3-socks s6 socat strace stunnel4 systemd tnftp tshark ucspi-tcp
+    ucspi-unix util-linux whois
 "
 
 # These exclude each other, and would be started and write to /etc: they are only unpacked, below

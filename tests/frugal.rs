@@ -1,0 +1,280 @@
+//! What a session costs, as far as no clock tells it: system calls and memory; and that much is
+//! spliced where it may be, and only there.
+#![allow(clippy::panic, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::process::Command;
+use std::thread;
+use std::time::Duration;
+
+use common::{SOCKSD, SOON, Server, TempFile, eventually, read, tunnel};
+
+/// A server of which strace(1) writes down the system calls.
+struct Traced {
+    server: Server,
+    calls: TempFile,
+}
+
+/// A system call that has returned: its name, and what it returned.
+type Call = (String, i64);
+
+impl Traced {
+    /// Starts a server to trace these calls of, `all` for all.
+    fn start(calls: &str, args: &[&str]) -> Self {
+        Self::injected(&format!("trace={calls}"), args)
+    }
+
+    /// Starts a server with such an expression of strace's.
+    fn injected(expression: &str, args: &[&str]) -> Self {
+        let file = TempFile::new("");
+        let mut command = Command::new("strace");
+        // The server is this process's own child, and the tracer (-D) nobody's: it ends with the
+        // server.
+        command.args(["-D", "-f", "-q", "-s", "0", "-o", file.path(), "-e"]);
+        command.args([expression, SOCKSD, "--listen", "127.0.0.1:0"]);
+        Self { server: Server::spawn(command.args(args)), calls: file }
+    }
+
+    /// The calls so far that have returned. The server must have come to rest.
+    fn calls(&self) -> Vec<Call> {
+        let text = || fs::read_to_string(self.calls.path()).unwrap();
+        let mut before = text();
+        eventually("the server rests", || {
+            thread::sleep(Duration::from_millis(100));
+            let now = text();
+            let rests = now == before;
+            before = now;
+            rests
+        });
+        before.lines().filter_map(call).collect()
+    }
+}
+
+/// The call that returns in a line of strace's, such as `7 read(3, ""..., 9) = 9` or
+/// `7 <... read resumed>""..., 9) = 9`.
+fn call(line: &str) -> Option<Call> {
+    let (_pid, line) = line.split_once(' ')?;
+    let line = line.trim_start();
+    let (_, returned) = line.rsplit_once(" = ")?;
+    let name = line.trim_start_matches("<... ").split([' ', '(']).next()?;
+    // `?` of a call that never returns, and addresses, which nobody asks for.
+    let value = returned.split(' ').next()?.parse().unwrap_or(0);
+    Some((name.to_owned(), value))
+}
+
+const ALLOW: [&str; 2] = ["--rule", "allow to all"];
+
+/// Sessions to average over, and most system calls each of them may take.
+const SESSIONS: usize = 300;
+const CALLS: usize = 29;
+
+/// A session that is one octet each way; the client closes first.
+fn short_session(server: &Server, listener: &TcpListener) {
+    let mut client = tunnel(server, listener.local_addr().unwrap());
+    let (mut target, _) = listener.accept().unwrap();
+    target.set_read_timeout(Some(SOON)).unwrap();
+    client.write_all(b"?").unwrap();
+    read(&mut target, 1);
+    target.write_all(b"!").unwrap();
+    read(&mut client, 1);
+    drop(client);
+    assert_eq!(target.read(&mut [0]).unwrap(), 0);
+}
+
+#[test]
+fn a_short_session_takes_at_most_29_system_calls() {
+    let traced = Traced::start("all", &ALLOW);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    short_session(&traced.server, &listener);
+    let before = traced.calls().len();
+    for _ in 0..SESSIONS {
+        short_session(&traced.server, &listener);
+    }
+    traced.server.log_lines(&["event=close"], SESSIONS + 1);
+    let mut calls = traced.calls().split_off(before);
+    // Without optimisation the standard library looks whether what it closes is open.
+    calls.retain(|(name, _)| name != "fcntl");
+    let mut counts = BTreeMap::new();
+    for (name, _) in &calls {
+        *counts.entry(name.as_str()).or_insert(0) += 1;
+    }
+    assert!(calls.len() <= CALLS * SESSIONS, "{} in {counts:#?}", calls.len());
+    // Both sockets and nothing else are opened and closed, and the log line is written at once.
+    for (name, count) in [("accept4", 1), ("socket", 1), ("connect", 1), ("close", 2), ("write", 1)]
+    {
+        assert_eq!(counts.get(name), Some(&(count * SESSIONS)), "{name} in {counts:#?}");
+    }
+    // No thread hands the session to another, nor waits for one but where two meet by chance.
+    assert!(counts.get("futex").is_none_or(|count| *count < SESSIONS / 2), "{counts:#?}");
+}
+
+/// Sends so many octets up, then down.
+fn both_ways([client, target]: [&TcpStream; 2], octets: usize) {
+    target.set_read_timeout(Some(SOON)).unwrap();
+    for (mut from, mut to) in [(client, target), (target, client)] {
+        thread::scope(|scope| {
+            scope.spawn(move || from.write_all(&vec![7; octets]).unwrap());
+            to.read_exact(&mut vec![0; octets]).unwrap();
+        });
+    }
+}
+
+/// How many octets each splice(2) has moved when `octets` have passed up and down through such a
+/// server.
+fn spliced_at_once(args: &[&str], octets: usize) -> Vec<usize> {
+    let traced = Traced::start("splice", args);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let client = tunnel(&traced.server, listener.local_addr().unwrap());
+    let (target, _) = listener.accept().unwrap();
+    both_ways([&client, &target], octets);
+    drop((client, target));
+    traced.server.log_line(&["event=close"]);
+    traced.calls().iter().map(|(_, len)| usize::try_from(*len).unwrap_or(0)).collect()
+}
+
+/// How many they have moved together out of sockets.
+fn spliced(args: &[&str], octets: usize) -> usize {
+    let moved: usize = spliced_at_once(args, octets).iter().sum();
+    // In and out again.
+    assert_eq!(moved % 2, 0, "{moved}");
+    moved / 2
+}
+
+#[test]
+fn most_of_what_is_much_is_spliced() {
+    // Twice that, less what passes before a direction is known to be busy. It may be quiet between,
+    // where the machine has other things to do.
+    let moved = spliced(&ALLOW, 64 << 20);
+    assert!(moved > 64 << 20 && moved < 128 << 20, "{moved}");
+}
+
+#[test]
+fn nothing_is_spliced_of_little_or_at_a_rate_or_with_no_splice() {
+    assert_eq!(spliced(&ALLOW, 1), 0);
+    assert_eq!(spliced(&ALLOW, 100_000), 0);
+    assert_eq!(spliced(&["--rule", "allow to all rate 1000000000"], 64 << 20), 0);
+    assert_eq!(spliced(&["--rule", "allow to all", "--no-splice"], 64 << 20), 0);
+}
+
+#[test]
+fn with_an_idle_limit_no_more_is_spliced_at_once_than_would_be_copied() {
+    // Else a session whose reader takes longer than the limit for what is in a pipe would be idle.
+    let most = |args: &[&str]| {
+        let args = [&ALLOW[..], args].concat();
+        spliced_at_once(&args, 64 << 20).into_iter().max().unwrap()
+    };
+    assert!(most(&[]) > 65_536);
+    assert_eq!(most(&["--idle-timeout", "60"]), 65_536);
+}
+
+#[test]
+fn where_splicing_is_forbidden_or_unknown_octets_are_copied() {
+    for error in ["EPERM", "ENOSYS", "EINVAL"] {
+        let traced = Traced::injected(&format!("inject=splice:error={error}"), &ALLOW);
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = tunnel(&traced.server, listener.local_addr().unwrap());
+        let (target, _) = listener.accept().unwrap();
+        both_ways([&client, &target], 8 << 20);
+        // Each direction finds it out once at most.
+        let tried = traced.calls().iter().filter(|(name, _)| name == "splice").count();
+        assert!((1..=2).contains(&tried), "{error} {tried} times");
+    }
+}
+
+/// The value that a file of the server's in /proc has behind `key`.
+fn proc(server: &Server, file: &str, key: &str) -> usize {
+    let text = fs::read_to_string(format!("/proc/{}/{file}", server.pid())).unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix(key)).unwrap();
+    line.split_whitespace().next().unwrap().parse().unwrap()
+}
+
+/// Threads, mappings and KiB of memory of a server.
+fn has(server: &Server) -> [usize; 3] {
+    let maps = fs::read_to_string(format!("/proc/{}/maps", server.pid())).unwrap();
+    [proc(server, "status", "Threads:"), maps.lines().count(), proc(server, "smaps_rollup", "Pss:")]
+}
+
+/// Sessions to average over that stand, and the most memory one of them may take, in KiB; less
+/// where the compiler has optimised.
+const MORE: usize = 100;
+const KIB: usize = 32;
+
+#[test]
+fn a_session_that_stands_takes_two_threads_four_mappings_and_little_memory() {
+    let server = Server::open(&[]);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let stand = |count| -> Vec<(TcpStream, TcpStream)> {
+        let sessions = (0..count).map(|_| {
+            let mut client = tunnel(&server, listener.local_addr().unwrap());
+            let (mut target, _) = listener.accept().unwrap();
+            target.set_read_timeout(Some(SOON)).unwrap();
+            // Too many for one thread.
+            for _ in 0..10 {
+                client.write_all(b"?").unwrap();
+                read(&mut target, 1);
+                target.write_all(b"!").unwrap();
+                read(&mut client, 1);
+            }
+            (client, target)
+        });
+        sessions.collect()
+    };
+    // With the first ones comes what all share, such as the arenas of malloc(3).
+    let _first = stand(50);
+    let [threads, maps, kib] = has(&server);
+    let _more = stand(MORE);
+    let more = has(&server);
+    // Both stacks, each with its guard; an arena may grow.
+    let [most_maps, most_kib] = [maps + 4 * MORE + MORE / 10, kib + KIB * MORE];
+    assert_eq!(more[0], threads + 2 * MORE);
+    assert!(more[1] <= most_maps, "{maps} mappings, then {} and not {most_maps}", more[1]);
+    assert!(more[2] <= most_kib, "{kib} KiB, then {} and not {most_kib}", more[2]);
+}
+
+#[test]
+fn a_session_that_goes_quiet_gives_its_pipes_back() {
+    const ONE_AFTER_ANOTHER: usize = 6;
+    let server = Server::open(&[]);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (before, _) = server.holds();
+    let sessions = (0..ONE_AFTER_ANOTHER).map(|_| {
+        let client = tunnel(&server, listener.local_addr().unwrap());
+        let (target, _) = listener.accept().unwrap();
+        both_ways([&client, &target], 4 << 20);
+        // Longer than it takes to be quiet.
+        thread::sleep(Duration::from_millis(300));
+        (client, target)
+    });
+    let sessions: Vec<_> = sessions.collect();
+    let (descriptors, _) = server.holds();
+    let pipes = descriptors - before - 2 * sessions.len();
+    // Both ends of one for each direction of one session, or of two where it took a little longer.
+    assert!(0 < pipes && pipes <= 2 * 2 * 2, "{pipes} pipe ends");
+}
+
+#[test]
+fn a_session_half_closed_early_keeps_one_thread() {
+    const HALF_CLOSED: usize = 20;
+    let server = Server::open(&[]);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let before = proc(&server, "status", "Threads:");
+    let sessions = (0..HALF_CLOSED).map(|_| {
+        let client = tunnel(&server, listener.local_addr().unwrap());
+        client.shutdown(Shutdown::Write).unwrap();
+        let (mut target, _) = listener.accept().unwrap();
+        assert_eq!(target.read(&mut [0]).unwrap(), 0);
+        (client, target)
+    });
+    let _sessions: Vec<_> = sessions.collect();
+    // As long as threads without work stay.
+    thread::sleep(Duration::from_secs(5));
+    // One more looks at those that have closed.
+    eventually("threads without work end", || {
+        proc(&server, "status", "Threads:") <= before + HALF_CLOSED + 1
+    });
+}
