@@ -5,11 +5,12 @@
 
 use std::fs::File;
 use std::io::{self, BufRead as _, IsTerminal as _, Read as _, Write as _};
-use std::sync::mpsc::{self, Receiver};
+use std::sync::Arc;
 use std::thread;
 
 use crate::config::StartError;
 use crate::sys::{self, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP, Termios};
+use crate::threads::Queue;
 use crate::wire::STRING_MAX;
 use crate::wire::userpass::Secret;
 
@@ -111,10 +112,11 @@ fn ask() -> Result<Secret, StartError> {
 }
 
 /// Prompts, and waits for a line or a signal.
-fn answer(prompt: &str, answers: &Receiver<io::Result<Secret>>) -> Result<Secret, StartError> {
+fn answer(prompt: &str, answers: &Queue<io::Result<Secret>>) -> Result<Secret, StartError> {
     // Whoever cannot see the prompt may still answer it.
     let _ = write!(io::stderr(), "{prompt}");
-    let answer = answers.recv().unwrap_or_else(|gone| Err(io::Error::other(gone)));
+    let gone = || Err(io::ErrorKind::UnexpectedEof.into());
+    let answer = answers.take(None).unwrap_or_else(gone);
     // The newline that was typed is not shown either.
     let _ = writeln!(io::stderr());
     answer.map_err(|error| unread(&error))
@@ -122,16 +124,17 @@ fn answer(prompt: &str, answers: &Receiver<io::Result<Secret>>) -> Result<Secret
 
 /// Reads two lines on one thread and waits for a signal on another, which is an error. Neither is
 /// waited for at the end: both end with the process.
-fn answers() -> io::Result<Receiver<io::Result<Secret>>> {
-    let (lines, answers) = mpsc::channel();
-    let signals = lines.clone();
+fn answers() -> io::Result<Arc<Queue<io::Result<Secret>>>> {
+    let answers = Arc::<Queue<_>>::default();
+    let (lines, signals) = (Arc::clone(&answers), Arc::clone(&answers));
     thread::Builder::new().spawn(move || {
-        // The other end is gone once the first answer will not do.
-        let _ = (0..2).try_for_each(|_| lines.send(line(&mut io::stdin().lock())));
+        for _ in 0..2 {
+            lines.put(line(&mut io::stdin().lock()));
+        }
     })?;
     thread::Builder::new().spawn(move || {
         let signal = sys::sigwait(&[SIGHUP, SIGINT, SIGQUIT, SIGTERM]);
-        let _ = signals.send(Err(signal.err().unwrap_or(io::ErrorKind::Interrupted.into())));
+        signals.put(Err(signal.err().unwrap_or(io::ErrorKind::Interrupted.into())));
     })?;
     Ok(answers)
 }

@@ -7,12 +7,12 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, ToSocketAddrs as _};
-use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::counts::Counts;
-use crate::threads::lock;
+use crate::threads::{Queue, lock};
 
 /// How long a thread of the pool waits for a name before it ends.
 const STAY: Duration = Duration::from_secs(10);
@@ -98,13 +98,11 @@ impl Resolver {
     /// # Errors
     /// Every [`ResolveError`].
     pub fn resolve(&self, client: IpAddr, name: &[u8], deadline: Instant) -> Resolved {
-        let (tx, rx) = mpsc::sync_channel(1);
-        self.request(client, name, deadline, move |resolved| {
-            // Nobody listens any more past the deadline.
-            let _ = tx.send(resolved);
-        });
-        let left = deadline.saturating_duration_since(Instant::now());
-        rx.recv_timeout(left).unwrap_or(Err(ResolveError::TimedOut))
+        let answer = Arc::<Queue<Resolved>>::default();
+        let answered = Arc::clone(&answer);
+        // Nobody listens any more past the deadline.
+        self.request(client, name, deadline, move |resolved| answered.put(resolved));
+        answer.take(Some(deadline)).unwrap_or(Err(ResolveError::TimedOut))
     }
 
     /// Resolves `name` for `client` and hands the result to `done`, here or on a thread of the
@@ -338,7 +336,7 @@ mod tests {
                 state.running.add(CLIENT);
             }
         }
-        let (tx, answers) = mpsc::channel();
+        let (tx, answers) = std::sync::mpsc::channel();
         for n in 0..=WAITING_MAX {
             let tx = tx.clone();
             let name = format!("waits-{n}");

@@ -18,7 +18,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, mpsc};
+use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -29,7 +29,7 @@ use crate::server::sessions::{Caps, HalfOpen, Refusal, Sessions, Slot};
 use crate::server::signals::Signal;
 use crate::session::{self, Seat, Service};
 use crate::sys::{self, PollFd};
-use crate::threads::lock;
+use crate::threads::{Queue, lock};
 
 /// How long whoever waits for clients rests when the system is out of something, at first and at
 /// most.
@@ -118,7 +118,7 @@ pub struct Server {
     tell_idle: Arc<AtomicBool>,
     accepting: Vec<Accepting>,
     metrics: Option<Metrics>,
-    events: mpsc::Receiver<Event>,
+    events: Arc<Queue<Event>>,
     started: Instant,
 }
 
@@ -135,13 +135,12 @@ impl Server {
         service: &Arc<Service>,
         caps: Caps,
     ) -> io::Result<Self> {
-        let (tx, events) = mpsc::channel();
-        let (idle, tell_idle) = (tx.clone(), Arc::new(AtomicBool::new(false)));
+        let events = Arc::<Queue<Event>>::default();
+        let (idle, tell_idle) = (Arc::clone(&events), Arc::new(AtomicBool::new(false)));
         let wanted = Arc::clone(&tell_idle);
         let on_idle = move || {
             if wanted.load(Ordering::SeqCst) {
-                // Nobody listens any more once the server has ended.
-                let _ = idle.send(Event::Idle);
+                idle.put(Event::Idle);
             }
         };
         let sessions = Arc::new(Sessions::new(caps, on_idle));
@@ -151,13 +150,14 @@ impl Server {
         clients.into_iter().for_each(|client| door.admit(client));
         let mut accepting = Vec::new();
         for listener in listeners {
-            accepting.push(Accepting::start(listener, door.clone(), tx.clone())?);
+            accepting.push(Accepting::start(listener, door.clone(), Arc::clone(&events))?);
         }
+        let signalled = Arc::clone(&events);
         thread::Builder::new().name("signals".into()).spawn(move || {
             loop {
-                let event = signals::wait().map_or_else(Event::Broken, Event::Signal);
-                if tx.send(event).is_err() {
-                    return;
+                match signals::wait() {
+                    Ok(signal) => signalled.put(Event::Signal(signal)),
+                    Err(error) => return signalled.put(Event::Broken(error)),
                 }
             }
         })?;
@@ -248,10 +248,7 @@ impl Server {
 
     /// Waits for something to happen; `None` where nothing does for so long.
     fn next_event(&self, timeout: Option<Duration>) -> Option<Event> {
-        match timeout {
-            Some(timeout) => self.events.recv_timeout(timeout).ok(),
-            None => self.events.recv().ok(),
-        }
+        self.events.take(timeout.map(|timeout| Instant::now() + timeout))
     }
 
     /// Logs how the server is doing.
@@ -278,7 +275,7 @@ struct Accepting {
 }
 
 impl Accepting {
-    fn start(listener: Listener, door: Door, events: mpsc::Sender<Event>) -> io::Result<Self> {
+    fn start(listener: Listener, door: Door, events: Arc<Queue<Event>>) -> io::Result<Self> {
         // A socket of our own is shut down for that.
         let (woken, waker) = listener.inherited.then(io::pipe).transpose()?.unzip();
         let trouble = Trouble { rest: REST.0, last: None, spare: spare(), told: None };
@@ -432,7 +429,7 @@ impl Drop for Guard<'_> {
 struct Post {
     listener: Listener,
     door: Door,
-    events: mpsc::Sender<Event>,
+    events: Arc<Queue<Event>>,
     /// Ends when nobody is to wait any more at an inherited listener.
     woken: Option<io::PipeReader>,
     /// Held while the listener is made to wait or not to wait.
@@ -541,7 +538,7 @@ impl Post {
                 }
                 Err(_) if this.is_ending() => break,
                 Err(error) if sys::is_bad_descriptor(&error) => {
-                    let _ = this.events.send(Event::Broken(error));
+                    this.events.put(Event::Broken(error));
                     break;
                 }
                 Err(error)
