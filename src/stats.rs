@@ -49,8 +49,8 @@ impl Tally {
     }
 }
 
-/// The upper bounds of the buckets of a [`Histogram`] but the last, which has none, in seconds.
-pub const BOUNDS: [f64; 10] = [0.001, 0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0];
+/// The upper bounds of the buckets of a [`Histogram`] but the last, which has none, in milliseconds.
+pub const BOUNDS: [u64; 10] = [1, 5, 25, 100, 250, 500, 1_000, 2_500, 10_000, 30_000];
 
 /// How long something took.
 #[derive(Default)]
@@ -64,7 +64,7 @@ impl Histogram {
     /// Counts `time`.
     pub fn observe(&self, time: Duration) {
         let mut buckets = BOUNDS.iter().zip(&self.buckets);
-        let bucket = buckets.find(|(bound, _)| time.as_secs_f64() <= **bound);
+        let bucket = buckets.find(|(bound, _)| time <= Duration::from_millis(**bound));
         bucket.map_or(&self.beyond, |(_, bucket)| bucket).fetch_add(1, Ordering::Relaxed);
         let nanoseconds = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
         self.nanoseconds.fetch_add(nanoseconds, Ordering::Relaxed);
@@ -73,12 +73,12 @@ impl Histogram {
     /// For each bound how many took no longer, how many there are in all, and how long all of them
     /// took together.
     #[must_use]
-    pub fn sums(&self) -> ([(f64, u64); BOUNDS.len()], u64, Duration) {
+    pub fn sums(&self) -> ([(Duration, u64); BOUNDS.len()], u64, Duration) {
         let mut sum = 0;
         let mut buckets = self.buckets.iter();
         let sums = BOUNDS.map(|bound| {
             sum += buckets.next().map_or(0, |bucket| bucket.load(Ordering::Relaxed));
-            (bound, sum)
+            (Duration::from_millis(bound), sum)
         });
         let total = sum + self.beyond.load(Ordering::Relaxed);
         (sums, total, Duration::from_nanos(self.nanoseconds.load(Ordering::Relaxed)))

@@ -126,7 +126,7 @@ impl Live {
     pub fn lines(&self, max: usize) -> (usize, impl Iterator<Item = Line>) {
         let record = |grant: &Arc<Grant>| Arc::clone(&grant.record);
         let mut records: Vec<_> = lock(&self.state).grants.values().map(record).collect();
-        records.sort_by_key(|record| record.number);
+        records.sort_unstable_by_key(|record| record.number);
         let line = |record: Arc<Record>| record.counted(record.line("session"));
         (records.len(), records.into_iter().take(max).map(line))
     }

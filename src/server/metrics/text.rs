@@ -1,9 +1,9 @@
 //! All metrics in the text format of Prometheus, version 0.0.4. Labels hold words of the program
 //! only; nothing a peer made can become one.
 
-use std::fmt::{Display, Write as _};
+use std::fmt::{self, Display, Formatter, Write as _};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::UNIX_EPOCH;
+use std::time::{Duration, UNIX_EPOCH};
 
 use crate::server::metrics::Site;
 use crate::server::metrics::http::Response;
@@ -14,13 +14,13 @@ pub(super) fn metrics(site: &Site) -> Response {
     let (means, traffic) = (&site.service.means, site.service.live.traffic());
     let Totals { sessions, half_open, accepted, refused } = site.sessions.totals();
     let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
-    let started = site.started.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+    let started = site.started.duration_since(UNIX_EPOCH).unwrap_or_default();
     let mut text = Text(String::with_capacity(8 * 1024));
 
     let version = [([("version", env!("CARGO_PKG_VERSION"))], 1)];
     text.family("socksd_build_info", "gauge", "The program, always 1.", version);
     let help = "Start of the server in seconds since 1970.";
-    text.family("process_start_time_seconds", "gauge", help, [([], started)]);
+    text.family("process_start_time_seconds", "gauge", help, [([], Seconds(started))]);
 
     let help = "Sessions accepted.";
     text.family("socksd_sessions_started_total", "counter", help, [([], accepted)]);
@@ -61,6 +61,19 @@ pub(super) fn metrics(site: &Site) -> Response {
     Response { status: "200 OK", content, body: text.0 }
 }
 
+/// A time in seconds, with no more decimals than it has.
+struct Seconds(Duration);
+
+impl Display for Seconds {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let decimals = format!("{:09}", self.0.subsec_nanos());
+        match decimals.trim_end_matches('0') {
+            "" => write!(f, "{}", self.0.as_secs()),
+            decimals => write!(f, "{}.{decimals}", self.0.as_secs()),
+        }
+    }
+}
+
 struct Text(String);
 
 impl Text {
@@ -78,10 +91,16 @@ impl Text {
     ) {
         self.head(name, kind, help);
         for (labels, value) in samples {
-            let labels = labels.map(|(label, word)| format!("{label}=\"{word}\"")).join(",");
-            let labels = if labels.is_empty() { labels } else { format!("{{{labels}}}") };
-            let _ = writeln!(self.0, "{name}{labels} {value}");
+            self.sample(name, &labels, &value);
         }
+    }
+
+    // Once, and not for every kind of value.
+    fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: &dyn Display) {
+        let labels = labels.iter().map(|(label, word)| format!("{label}=\"{word}\""));
+        let labels = labels.collect::<Vec<_>>().join(",");
+        let labels = if labels.is_empty() { labels } else { format!("{{{labels}}}") };
+        let _ = writeln!(self.0, "{name}{labels} {value}");
     }
 
     /// Adds a histogram.
@@ -89,9 +108,9 @@ impl Text {
         self.head(name, "histogram", help);
         let (sums, count, sum) = histogram.sums();
         for (bound, count) in sums {
-            let _ = writeln!(self.0, "{name}_bucket{{le=\"{bound}\"}} {count}");
+            let _ = writeln!(self.0, "{name}_bucket{{le=\"{}\"}} {count}", Seconds(bound));
         }
         let _ = writeln!(self.0, "{name}_bucket{{le=\"+Inf\"}} {count}");
-        let _ = writeln!(self.0, "{name}_sum {}\n{name}_count {count}", sum.as_secs_f64());
+        let _ = writeln!(self.0, "{name}_sum {}\n{name}_count {count}", Seconds(sum));
     }
 }
