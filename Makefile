@@ -34,12 +34,13 @@ check:
 	mandoc -Tlint -Wwarning man/*.[58]
 
 # One binary without shared libraries, target/static/socksd: with musl where rustup has it or can
-# get it, else with glibc.
+# get it, else with glibc. It relocates itself, so that no loader has to know the packed form.
 static:
-	@arch=$$(uname -m); triple=$$arch-unknown-linux-musl; flags=; \
+	@arch=$$(uname -m); triple=$$arch-unknown-linux-musl; \
+	flags='-C link-arg=-Wl,-z,pack-relative-relocs'; \
 	if ! { rustup target list --installed | grep -qx "$$triple" \
 	    || timeout 120 rustup target add "$$triple"; } 2>/dev/null; then \
-	    triple=$$arch-unknown-linux-gnu; flags='-C target-feature=+crt-static'; \
+	    triple=$$arch-unknown-linux-gnu; flags="$$flags -C target-feature=+crt-static"; \
 	fi; set -ex; \
 	RUSTFLAGS="$$flags" $(CARGO) build --release --locked --target "$$triple" \
 	    --target-dir $(TARGET)/static-build; \

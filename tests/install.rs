@@ -212,6 +212,15 @@ fn static_binaries_need_no_shared_library() {
 }
 
 #[test]
+fn static_binaries_are_small_enough_for_a_small_disk() {
+    for Static { binary, is_musl } in [Static::preferred(), Static::fallback()] {
+        let kib = fs::metadata(binary).unwrap().len() / 1024;
+        let most = if *is_musl { 1_100 } else { 2_048 };
+        assert!(kib <= most, "{} has {kib} KiB", binary.display());
+    }
+}
+
+#[test]
 fn a_binary_with_musl_refuses_yescrypt_and_one_with_glibc_takes_it() {
     // mkpasswd -m yescrypt secret
     let users = TempFile::new(
