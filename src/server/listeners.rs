@@ -120,10 +120,11 @@ fn open_tcp(addr: SocketAddr, all: &[Listen], reuse_port: bool) -> io::Result<Tc
         sys::set_v6only(&fd, all.iter().any(takes_v4) && addr.port() != 0)?;
     }
     sys::bind_socket(&fd, addr)?;
+    // Clients come from the next call on.
+    relay::prepare(&fd);
     sys::listen(&fd, BACKLOG)?;
     let listener = TcpListener::from(fd);
     listener.set_nonblocking(false)?;
-    relay::prepare(&listener);
     Ok(listener)
 }
 
