@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 use crate::relay::pool::{BUFFER, PIPE, Pipe, Pool};
 use crate::relay::rate::Rate;
 use crate::sys::{self, PollFd};
-use crate::threads::{self, Reserved, lock};
+use crate::threads::{Reserved, lock};
 
 /// Octets that are read at once while nothing tells that there may be more to come.
 const SMALL: usize = 1536;
@@ -353,7 +353,7 @@ impl Relays {
         // Worth their system calls for who stays.
         if let First::More(..) = first {
             keep_alive(&shared.target);
-            threads::release_stack();
+            sys::madvise_unused_stack();
         }
         if let Some(idle) = shared.limits.idle {
             // Who has used up all of it is found out by the first read.

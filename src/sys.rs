@@ -3,6 +3,7 @@
 //! A wrapper turns -1 into the `io::Error` of errno and decides nothing: no retries, no defaults.
 //! Linux only; the numbers below are those of the generic kernel ABI (x86, Arm, RISC-V, POWER).
 
+use std::cell::Cell;
 use std::ffi::{CStr, CString, c_char, c_int, c_long, c_short, c_uint, c_ulong, c_void};
 use std::io;
 use std::mem::MaybeUninit;
@@ -1033,9 +1034,16 @@ fn sigset(signums: &[i32]) -> io::Result<SigSet> {
 /// # Errors
 /// EAGAIN where the system gives no more threads, EINVAL for too small a stack.
 pub fn pthread_create(stack: usize, body: Box<dyn FnOnce() + Send>) -> io::Result<()> {
+    struct Arg {
+        stack: usize,
+        body: Box<dyn FnOnce() + Send>,
+    }
     extern "C" fn start(arg: *mut c_void) -> *mut c_void {
         // SAFETY: `arg` is what pthread_create was called with below, and this the only call.
-        let body = unsafe { Box::from_raw(arg.cast::<Box<dyn FnOnce() + Send>>()) };
+        let Arg { stack, body } = *unsafe { Box::from_raw(arg.cast::<Arg>()) };
+        let here = 0_u8;
+        // The C library has a few KiB above this first frame.
+        STACK_FLOOR.set((&raw const here).addr().saturating_sub(stack / 2));
         body();
         std::ptr::null_mut()
     }
@@ -1052,7 +1060,7 @@ pub fn pthread_create(stack: usize, body: Box<dyn FnOnce() + Send>) -> io::Resul
     done(unsafe { pthread_attr_setstacksize(attr, stack) })?;
     // SAFETY: as above.
     done(unsafe { pthread_attr_setdetachstate(attr, PTHREAD_CREATE_DETACHED) })?;
-    let arg = Box::into_raw(Box::new(body));
+    let arg = Box::into_raw(Box::new(Arg { stack, body }));
     let mut thread: c_ulong = 0;
     // SAFETY: `thread` has room for a pthread_t, `attr` is as above, and `start` takes `arg`, which
     // is nobody else's from now on.
@@ -1070,10 +1078,16 @@ pub fn malloc_trim() {
     c_malloc_trim(0);
 }
 
-/// Gives back the memory of up to `octets` of this thread's stack below the frames in use. The thread
-/// must have that much stack left. madvise(2) with MADV_DONTNEED.
+thread_local! {
+    /// An address in the stack of a thread that [`pthread_create`] has started, half of its size
+    /// below its first frame; 0 in others.
+    static STACK_FLOOR: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Gives back the memory of this thread's stack below the frames in use, down to half of its size.
+/// Does nothing on a thread that [`pthread_create`] has not started. madvise(2) with MADV_DONTNEED.
 #[inline(never)]
-pub fn madvise_unused_stack(octets: usize) {
+pub fn madvise_unused_stack() {
     const MADV_DONTNEED: c_int = 4;
     // Where pages are larger, the kernel refuses what is not whole pages.
     const PAGE: usize = 4_096;
@@ -1081,10 +1095,15 @@ pub fn madvise_unused_stack(octets: usize) {
     const MARGIN: usize = 512;
     let here = 0_u8;
     let end = (&raw const here).addr().saturating_sub(MARGIN) / PAGE * PAGE;
-    let begin = std::ptr::without_provenance_mut(end.saturating_sub(octets));
-    // SAFETY: the range is below all frames of this thread, which has only one stack and no signal
-    // handlers, and within that stack as the caller warrants: nobody reads it before writing it.
-    let _ = unsafe { madvise(begin, octets, MADV_DONTNEED) };
+    let begin = match STACK_FLOOR.get().next_multiple_of(PAGE) {
+        begin if (1..end).contains(&begin) => begin,
+        _ => return,
+    };
+    let octets = end - begin;
+    // SAFETY: the range is within this thread's stack, which reaches further down than the floor, and
+    // below all its frames. A handler of a signal that ran on this stack would be over by now: none
+    // of its frames is in the range.
+    let _ = unsafe { madvise(std::ptr::without_provenance_mut(begin), octets, MADV_DONTNEED) };
 }
 
 /// Blocks `signums` in this thread and in those it starts afterwards. pthread_sigmask(3).

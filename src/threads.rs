@@ -23,19 +23,13 @@ const STAY: Duration = Duration::from_secs(5);
 /// How long many threads may take to end.
 const WAY_OUT: Duration = Duration::from_secs(1);
 
-/// Threads without work whose memory is worth giving back.
+/// Threads that were without work at once whose memory is worth giving back.
 const MANY: usize = 64;
 
 /// Locks a mutex even if a thread panicked while holding it: what is kept behind mutexes here is
 /// whole after every single assignment.
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Gives back what this thread of the cache has used of its stack and does not use any more.
-pub fn release_stack() {
-    // Whoever has more of it in use is not about to do little for long.
-    sys::madvise_unused_stack(STACK / 2);
 }
 
 /// What some threads put in and others wait for; what has come first is taken first. The channels of
@@ -135,9 +129,9 @@ impl Threads {
             // Else somebody has reserved this thread: its work is on the way.
             if let Some(index) = idle.iter().position(|other| Arc::ptr_eq(other, slot)) {
                 idle.remove(index);
-                // The last of many: what the others had is of no more use either.
-                if idle.is_empty() && idle.capacity() > MANY {
-                    *idle = Vec::new();
+                // There were many: what they had is of no more use either.
+                if idle.capacity() > MANY && idle.len() < idle.capacity() / 8 {
+                    idle.shrink_to_fit();
                     drop(idle);
                     // They are still on their way out.
                     thread::sleep(WAY_OUT);
@@ -199,6 +193,21 @@ mod tests {
         threads.reserve().unwrap().run(|| panic!("on purpose"));
         wait_for_idle(&threads, 1);
         run(&threads);
+    }
+
+    #[test]
+    fn what_many_threads_had_is_given_back_while_some_have_work() {
+        let threads = Threads::default();
+        let many: Vec<_> = (0..2 * MANY).map(|_| threads.reserve().unwrap()).collect();
+        drop(many);
+        assert!(lock(&threads.idle).capacity() > MANY);
+        let until = Instant::now() + 3 * STAY;
+        while lock(&threads.idle).capacity() > MANY {
+            assert!(Instant::now() < until);
+            // There is always one without work.
+            run(&threads);
+            thread::sleep(Duration::from_millis(50));
+        }
     }
 
     #[test]
