@@ -229,8 +229,9 @@ struct Settled {
     warnings: Vec<String>,
 }
 
-/// Most pipes for splicing. With more busy directions than that the processors are the limit.
-const PIPES: u64 = 64;
+/// Most pipes for splicing: half of what a user may have, pipe(7). With more busy directions than that
+/// the processors are the limit.
+const PIPES: u64 = 32;
 
 impl Config {
     /// Where to log if standard error is not to be had.

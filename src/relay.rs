@@ -722,7 +722,7 @@ impl Direction {
         match copied? {
             Some(mut pipe) => {
                 let spliced = self.splice(&mut pipe);
-                pool.keep_pipe(pipe);
+                pool.give_back(pipe);
                 spliced
             }
             None => Ok(()),

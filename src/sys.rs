@@ -662,16 +662,25 @@ pub fn take_fd(number: i32) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
-/// Has a pipe hold `octets`, rounded up to pages; returns how many it holds then, which is less where
-/// the user has too many pipes. F_SETPIPE_SZ, fcntl(2).
+/// Has a pipe hold `octets`, rounded up to pages. F_SETPIPE_SZ, fcntl(2).
 ///
 /// # Errors
-/// EPERM above the limit of the system.
-pub fn set_pipe_size(pipe: &impl AsFd, octets: usize) -> io::Result<usize> {
+/// EPERM above the limit of the system, or where the user has too many pipes.
+pub fn set_pipe_size(pipe: &impl AsFd, octets: usize) -> io::Result<()> {
     const F_SETPIPE_SZ: c_int = 1_031;
     let octets = c_int::try_from(octets).map_err(io::Error::other)?;
     // SAFETY: the descriptor is borrowed, so open; the call takes an int and touches no memory.
-    let size = cvt(unsafe { fcntl(pipe.as_fd().as_raw_fd(), F_SETPIPE_SZ, octets) })?;
+    cvt(unsafe { fcntl(pipe.as_fd().as_raw_fd(), F_SETPIPE_SZ, octets) }).map(|_| ())
+}
+
+/// How many octets a pipe holds. F_GETPIPE_SZ, fcntl(2).
+///
+/// # Errors
+/// EBADF for what is no pipe.
+pub fn pipe_size(pipe: &impl AsFd) -> io::Result<usize> {
+    const F_GETPIPE_SZ: c_int = 1_032;
+    // SAFETY: the descriptor is borrowed, so open; the call takes no argument.
+    let size = cvt(unsafe { fcntl(pipe.as_fd().as_raw_fd(), F_GETPIPE_SZ) })?;
     usize::try_from(size).map_err(io::Error::other)
 }
 

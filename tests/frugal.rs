@@ -12,7 +12,7 @@ use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
-use common::{SOCKSD, SOON, Server, TempFile, eventually, read, tunnel};
+use common::{SOCKSD, SOON, Server, TempFile, eventually, is_root, read, tunnel};
 
 /// A server of which strace(1) writes down the system calls.
 struct Traced {
@@ -31,11 +31,15 @@ impl Traced {
 
     /// Starts a server with such an expression of strace's.
     fn injected(expression: &str, args: &[&str]) -> Self {
+        Self::become_one(Command::new("env"), expression, args)
+    }
+
+    /// The same, by a command that becomes the one of its arguments.
+    fn become_one(mut command: Command, expression: &str, args: &[&str]) -> Self {
         let file = TempFile::new("");
-        let mut command = Command::new("strace");
         // The server is this process's own child, and the tracer (-D) nobody's: it ends with the
         // server.
-        command.args(["-D", "-f", "-q", "-s", "0", "-o", file.path(), "-e"]);
+        command.args(["strace", "-D", "-f", "-q", "-s", "0", "-o", file.path(), "-e"]);
         command.args([expression, SOCKSD, "--listen", "127.0.0.1:0"]);
         Self { server: Server::spawn(command.args(args)), calls: file }
     }
@@ -255,6 +259,82 @@ fn a_session_that_goes_quiet_gives_its_pipes_back() {
     let pipes = descriptors - before - 2 * sessions.len();
     // Both ends of one for each direction of one session, or of two where it took a little longer.
     assert!(0 < pipes && pipes <= 2 * 2 * 2, "{pipes} pipe ends");
+}
+
+#[test]
+fn pipes_are_kept_for_a_few_sessions_and_not_for_many() {
+    const AT_ONCE: usize = 10;
+    let server = Server::open(&[]);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (before, _) = server.holds();
+    let open = |_| {
+        let client = tunnel(&server, listener.local_addr().unwrap());
+        (client, listener.accept().unwrap().0)
+    };
+    let sessions: Vec<_> = (0..AT_ONCE).map(open).collect();
+    thread::scope(|scope| {
+        for (client, target) in &sessions {
+            scope.spawn(move || both_ways([client, target], 4 << 20));
+        }
+    });
+    drop(sessions);
+    let kept = 2 * 8;
+    eventually("the others are closed", || server.holds().0 <= before + kept);
+}
+
+#[test]
+fn a_user_who_may_have_no_more_pages_for_pipes_has_octets_copied() {
+    // Takes all there is, so that new ones have two pages, and becomes the program of its arguments,
+    // in which these pipes stay open.
+    const HOG: &str = "
+import fcntl, os, sys
+def pipe():
+    ends = os.pipe()
+    os.set_inheritable(ends[0], True)
+    return ends[0]
+try:
+    while True:
+        fcntl.fcntl(pipe(), fcntl.F_SETPIPE_SZ, 1 << 20)
+except PermissionError:
+    pass
+while fcntl.fcntl(pipe(), fcntl.F_GETPIPE_SZ) > 8192:
+    pass
+os.execvp(sys.argv[1], sys.argv[1:])
+";
+    let mut command = Command::new("setpriv");
+    if is_root() {
+        // For whom there is no limit.
+        command.arg("--bounding-set=-sys_resource,-sys_admin");
+    }
+    command.args(["python3", "-c", HOG]);
+    let traced = Traced::become_one(command, "trace=pipe2,splice", &ALLOW);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let client = tunnel(&traced.server, listener.local_addr().unwrap());
+    let (target, _) = listener.accept().unwrap();
+    let before = traced.calls().len();
+    both_ways([&client, &target], 64 << 20);
+    let calls = traced.calls().split_off(before);
+    assert_eq!(calls.iter().filter(|(name, _)| name == "splice").count(), 0);
+    assert_eq!(calls.len(), 1, "it is tried once, and not for every piece: {calls:?}");
+}
+
+#[test]
+fn a_trickle_takes_no_pipe_however_long_it_lasts() {
+    const SECONDS: u32 = 3;
+    let server = Server::open(&[]);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (before, _) = server.holds();
+    let (mut client, mut target) = {
+        let client = tunnel(&server, listener.local_addr().unwrap());
+        (client, listener.accept().unwrap().0)
+    };
+    // Never quiet, and in the end more than what takes a pipe where it comes at once.
+    for _ in 0..20 * SECONDS {
+        client.write_all(&[7; 8_192]).unwrap();
+        target.read_exact(&mut [0; 8_192]).unwrap();
+        thread::sleep(Duration::from_millis(50));
+    }
+    assert_eq!(server.holds().0, before + 2);
 }
 
 #[test]

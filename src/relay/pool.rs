@@ -3,8 +3,7 @@
 
 use std::io;
 use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 
 use crate::sys;
 use crate::threads::lock;
@@ -15,30 +14,34 @@ pub const BUFFER: usize = 64 * 1024;
 /// Buffers that are kept for the next who needs one.
 const BUFFERS_KEPT: usize = 32;
 
-/// Octets a pipe is to hold.
+/// Octets a pipe is to hold: all that a user without privileges may have. With half of that an octet
+/// takes a third more of the processors.
 pub const PIPE: usize = 1 << 20;
+
+/// Pipes that are kept. All that there are count against what the user may have, pipe(7).
+const PIPES_KEPT: usize = 8;
 
 /// Buffers and pipes.
 #[derive(Debug)]
 pub struct Pool {
     buffers: Mutex<Vec<Box<[u8]>>>,
-    pipes: Mutex<Vec<Pipe>>,
-    /// Shared with every pipe there is.
-    counter: Arc<()>,
-    /// Most pipes at once, lent or kept.
-    max: AtomicUsize,
+    pipes: Mutex<Pipes>,
+}
+
+#[derive(Debug)]
+struct Pipes {
+    kept: Vec<Pipe>,
+    /// How many there are, lent or kept, and may be.
+    count: usize,
+    max: usize,
 }
 
 impl Pool {
     /// With nothing in it. It will never have more than so many pipes.
     #[must_use]
     pub fn new(pipes: usize) -> Self {
-        Self {
-            buffers: Mutex::default(),
-            pipes: Mutex::default(),
-            counter: Arc::default(),
-            max: AtomicUsize::new(pipes),
-        }
+        let pipes = Pipes { kept: Vec::new(), count: 0, max: pipes };
+        Self { buffers: Mutex::default(), pipes: Mutex::new(pipes) }
     }
 
     /// A buffer of [`BUFFER`] octets, whatever they are.
@@ -55,32 +58,39 @@ impl Pool {
         }
     }
 
-    /// An empty pipe, if there is one to be had.
+    /// An empty pipe, if there is one to be had. It is to be given back in any case.
     pub fn pipe(&self) -> Option<Pipe> {
         let mut pipes = lock(&self.pipes);
-        let kept = pipes.pop();
-        if kept.is_some() || Arc::strong_count(&self.counter) > self.max.load(Ordering::Relaxed) {
+        let kept = pipes.kept.pop();
+        if kept.is_some() || pipes.count >= pipes.max {
             return kept;
         }
-        let counter = Arc::clone(&self.counter);
-        drop(pipes);
-        let (reader, writer) = io::pipe().ok()?;
-        // A user who has too many gets them small, pipe(7): that is no better than copying.
-        let size = sys::set_pipe_size(&writer, PIPE).ok()?;
-        (size >= BUFFER).then_some(Pipe { reader, writer, held: 0, _counter: counter })
+        // Where there is no descriptor now, there may be one later.
+        let pipe = Pipe::new().ok()?;
+        if sys::pipe_size(&pipe.writer).is_ok_and(|size| size >= BUFFER) {
+            pipes.count += 1;
+            return Some(pipe);
+        }
+        // A user who has too many gets small ones, which are no better than copying.
+        pipes.max = pipes.count;
+        None
     }
 
     /// Takes a pipe back. What one session has left in it must not get to another.
-    pub fn keep_pipe(&self, pipe: Pipe) {
-        if pipe.held == 0 && self.max.load(Ordering::Relaxed) > 0 {
-            lock(&self.pipes).push(pipe);
+    pub fn give_back(&self, pipe: Pipe) {
+        let mut pipes = lock(&self.pipes);
+        if pipe.held == 0 && pipes.kept.len() < PIPES_KEPT && pipes.max > 0 {
+            pipes.kept.push(pipe);
+        } else {
+            pipes.count = pipes.count.saturating_sub(1);
         }
     }
 
     /// Has no pipe for anybody any more: what they are for does not work here.
     pub fn give_up_splice(&self) {
-        self.max.store(0, Ordering::Relaxed);
-        lock(&self.pipes).clear();
+        let mut pipes = lock(&self.pipes);
+        pipes.max = 0;
+        pipes.kept.clear();
     }
 }
 
@@ -90,10 +100,16 @@ pub struct Pipe {
     reader: io::PipeReader,
     writer: io::PipeWriter,
     held: usize,
-    _counter: Arc<()>,
 }
 
 impl Pipe {
+    fn new() -> io::Result<Self> {
+        let (reader, writer) = io::pipe()?;
+        // One of the size that pipes have anyway will do where that is not allowed.
+        let _ = sys::set_pipe_size(&writer, PIPE);
+        Ok(Self { reader, writer, held: 0 })
+    }
+
     /// How many octets are in it.
     #[must_use]
     pub fn held(&self) -> usize {
