@@ -14,6 +14,7 @@ pub mod udp;
 
 use std::convert::Infallible;
 use std::io::{self, Read as _, Write as _};
+use std::mem;
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -35,8 +36,10 @@ const FIRST_PIECES: u32 = 8;
 /// How long none of them comes before it does so all the same.
 const FIRST_QUIET: Duration = Duration::from_secs(10);
 
-/// Octets that pass before a direction is taken for one with much to pass.
+/// Octets that pass before a direction is taken for one with much to pass, and how long they may take.
+/// Whoever has less than that would only keep a pipe from others.
 const BULK: usize = 256 * 1024;
+const WINDOW: Duration = Duration::from_secs(1);
 
 /// How long nothing comes before a busy direction is taken for a quiet one.
 const QUIET: Duration = Duration::from_millis(100);
@@ -324,7 +327,14 @@ impl Relays {
         let Tunnel { client, leftover, target, helper, limits, traffic, stopper, done } = tunnel;
         let _ = sys::set_nodelay(&target);
         let _ = sys::set_oobinline(&target);
-        let state = State { end: None, ended: 0, aborted: false, shut: None, done: Some(done) };
+        let state = State {
+            end: None,
+            ended: 0,
+            lingers: false,
+            aborted: false,
+            shut: None,
+            done: Some(done),
+        };
         let shared = Arc::new(Shared {
             client,
             target,
@@ -408,7 +418,7 @@ impl Watcher {
         loop {
             thread::sleep(LOOK_EVERY);
             // Ending one may take an instant.
-            let relays = std::mem::take(&mut lock(&lingering).relays);
+            let relays = mem::take(&mut lock(&lingering).relays);
             let still = relays.into_iter().filter(|(relay, closed)| {
                 relay.upgrade().is_some_and(|shared| shared.lingers(*closed))
             });
@@ -445,6 +455,8 @@ struct State {
     end: Option<End>,
     /// How many directions have ended.
     ended: u8,
+    /// One side has closed, and the other was seen to stay.
+    lingers: bool,
     /// Nothing more is to be relayed.
     aborted: bool,
     /// The side this server has sent the end of input to. Only then can its socket be closed
@@ -539,9 +551,23 @@ impl Shared {
             && sys::is_tcp_closed(self.leg(side)).unwrap_or(false)
     }
 
+    /// Whether one side has closed, and the other may not stay quiet for long.
+    fn has_closed_side(&self) -> bool {
+        lock(&self.state).ended > 0
+    }
+
     /// Whether the relay, of which this side has closed, may go on: the other one must not stay
     /// quiet for ever, and the one that has closed still be there: nobody reads from it any more.
     fn lingers(&self, closed: Side) -> bool {
+        let mut state = lock(&self.state);
+        if state.ended == 2 {
+            return false;
+        }
+        // It may have closed before there was any need of that.
+        if !mem::replace(&mut state.lingers, true) {
+            keep_alive(&self.target);
+        }
+        drop(state);
         if self.left(self.limits.linger).is_none() {
             self.abort(End::Linger);
         } else if self.is_reset(closed) {
@@ -734,7 +760,7 @@ impl Direction {
         let mut from = self.shared.leg(self.from);
         let portion = self.portion(buffer.len());
         let octets = buffer.get_mut(..portion).unwrap_or_default();
-        let mut passed = 0;
+        let (mut passed, mut since) = (0, Instant::now());
         loop {
             let result = from.read(octets);
             if is_quiet(&result) {
@@ -743,25 +769,35 @@ impl Direction {
             let Some(len) = self.received(result)? else { continue };
             let begun = Instant::now();
             self.pass(octets.get(..len).unwrap_or_default())?;
+            passed += len;
             // Whoever takes octets slowly would only keep a pipe from others.
-            passed = if begun.elapsed() < QUIET { passed + len } else { 0 };
-            if passed >= BULK && self.shared.limits.rates.is_empty() {
-                match self.shared.relays.pool.pipe() {
-                    Some(pipe) => return Ok(Some(pipe)),
-                    // Another one may be done with its own by then.
-                    None => passed = 0,
+            if begun.elapsed() < QUIET {
+                match passed {
+                    ..BULK if since.elapsed() < WINDOW => continue,
+                    ..BULK => return Ok(None),
+                    _ if self.shared.limits.rates.is_empty() => {
+                        let pipe = self.shared.relays.pool.pipe();
+                        if pipe.is_some() {
+                            return Ok(pipe);
+                        }
+                        // Another one may be done with its own later.
+                    }
+                    _ => {}
                 }
             }
+            (passed, since) = (0, Instant::now());
         }
     }
 
     /// Moves octets through `pipe` until it goes quiet, or whoever is to take them slow.
     fn splice(&self, pipe: &mut Pipe) -> Result<(), Stop> {
         let (from, to) = (self.shared.leg(self.from), self.shared.leg(self.to()));
-        // Until all that is held has been taken nothing tells the other direction that any has.
-        let max = if self.shared.limits.idle.is_some() { BUFFER } else { PIPE };
+        let (mut passed, mut since) = (0, Instant::now());
         loop {
-            let result = pipe.fill(from, max);
+            // Until all that is held has been taken nothing tells that any has, and a limit on quiet
+            // might be met.
+            let is_limited = self.shared.limits.idle.is_some() || self.shared.has_closed_side();
+            let result = pipe.fill(from, if is_limited { BUFFER } else { PIPE });
             match result.as_ref().map_err(io::Error::kind) {
                 // No octets are the end of input, or an urgent one comes next: read(2) knows.
                 Ok(0) | Err(io::ErrorKind::WouldBlock) => return Ok(()),
@@ -775,13 +811,17 @@ impl Direction {
                 }
                 _ => {}
             }
-            self.received(result)?;
+            passed += self.received(result)?.unwrap_or_default();
             let begun = Instant::now();
             while pipe.held() > 0 {
                 self.sent(pipe.drain(to))?;
             }
-            if begun.elapsed() >= QUIET {
+            let is_over = since.elapsed() >= WINDOW;
+            if begun.elapsed() >= QUIET || is_over && passed < BULK {
                 return Ok(());
+            }
+            if is_over {
+                (passed, since) = (0, Instant::now());
             }
         }
     }

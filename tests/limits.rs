@@ -6,7 +6,7 @@ mod common;
 
 use std::fs::{self, File};
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -268,13 +268,24 @@ fn the_soft_limit_of_descriptors_is_raised_to_what_the_sessions_need() {
 
 /// What ss(8) says of the timer of the connection `from`, `to`, without its parentheses.
 fn timer(from: SocketAddr, to: SocketAddr) -> Option<String> {
-    let filter =
-        ["-tnoH", "state", "established", "src", &from.to_string(), "dst", &to.to_string()];
+    let filter = ["-tanoH", "src", &from.to_string(), "dst", &to.to_string()];
     let output = Command::new("ss").args(filter).output();
     let output = output.unwrap_or_else(|error| panic!("cannot run ss (iproute2): {error}"));
     let said = String::from_utf8(output.stdout).unwrap();
     let (_, timer) = said.split_once("timer:(")?;
     Some(timer.split_once(')')?.0.to_string())
+}
+
+#[test]
+fn a_dead_target_is_probed_for_behind_an_early_half_close() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let server = Server::open(&[]);
+    let client = tunnel(&server, listener.local_addr().unwrap());
+    let (mut target, outward) = listener.accept().unwrap();
+    client.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(target.read(&mut [0]).unwrap(), 0);
+    let from = target.local_addr().unwrap();
+    eventually("a timer", || timer(outward, from).is_some_and(|timer| timer.contains("keepalive")));
 }
 
 #[test]

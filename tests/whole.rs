@@ -18,6 +18,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use common::netns::isolated;
 use common::{HELLO, Random, Server, eventually, field, read, read_to_end, reply5, request5};
 
 /// How long nothing may move.
@@ -382,4 +383,43 @@ fn a_receiver_that_rests_for_longer_than_the_idle_limit_loses_nothing() {
         let closed = server.log_lines(&["event=close"], 32);
         assert!(closed.iter().all(|line| field(line, "down") == "8"), "{closed:#?}");
     }
+}
+
+#[test]
+fn a_slow_reader_behind_a_half_close_keeps_its_session_as_long_as_it_reads() {
+    isolated("a_slow_reader_behind_a_half_close_keeps_its_session_as_long_as_it_reads", || {
+        // Else all that is sent would fit into the buffers of the system.
+        for (file, sizes) in
+            [("tcp_rmem", "4096 131072 2097152"), ("tcp_wmem", "4096 65536 262144")]
+        {
+            fs::write(format!("/proc/sys/net/ipv4/{file}"), sizes).unwrap();
+        }
+        let server = Server::open(&["--linger-timeout", "2"]);
+        let (mut client, target) = through(&server, b"");
+        client.shutdown(Shutdown::Write).unwrap();
+        let (stream, size) = (Stream(1), 24 << 20);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                stream.send(&target, 0, size).1.unwrap();
+                target.shutdown(Shutdown::Write).unwrap();
+            });
+            let mut octets = vec![0; size];
+            let (fast, slow) = octets.split_at_mut(20 << 20);
+            // Enough for a pipe, in which a MiB waits then; that takes longer than the limit.
+            client.read_exact(fast).unwrap();
+            let (slow, rest) = slow.split_at_mut(1 << 20);
+            for octets in slow.chunks_mut(16 * 1024) {
+                client.read_exact(octets).unwrap();
+                thread::sleep(Duration::from_millis(100));
+            }
+            client.read_exact(rest).unwrap();
+            assert_eq!(client.read(&mut [0]).unwrap(), 0);
+            let mut place = 0;
+            while place < size {
+                let expected = stream.at(place, size - place);
+                assert!(octets[place..].starts_with(expected), "another octet behind {place}");
+                place += expected.len();
+            }
+        });
+    });
 }
