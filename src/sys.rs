@@ -1049,11 +1049,12 @@ pub fn pthread_create(stack: usize, body: Box<dyn FnOnce() + Send>) -> io::Resul
     }
     extern "C" fn start(arg: *mut c_void) -> *mut c_void {
         // SAFETY: `arg` is what pthread_create was called with below, and this the only call.
-        let Arg { stack, body } = *unsafe { Box::from_raw(arg.cast::<Arg>()) };
+        let arg = unsafe { Box::from_raw(arg.cast::<Arg>()) };
         let here = 0_u8;
         // The C library has a few KiB above this first frame.
-        STACK_FLOOR.set((&raw const here).addr().saturating_sub(stack / 2));
-        body();
+        STACK_FLOOR.set((&raw const here).addr().saturating_sub(arg.stack / 2));
+        // The box is freed at the end: a thread that frees something has a cache for that.
+        (arg.body)();
         std::ptr::null_mut()
     }
     const PTHREAD_CREATE_DETACHED: c_int = 1;
