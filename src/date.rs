@@ -9,9 +9,12 @@ pub const DAY: u64 = 86_400;
 /// A day, shown as `2026-11-21`. Dates compare in the order of the calendar.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Date {
-    year: u64,
-    month: u64,
-    day: u64,
+    /// From 1970 on, or what a file says.
+    pub year: u64,
+    /// From 1.
+    pub month: u64,
+    /// From 1.
+    pub day: u64,
 }
 
 impl Date {

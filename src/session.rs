@@ -207,33 +207,34 @@ impl Record {
     }
 
     fn line(&self, event: &str) -> Line {
-        let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".into());
         let line = Line::new(event)
-            .field("session", self.number)
+            .number("session", self.number)
             .client(self.client)
             .octets("user", &self.user)
-            .field("version", or_dash(self.version.map(|version| version.to_string())))
-            .field("command", or_dash(self.command.map(|command| command.to_string())));
+            .field_or_dash("version", self.version)
+            .field_or_dash("command", self.command);
         match &self.dst {
             Some(Destination::Name(name, port)) => {
                 line.octets("dst", &[name, format!(":{port}").as_bytes()].concat())
             }
-            Some(Destination::Address(addr)) => line.field("dst", addr),
-            None => line.field("dst", '-'),
+            Some(Destination::Address(addr)) => line.address("dst", Some(*addr)),
+            None => line.address("dst", None),
         }
         .address("addr", self.peer)
         .address("local", self.local)
-        .field("rule", or_dash(self.rule.as_ref().map(Place::to_string)))
+        .field_or_dash("rule", self.rule.as_ref())
     }
 
     /// Adds what there is to count.
     fn counted(&self, line: Line) -> Line {
-        let time = self.begun.elapsed();
-        line.field("reply", self.reply.map_or_else(|| "-".into(), |code| format!("{code:02x}")))
-            .field("up", self.traffic.up.load(Ordering::Relaxed))
-            .field("down", self.traffic.down.load(Ordering::Relaxed))
-            .field("dropped", self.traffic.dropped().map(|(_, count)| count).sum::<u64>())
-            .field("seconds", format_args!("{}.{:03}", time.as_secs(), time.subsec_millis()))
+        let line = match self.reply {
+            Some(code) => line.field("reply", format_args!("{code:02x}")),
+            None => line.field("reply", '-'),
+        };
+        line.number("up", self.traffic.up.load(Ordering::Relaxed))
+            .number("down", self.traffic.down.load(Ordering::Relaxed))
+            .number("dropped", self.traffic.dropped().map(|(_, count)| count).sum())
+            .seconds("seconds", self.begun.elapsed())
     }
 
     /// Notes the rule that decided, if one did.
