@@ -7,12 +7,12 @@ mod common;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read as _, Write as _};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::{Shutdown, TcpStream};
 use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
-use common::{SOCKSD, SOON, Server, TempFile, eventually, is_root, read, tunnel};
+use common::{SOCKSD, Server, TempFile, eventually, is_root, read, through};
 
 /// A server of which strace(1) writes down the system calls.
 struct Traced {
@@ -78,10 +78,8 @@ const SESSIONS: usize = 300;
 const CALLS: usize = 29;
 
 /// A session that is one octet each way; the client closes first.
-fn short_session(server: &Server, listener: &TcpListener) {
-    let mut client = tunnel(server, listener.local_addr().unwrap());
-    let (mut target, _) = listener.accept().unwrap();
-    target.set_read_timeout(Some(SOON)).unwrap();
+fn short_session(server: &Server) {
+    let (mut client, mut target) = through(server);
     client.write_all(b"?").unwrap();
     read(&mut target, 1);
     target.write_all(b"!").unwrap();
@@ -93,11 +91,10 @@ fn short_session(server: &Server, listener: &TcpListener) {
 #[test]
 fn a_short_session_takes_at_most_29_system_calls() {
     let traced = Traced::start("all", &ALLOW);
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    short_session(&traced.server, &listener);
+    short_session(&traced.server);
     let before = traced.calls().len();
     for _ in 0..SESSIONS {
-        short_session(&traced.server, &listener);
+        short_session(&traced.server);
     }
     traced.server.log_lines(&["event=close"], SESSIONS + 1);
     let mut calls = traced.calls().split_off(before);
@@ -119,7 +116,6 @@ fn a_short_session_takes_at_most_29_system_calls() {
 
 /// Sends so many octets up, then down.
 fn both_ways([client, target]: [&TcpStream; 2], octets: usize) {
-    target.set_read_timeout(Some(SOON)).unwrap();
     for (mut from, mut to) in [(client, target), (target, client)] {
         thread::scope(|scope| {
             scope.spawn(move || from.write_all(&vec![7; octets]).unwrap());
@@ -132,9 +128,7 @@ fn both_ways([client, target]: [&TcpStream; 2], octets: usize) {
 /// server.
 fn spliced_at_once(args: &[&str], octets: usize) -> Vec<usize> {
     let traced = Traced::start("splice", args);
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let client = tunnel(&traced.server, listener.local_addr().unwrap());
-    let (target, _) = listener.accept().unwrap();
+    let (client, target) = through(&traced.server);
     both_ways([&client, &target], octets);
     drop((client, target));
     traced.server.log_line(&["event=close"]);
@@ -180,9 +174,7 @@ fn with_an_idle_limit_no_more_is_spliced_at_once_than_would_be_copied() {
 fn where_splicing_is_forbidden_or_unknown_octets_are_copied() {
     for error in ["EPERM", "ENOSYS", "EINVAL"] {
         let traced = Traced::injected(&format!("inject=splice:error={error}"), &ALLOW);
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let client = tunnel(&traced.server, listener.local_addr().unwrap());
-        let (target, _) = listener.accept().unwrap();
+        let (client, target) = through(&traced.server);
         both_ways([&client, &target], 8 << 20);
         // Each direction finds it out once at most.
         let tried = traced.calls().iter().filter(|(name, _)| name == "splice").count();
@@ -211,12 +203,9 @@ const KIB: usize = 32;
 #[test]
 fn a_session_that_stands_takes_two_threads_four_mappings_and_little_memory() {
     let server = Server::open(&[]);
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let stand = |count| -> Vec<(TcpStream, TcpStream)> {
         let sessions = (0..count).map(|_| {
-            let mut client = tunnel(&server, listener.local_addr().unwrap());
-            let (mut target, _) = listener.accept().unwrap();
-            target.set_read_timeout(Some(SOON)).unwrap();
+            let (mut client, mut target) = through(&server);
             // Too many for one thread.
             for _ in 0..10 {
                 client.write_all(b"?").unwrap();
@@ -244,11 +233,9 @@ fn a_session_that_stands_takes_two_threads_four_mappings_and_little_memory() {
 fn a_session_that_goes_quiet_gives_its_pipes_back() {
     const ONE_AFTER_ANOTHER: usize = 6;
     let server = Server::open(&[]);
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let (before, _) = server.holds();
     let sessions = (0..ONE_AFTER_ANOTHER).map(|_| {
-        let client = tunnel(&server, listener.local_addr().unwrap());
-        let (target, _) = listener.accept().unwrap();
+        let (client, target) = through(&server);
         both_ways([&client, &target], 4 << 20);
         // Longer than it takes to be quiet.
         thread::sleep(Duration::from_millis(300));
@@ -265,13 +252,8 @@ fn a_session_that_goes_quiet_gives_its_pipes_back() {
 fn pipes_are_kept_for_a_few_sessions_and_not_for_many() {
     const AT_ONCE: usize = 10;
     let server = Server::open(&[]);
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let (before, _) = server.holds();
-    let open = |_| {
-        let client = tunnel(&server, listener.local_addr().unwrap());
-        (client, listener.accept().unwrap().0)
-    };
-    let sessions: Vec<_> = (0..AT_ONCE).map(open).collect();
+    let sessions: Vec<_> = (0..AT_ONCE).map(|_| through(&server)).collect();
     thread::scope(|scope| {
         for (client, target) in &sessions {
             scope.spawn(move || both_ways([client, target], 4 << 20));
@@ -308,9 +290,7 @@ os.execvp(sys.argv[1], sys.argv[1:])
     }
     command.args(["python3", "-c", HOG]);
     let traced = Traced::become_one(command, "trace=pipe2,splice", &ALLOW);
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let client = tunnel(&traced.server, listener.local_addr().unwrap());
-    let (target, _) = listener.accept().unwrap();
+    let (client, target) = through(&traced.server);
     let before = traced.calls().len();
     both_ways([&client, &target], 64 << 20);
     let calls = traced.calls().split_off(before);
@@ -322,12 +302,8 @@ os.execvp(sys.argv[1], sys.argv[1:])
 fn a_trickle_takes_no_pipe_however_long_it_lasts() {
     const SECONDS: u32 = 3;
     let server = Server::open(&[]);
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let (before, _) = server.holds();
-    let (mut client, mut target) = {
-        let client = tunnel(&server, listener.local_addr().unwrap());
-        (client, listener.accept().unwrap().0)
-    };
+    let (mut client, mut target) = through(&server);
     // Never quiet, and in the end more than what takes a pipe where it comes at once.
     for _ in 0..20 * SECONDS {
         client.write_all(&[7; 8_192]).unwrap();
@@ -341,12 +317,10 @@ fn a_trickle_takes_no_pipe_however_long_it_lasts() {
 fn a_session_half_closed_early_keeps_one_thread() {
     const HALF_CLOSED: usize = 20;
     let server = Server::open(&[]);
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let before = proc(&server, "status", "Threads:");
     let sessions = (0..HALF_CLOSED).map(|_| {
-        let client = tunnel(&server, listener.local_addr().unwrap());
+        let (client, mut target) = through(&server);
         client.shutdown(Shutdown::Write).unwrap();
-        let (mut target, _) = listener.accept().unwrap();
         assert_eq!(target.read(&mut [0]).unwrap(), 0);
         (client, target)
     });

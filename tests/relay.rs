@@ -11,7 +11,7 @@
 mod common;
 
 use std::io::{ErrorKind, Read as _, Write as _};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::{Shutdown, TcpListener};
 use std::os::fd::OwnedFd;
 use std::process::Command;
 use std::thread;
@@ -23,15 +23,6 @@ use common::*;
 fn open(args: &[&str]) -> Server {
     let copying = module_path!() != "relay";
     Server::open(&[args, if copying { &["--no-splice"] } else { &[] }].concat())
-}
-
-/// A tunnel: the client's end, the target's end, and the server between them.
-fn through(server: &Server) -> (TcpStream, TcpStream) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let client = tunnel(server, listener.local_addr().unwrap());
-    let (target, _) = listener.accept().unwrap();
-    target.set_read_timeout(Some(SOON)).unwrap();
-    (client, target)
 }
 
 /// A stream of octets that holds every value and does not repeat soon.

@@ -466,6 +466,15 @@ pub fn tunnel(server: &Server, target: SocketAddr) -> TcpStream {
     client
 }
 
+/// A tunnel with the server between its ends: the client's and the target's.
+pub fn through(server: &Server) -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let client = tunnel(server, listener.local_addr().unwrap());
+    let (target, _) = listener.accept().unwrap();
+    target.set_read_timeout(Some(SOON)).unwrap();
+    (client, target)
+}
+
 /// A file that is removed when it is dropped.
 pub struct TempFile(pub PathBuf);
 
