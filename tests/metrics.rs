@@ -150,10 +150,14 @@ fn counters_agree_exactly_with_what_sessions_did() {
     drop((one, name, four));
     settled(3);
 
-    // Refused by the target, by a rule, and because it is no request.
+    // Refused by the target, by a rule, and because it is no request. There may not be more than
+    // three at once.
     refused(&[HELLO, &request5(1, refusing)].concat());
+    settled(4);
     refused(&[HELLO, &request5(1, "127.0.0.9:80".parse().unwrap())].concat());
+    settled(5);
     refused(&[HELLO, &request5(9, target.addr)].concat());
+    settled(6);
     refused(b"GET / HTTP/1.0\r\n\r\n");
     settled(7);
 
