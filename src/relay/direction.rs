@@ -1,0 +1,307 @@
+//! One direction of a relay: how it passes octets on, little or much at a time, and how it ends.
+
+use std::convert::Infallible;
+use std::io::{self, Read as _, Write as _};
+use std::net::Shutdown;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::relay::pool::{BUFFER, PIPE, Pipe};
+use crate::relay::rate::Rate;
+use crate::relay::{End, First, SMALL, Shared, Side, Watcher};
+use crate::sys;
+use crate::threads::lock;
+
+/// Octets that pass before a direction is taken for one with much to pass, and how long they may take.
+/// Whoever has less than that would only keep a pipe from others.
+const BULK: usize = 256 * 1024;
+const WINDOW: Duration = Duration::from_secs(1);
+
+/// How long nothing comes before a busy direction is taken for a quiet one.
+const QUIET: Duration = Duration::from_millis(100);
+
+/// One direction of a relay.
+pub(super) struct Direction {
+    pub(super) shared: Arc<Shared>,
+    pub(super) from: Side,
+}
+
+/// Why a direction stopped copying.
+pub(super) enum Stop {
+    /// End of input, to be carried to the other side.
+    EndOfInput,
+    /// An error of one side.
+    Failed(Side, io::Error),
+    /// The idle limit.
+    Idle,
+}
+
+/// Ends a relay one of whose directions panics.
+struct Guard<'a>(&'a Shared);
+
+impl Drop for Guard<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.0.abort(End::Internal);
+        }
+    }
+}
+
+impl Direction {
+    fn to(&self) -> Side {
+        self.from.other()
+    }
+
+    /// Copies to the end, first what is `unsent`; returns as [`Direction::end`].
+    pub(super) fn run(self, unsent: &[u8], octets: &mut [u8]) -> Option<Watcher> {
+        let guard = Guard(&self.shared);
+        let mut portions = unsent.chunks(self.portion(BUFFER));
+        let passed = portions.try_for_each(|octets| self.pass(octets));
+        let Err(stop) = passed.and_then(|()| self.copy(octets));
+        drop(guard);
+        self.end(stop)
+    }
+
+    /// Sees to what comes of the end of this direction. Who has done with it may have to watch.
+    pub(super) fn end(&self, stop: Stop) -> Option<Watcher> {
+        let shared = &*self.shared;
+        let mut state = lock(&shared.state);
+        state.ended += 1;
+        if state.aborted {
+            shared.changed.notify_all();
+        }
+        match stop {
+            // Shut for reading by an abort, which has seen to everything.
+            Stop::EndOfInput if state.aborted => {}
+            Stop::EndOfInput => {
+                state.end.get_or_insert(End::Closed(self.from));
+                // The end of the second direction is told by closing.
+                if state.ended < 2 {
+                    state.shut = Some(self.to());
+                    drop(state);
+                    shared.touch(Duration::ZERO);
+                    // Fails where the other side is gone already, which its own direction will tell.
+                    let _ = shared.leg(self.to()).shutdown(Shutdown::Write);
+                    return shared.relays.linger(Arc::downgrade(&self.shared), self.from);
+                }
+            }
+            Stop::Idle => {
+                drop(state);
+                shared.abort(End::Idle);
+            }
+            Stop::Failed(side, error) => {
+                drop(state);
+                shared.abort(match error.kind() {
+                    io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => End::Reset(side),
+                    _ => End::Lost(side),
+                });
+            }
+        }
+        None
+    }
+
+    /// Writes what can be written at once, and tells if that is not all.
+    pub(super) fn pass_now(&self, octets: &[u8]) -> Option<First> {
+        if octets.is_empty() {
+            return None;
+        }
+        let result = sys::send_dontwait(self.shared.leg(self.to()), octets);
+        let sent = if is_quiet(&result) { Ok(0) } else { self.sent(result) };
+        match sent {
+            Ok(len) if len == octets.len() => None,
+            Ok(len) => Some(First::More(self.from, octets.get(len..).unwrap_or_default().to_vec())),
+            Err(stop) => Some(First::Ended(self.from, stop)),
+        }
+    }
+
+    /// Octets to pass at a time.
+    fn portion(&self, max: usize) -> usize {
+        let rates = self.shared.limits.rates.iter();
+        rates.map(|rate| rate.portion()).fold(max, usize::min)
+    }
+
+    /// Copies through `octets`, small enough to be held while nothing comes. Once that is filled
+    /// there may be more to come.
+    fn copy(&self, octets: &mut [u8]) -> Result<Infallible, Stop> {
+        let mut from = self.shared.leg(self.from);
+        let portion = self.portion(octets.len());
+        let octets = octets.get_mut(..portion).unwrap_or_default();
+        loop {
+            let Some(len) = self.received(from.read(octets))? else { continue };
+            self.pass(octets.get(..len).unwrap_or_default())?;
+            if len == SMALL {
+                // While it is busy, time-outs mean that it goes quiet.
+                let _ = from.set_read_timeout(Some(QUIET));
+                self.copy_much()?;
+                let idle = self.shared.limits.idle;
+                let left = idle.map(|idle| self.shared.left(idle).ok_or(Stop::Idle)).transpose()?;
+                let _ = from.set_read_timeout(left);
+            }
+        }
+    }
+
+    /// Passes on what comes, much at a time, until it goes quiet.
+    fn copy_much(&self) -> Result<(), Stop> {
+        let pool = &self.shared.relays.pool;
+        let mut buffer = pool.buffer();
+        let copied = self.copy_through(&mut buffer);
+        pool.keep_buffer(buffer);
+        match copied? {
+            Some(mut pipe) => {
+                let spliced = self.splice(&mut pipe);
+                pool.give_back(pipe);
+                spliced
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Copies through `buffer` until it goes quiet, or until so much has come that a pipe is better.
+    fn copy_through(&self, buffer: &mut [u8]) -> Result<Option<Pipe>, Stop> {
+        let mut from = self.shared.leg(self.from);
+        let portion = self.portion(buffer.len());
+        let octets = buffer.get_mut(..portion).unwrap_or_default();
+        let (mut passed, mut since) = (0, Instant::now());
+        loop {
+            let result = from.read(octets);
+            if is_quiet(&result) {
+                return Ok(None);
+            }
+            let Some(len) = self.received(result)? else { continue };
+            let begun = Instant::now();
+            self.pass(octets.get(..len).unwrap_or_default())?;
+            passed += len;
+            // Whoever takes octets slowly would only keep a pipe from others.
+            if begun.elapsed() < QUIET {
+                match passed {
+                    ..BULK if since.elapsed() < WINDOW => continue,
+                    ..BULK => return Ok(None),
+                    _ if self.shared.limits.rates.is_empty() => {
+                        let pipe = self.shared.relays.pool.pipe();
+                        if pipe.is_some() {
+                            return Ok(pipe);
+                        }
+                        // Another one may be done with its own later.
+                    }
+                    _ => {}
+                }
+            }
+            (passed, since) = (0, Instant::now());
+        }
+    }
+
+    /// Moves octets through `pipe` until it goes quiet, or whoever is to take them slow.
+    fn splice(&self, pipe: &mut Pipe) -> Result<(), Stop> {
+        let (from, to) = (self.shared.leg(self.from), self.shared.leg(self.to()));
+        let (mut passed, mut since) = (0, Instant::now());
+        loop {
+            // Until all that is held has been taken nothing tells that any has, and a limit on quiet
+            // might be met.
+            let is_limited = self.shared.limits.idle.is_some() || self.shared.has_closed_side();
+            let result = pipe.fill(from, if is_limited { BUFFER } else { PIPE });
+            match result.as_ref().map_err(io::Error::kind) {
+                // No octets are the end of input, or an urgent one comes next: read(2) knows.
+                Ok(0) | Err(io::ErrorKind::WouldBlock) => return Ok(()),
+                Err(
+                    io::ErrorKind::InvalidInput
+                    | io::ErrorKind::PermissionDenied
+                    | io::ErrorKind::Unsupported,
+                ) => {
+                    self.shared.relays.pool.give_up_splice();
+                    return Ok(());
+                }
+                _ => {}
+            }
+            passed += self.received(result)?.unwrap_or_default();
+            let begun = Instant::now();
+            while pipe.held() > 0 {
+                self.sent(pipe.drain(to))?;
+            }
+            let is_over = since.elapsed() >= WINDOW;
+            if begun.elapsed() >= QUIET || is_over && passed < BULK {
+                return Ok(());
+            }
+            if is_over {
+                (passed, since) = (0, Instant::now());
+            }
+        }
+    }
+
+    /// Writes `octets` as soon as the rates let them pass.
+    fn pass(&self, mut octets: &[u8]) -> Result<(), Stop> {
+        let shared = &*self.shared;
+        let charge = |rate: &Arc<Rate>| rate.charge(self.from, octets.len(), Instant::now());
+        let wait = shared.limits.rates.iter().map(charge).max().unwrap_or_default();
+        if !wait.is_zero() {
+            shared.touch(wait);
+            let state = lock(&shared.state);
+            let (state, _) = shared
+                .changed
+                .wait_timeout_while(state, wait, |state| !state.aborted)
+                .unwrap_or_else(PoisonError::into_inner);
+            if state.aborted {
+                return Err(Stop::EndOfInput);
+            }
+        }
+        let mut to = shared.leg(self.to());
+        while !octets.is_empty() {
+            let len = self.sent(to.write(octets))?;
+            octets = octets.get(len..).unwrap_or_default();
+        }
+        Ok(())
+    }
+
+    /// Counts what was written, and returns how many octets that were.
+    fn sent(&self, result: io::Result<usize>) -> Result<usize, Stop> {
+        let counter = match self.from {
+            Side::Client => &self.shared.traffic.up,
+            Side::Target => &self.shared.traffic.down,
+        };
+        match result {
+            Ok(len) => {
+                counter.fetch_add(u64::try_from(len).unwrap_or(0), Ordering::Relaxed);
+                self.shared.touch(Duration::ZERO);
+                Ok(len)
+            }
+            Err(error) => self.failed(self.to(), error).map_or(Ok(0), Err),
+        }
+    }
+
+    /// How many octets were read, if there were any.
+    pub(super) fn received(&self, result: io::Result<usize>) -> Result<Option<usize>, Stop> {
+        match result {
+            Ok(0) if self.shared.is_reset(self.from) => {
+                Err(Stop::Failed(self.from, io::ErrorKind::ConnectionReset.into()))
+            }
+            Ok(0) => Err(Stop::EndOfInput),
+            Ok(len) => Ok(Some(len)),
+            Err(error) => self.failed(self.from, error).map_or(Ok(None), Err),
+        }
+    }
+
+    /// Tells whether an error of `side` ends this direction. After a time-out with part of the idle
+    /// limit left, the next wait is set to that part.
+    fn failed(&self, side: Side, error: io::Error) -> Option<Stop> {
+        match (error.kind(), self.shared.limits.idle) {
+            (io::ErrorKind::Interrupted, _) => None,
+            (io::ErrorKind::WouldBlock, Some(idle)) => {
+                let Some(left) = self.shared.left(idle) else { return Some(Stop::Idle) };
+                let leg = self.shared.leg(side);
+                let set = if side == self.from {
+                    leg.set_read_timeout(Some(left))
+                } else {
+                    leg.set_write_timeout(Some(left))
+                };
+                set.err().map(|error| Stop::Failed(side, error))
+            }
+            _ => Some(Stop::Failed(side, error)),
+        }
+    }
+}
+
+/// Whether nothing came in time.
+fn is_quiet(result: &io::Result<usize>) -> bool {
+    result.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+}
