@@ -21,7 +21,7 @@ const STACK: usize = 128 * 1024;
 const STAY: Duration = Duration::from_secs(5);
 
 /// How long many threads may take to end.
-const WAY_OUT: Duration = Duration::from_secs(1);
+const WAY_OUT: Duration = Duration::from_secs(3);
 
 /// Threads that were without work at once whose memory is worth giving back.
 const MANY: usize = 64;

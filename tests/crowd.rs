@@ -23,8 +23,9 @@ const MORE: usize = 300;
 const QUICK: Duration = Duration::from_millis(100);
 
 /// KiB that may be in use afterwards and were not before, for what the C library keeps of its own
-/// accord: stacks, and the rests of its arenas. The crowd takes ten times as much at least.
-const LEFT: usize = 10 * 1_024;
+/// accord: stacks, and the rests of its arenas. That is 10 MiB as a rule, and more where many threads
+/// take long to end. The crowd takes five times as much at least.
+const LEFT: usize = 24 * 1_024;
 
 /// How long the server may take to come to rest: threads without work stay for some seconds.
 const REST: Duration = Duration::from_secs(20);
@@ -109,7 +110,7 @@ fn sessions_9500_at_once_are_all_served_and_leave_nothing_behind() {
 
     crowd.iter_mut().for_each(exchange);
     let taken = kib(&server);
-    assert!(taken > memory + 10 * LEFT, "{memory} KiB, then only {taken}");
+    assert!(taken > memory + 5 * LEFT, "{memory} KiB, then only {taken}");
     for (client, mut target) in crowd {
         drop(client);
         assert_eq!(target.read(&mut [0]).unwrap(), 0);

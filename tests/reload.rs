@@ -469,7 +469,7 @@ fn under_load_fifty_reloads_lose_no_session_and_no_octet() {
     server.log_lines(&["event=reload "], RELOADS - RELOADS / 10);
     eventually("descriptors are closed", || server.holds().0 == before.0);
     // Threads without work stay a little.
-    let mut patience = 40;
+    let mut patience = 80;
     while server.holds() != before {
         patience -= 1;
         assert!(patience > 0, "it held {before:?} and holds {:?}", server.holds());
