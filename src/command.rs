@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use crate::command::caps::{Caps, Slot};
 use crate::dial::PerFamily;
-use crate::policy::nets::client_block;
+use crate::net::client_block;
 use crate::policy::rules::Rule;
 use crate::policy::{Asker, Denial, Policy};
 use crate::resolve::{ResolveError, Resolver};

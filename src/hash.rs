@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::thread;
 
 use crate::config::StartError;
+use crate::sync::Queue;
 use crate::sys::{self, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP, Termios};
-use crate::threads::Queue;
 use crate::wire::STRING_MAX;
 use crate::wire::userpass::Secret;
 

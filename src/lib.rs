@@ -7,13 +7,15 @@
 //!        -> verdict -> open -> reply -> relay -> one log line
 //! ```
 
-// 0 wire: messages, from octets and to octets, without a socket.
+// 0 wire: addresses; messages, from octets and to octets, without a socket.
+pub mod net;
 pub mod wire;
 
 // 1 ground: counts, dates, what std lacks, threads, the log, waiting.
 pub mod counts;
 pub mod date;
 pub mod stats;
+pub mod sync;
 #[allow(unsafe_code, reason = "the only unsafe module: system calls that std lacks")]
 pub mod sys;
 pub mod threads;

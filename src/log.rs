@@ -18,8 +18,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::date::{DAY, Date};
 use crate::log::syslog::{Facility, Severity, Syslog};
+use crate::sync::lock;
 use crate::sys::{self, PollFd};
-use crate::threads::lock;
 
 /// How much an administrator wants to read; also how much a line matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

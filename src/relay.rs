@@ -25,8 +25,9 @@ use std::time::{Duration, Instant};
 use crate::relay::direction::{Direction, Stop};
 use crate::relay::pool::Pool;
 use crate::relay::rate::Rate;
+use crate::sync::lock;
 use crate::sys::{self, PollFd};
-use crate::threads::{Reserved, lock};
+use crate::threads::Reserved;
 
 /// Octets that are read at once while nothing tells that there may be more to come.
 const SMALL: usize = 1536;

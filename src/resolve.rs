@@ -12,7 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::counts::Counts;
-use crate::threads::{Queue, lock};
+use crate::sync::{Queue, lock};
 
 /// How long a thread of the pool waits for a name before it ends.
 const STAY: Duration = Duration::from_secs(10);

@@ -28,8 +28,8 @@ use crate::server::metrics::Metrics;
 use crate::server::sessions::{Caps, HalfOpen, Refusal, Sessions, Slot};
 use crate::server::signals::Signal;
 use crate::session::{self, Seat, Service};
+use crate::sync::{Queue, lock};
 use crate::sys::{self, PollFd};
-use crate::threads::{Queue, lock};
 
 /// How long whoever waits for clients rests when the system is out of something, at first and at
 /// most.

@@ -20,7 +20,8 @@ use crate::command::caps::Slot;
 use crate::command::{Admission, Failure, Means, Opened, associate, bind, connect};
 use crate::dial::{self, Target};
 use crate::log::{Level, Line, Log};
-use crate::policy::nets::{Block, Set, client_block};
+use crate::net::{canonical, client_block};
+use crate::policy::nets::{Block, Set};
 use crate::policy::rules::{Ident, Logging, Place, Rule};
 use crate::policy::{Asker, Current, Policy};
 use crate::relay::rate::Rate;
@@ -35,9 +36,7 @@ use crate::wire::proxy::{self, Header};
 use crate::wire::socks4::{self, Cd};
 use crate::wire::socks5::{self, Method, Rep};
 use crate::wire::userpass;
-use crate::wire::{
-    Command, DecodeError, Destination, NO_ADDRESS, Reader, Request, Version, canonical,
-};
+use crate::wire::{Command, DecodeError, Destination, NO_ADDRESS, Reader, Request, Version};
 
 /// Octets a whole handshake may take. The longest there can be, a greeting, a password and a
 /// request of version 5, takes 1,032.

@@ -201,16 +201,6 @@ impl Destination {
     }
 }
 
-/// The address a socket call gave, with an IPv4-mapped IPv6 address as the IPv4 address it means.
-/// An IPv6 address keeps its scope: a link-local peer cannot be answered without it.
-#[must_use]
-pub fn canonical(addr: SocketAddr) -> SocketAddr {
-    match addr.ip().to_canonical() {
-        IpAddr::V4(ip) => SocketAddr::new(IpAddr::V4(ip), addr.port()),
-        IpAddr::V6(_) => addr,
-    }
-}
-
 /// The protocol a client speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Version {
@@ -291,12 +281,6 @@ pub const NO_ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIF
 
 /// `::` port 0.
 pub const NO_ADDRESS6: SocketAddr = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 0);
-
-/// Any address of the family of `ip`, with port 0.
-#[must_use]
-pub fn unspecified(ip: IpAddr) -> SocketAddr {
-    if ip.is_ipv4() { NO_ADDRESS } else { NO_ADDRESS6 }
-}
 
 /// Appends ATYP, address and port of `addr` as RFC 1928 sections 5 and 6 want them.
 pub fn put_address(addr: SocketAddr, out: &mut Vec<u8>) {

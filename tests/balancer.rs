@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 use common::netns::{ip, isolated};
 use common::udp;
 use common::*;
-use socksd::threads::lock;
+use socksd::sync::lock;
 use socksd::wire::NO_ADDRESS;
 
 const SIGNATURE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";

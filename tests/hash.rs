@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 
 use common::{SOCKSD, Server, TempFile, eventually, read, root};
-use socksd::threads::lock;
+use socksd::sync::lock;
 
 const EXPECTED: &str = "socksd: expected a password of 1 to 255 octets without NUL\n";
 

@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 use common::netns::{isolated, link_local};
 use common::udp::{Association, echo_on};
 use common::*;
-use socksd::threads::lock;
+use socksd::sync::lock;
 use socksd::wire::NO_ADDRESS;
 
 const ASK: &str = "allow ident to all";

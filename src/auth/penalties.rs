@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use crate::threads::lock;
+use crate::sync::lock;
 
 /// Failures that shut a client out.
 const FAILURES: u32 = 10;

@@ -18,8 +18,8 @@ use std::time::{Instant, SystemTime};
 use crate::auth::{AuthError, User};
 use crate::date::Date;
 use crate::log::Escaped;
+use crate::sync::lock;
 use crate::sys;
-use crate::threads::lock;
 use crate::wire::STRING_MAX;
 use crate::wire::userpass::Credentials;
 

@@ -6,10 +6,11 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 
 use crate::command::{Admission, Failure, Means, bind};
+use crate::net::unspecified;
 use crate::policy::Asker;
 use crate::policy::rules::Rule;
 use crate::relay::udp::Sockets;
-use crate::wire::{NO_ADDRESS, NO_ADDRESS6, unspecified};
+use crate::wire::{NO_ADDRESS, NO_ADDRESS6};
 
 /// Opens one socket towards the client, at the address `local` where it reached this server, and
 /// one for each family outward; returns them with BND of the reply.

@@ -8,11 +8,12 @@ use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::sync::Arc;
 
 use crate::command::{Admission, Candidate, Failure, Means, Opened};
+use crate::net::{canonical, unspecified};
 use crate::policy::rules::Rule;
 use crate::policy::{Asker, Policy};
 use crate::sys;
 use crate::wait::Wait;
-use crate::wire::{Destination, canonical, unspecified};
+use crate::wire::Destination;
 
 /// A listening BIND.
 pub struct Bound {

@@ -12,11 +12,11 @@ use std::time::Instant;
 
 use crate::command::Failure;
 use crate::counts::Counts;
+use crate::net::client_block;
 use crate::policy::Asker;
-use crate::policy::nets::client_block;
 use crate::policy::rules::{Rule, Settings};
 use crate::relay::rate::Rate;
-use crate::threads::lock;
+use crate::sync::lock;
 
 /// What is counted.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

@@ -7,8 +7,8 @@ use std::time::Instant;
 
 use crate::command::{Admission, Candidate, Failure, Means, Opened};
 use crate::dial::{self, Target};
+use crate::net::canonical;
 use crate::policy::{Asker, Denial};
-use crate::wire::canonical;
 
 /// Connects to the first of `candidates`, the addresses of one destination, that answers.
 ///

@@ -306,19 +306,6 @@ pub fn is_nowhere(ip: IpAddr) -> bool {
     spellings(ip).any(|ip| ip.is_unspecified() || v4(0, 0, 0, 0, 8).holds(ip))
 }
 
-/// What one client is counted by: an IPv4 address, or the /64 of an IPv6 one, since a single
-/// machine has a whole /64 to choose from. All clients without an address, who came by a UNIX
-/// socket, are counted as one, by the address that nobody has.
-#[must_use]
-pub fn client_block(ip: Option<IpAddr>) -> IpAddr {
-    match ip.map_or(Ipv4Addr::UNSPECIFIED.into(), |ip| ip.to_canonical()) {
-        IpAddr::V6(ip) if !ip.is_loopback() => {
-            Ipv6Addr::from_bits(ip.to_bits() & !u128::from(u64::MAX)).into()
-        }
-        ip => ip,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -414,16 +401,6 @@ mod tests {
         ] {
             assert_eq!(is_nowhere(text.parse().unwrap()), nowhere, "{text}");
         }
-    }
-
-    #[test]
-    fn one_client_is_an_ipv4_address_or_an_ipv6_64() {
-        let block = |text: &str| client_block(text.parse().ok()).to_string();
-        assert_eq!(block("192.0.2.1"), "192.0.2.1");
-        assert_eq!(block("::ffff:192.0.2.1"), "192.0.2.1");
-        assert_eq!(block("2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::");
-        assert_eq!(block("::1"), "::1");
-        assert_eq!(block("unix"), "0.0.0.0");
     }
 
     #[test]

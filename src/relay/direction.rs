@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use crate::relay::pool::{BUFFER, PIPE, Pipe};
 use crate::relay::rate::Rate;
 use crate::relay::{End, First, SMALL, Shared, Side, Watcher};
+use crate::sync::lock;
 use crate::sys;
-use crate::threads::lock;
 
 /// Octets that pass before a direction is taken for one with much to pass, and how long they may take.
 /// Whoever has less than that would only keep a pipe from others.

@@ -5,8 +5,8 @@ use std::io;
 use std::os::fd::AsFd;
 use std::sync::Mutex;
 
+use crate::sync::lock;
 use crate::sys;
-use crate::threads::lock;
 
 /// Octets of a buffer.
 pub const BUFFER: usize = 64 * 1024;

@@ -10,7 +10,7 @@ use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use crate::relay::Side;
-use crate::threads::lock;
+use crate::sync::lock;
 
 /// What one octet counts for in a bucket. In octets times nanoseconds nothing is ever rounded.
 const OCTET: u128 = 1_000_000_000;

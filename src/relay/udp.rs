@@ -11,15 +11,16 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
-use crate::policy::nets::client_block;
+use crate::net::canonical;
+use crate::net::client_block;
 use crate::policy::{Asker, Current};
 use crate::relay::rate::Rate;
 use crate::relay::{Dropped, End, Side, Stopper, Traffic};
 use crate::resolve::{Resolved, Resolver};
+use crate::sync::lock;
 use crate::sys::{self, PollFd};
-use crate::threads::lock;
+use crate::wire::Destination;
 use crate::wire::udp::{self, Datagram, Frag, HEADER_MAX};
-use crate::wire::{Destination, canonical};
 
 /// Largest payload of a datagram over IPv4; over IPv6 without jumbograms it is 20 octets more.
 const PAYLOAD_MAX: usize = 65_507;

@@ -10,10 +10,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::process;
 
+use crate::net::canonical;
 use crate::relay;
 use crate::server::listeners::{Client, Listener};
 use crate::sys;
-use crate::wire::canonical;
 
 /// The first descriptor that systemd passes, sd_listen_fds(3).
 const FIRST: i32 = 3;

@@ -11,9 +11,9 @@ use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::path::{Path, PathBuf};
 
 use crate::log::Escaped;
+use crate::net::canonical;
 use crate::relay;
 use crate::sys;
-use crate::wire::canonical;
 
 /// Clients the system may hold back for an accept loop. It lowers this to net.core.somaxconn.
 const BACKLOG: i32 = 4_096;

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use crate::counts::Counts;
 use crate::log::Line;
-use crate::policy::nets::client_block;
-use crate::threads::lock;
+use crate::net::client_block;
+use crate::sync::lock;
 
 /// How often refusals are told of; those between are counted.
 const TELL_EVERY: Duration = Duration::from_secs(1);

@@ -13,7 +13,7 @@ use crate::policy::rules::Ident;
 use crate::policy::{Asker, Policy};
 use crate::relay::{End, Stopper, Traffic};
 use crate::session::Record;
-use crate::threads::lock;
+use crate::sync::lock;
 use crate::wire::{Destination, Version};
 
 /// What a session was granted.

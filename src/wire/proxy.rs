@@ -17,7 +17,8 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use crate::wire::{DecodeError, Reader, canonical};
+use crate::net::canonical;
+use crate::wire::{DecodeError, Reader};
 
 /// Longest header of version 1, in octets with its CR LF (section 2.1).
 pub const V1_MAX: usize = 107;

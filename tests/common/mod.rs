@@ -26,7 +26,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use socksd::threads;
+use socksd::sync::lock;
 
 /// How long anything that ought to happen may take.
 pub const SOON: Duration = Duration::from_secs(5);
@@ -74,7 +74,7 @@ impl Server {
         thread::spawn(move || {
             for line in stderr.lines().map_while(Result::ok) {
                 let line = if line.starts_with('{') { json::to_text(&line) } else { line };
-                threads::lock(&lines.0).push(line);
+                lock(&lines.0).push(line);
                 lines.1.notify_all();
             }
         });
@@ -95,7 +95,7 @@ impl Server {
             while let Some(lines) = lines.upgrade() {
                 match file.read_line(&mut line) {
                     Ok(_) if line.ends_with('\n') => {
-                        threads::lock(&lines.0).push(line.trim_end().to_owned());
+                        lock(&lines.0).push(line.trim_end().to_owned());
                         lines.1.notify_all();
                         line.clear();
                     }
@@ -120,7 +120,7 @@ impl Server {
 
     /// The lines logged so far.
     pub fn log(&self) -> Vec<String> {
-        threads::lock(&self.log.0).clone()
+        lock(&self.log.0).clone()
     }
 
     /// Waits for a line that holds all of `needles`.
@@ -132,7 +132,7 @@ impl Server {
     pub fn log_lines(&self, needles: &[&str], count: usize) -> Vec<String> {
         let (lines, more) = &*self.log;
         let until = Instant::now() + 2 * SOON;
-        let mut lines = threads::lock(lines);
+        let mut lines = lock(lines);
         loop {
             let found: Vec<String> = lines
                 .iter()

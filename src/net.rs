@@ -1,0 +1,53 @@
+//! Addresses as all of the server means them: which are one and the same, and what counts as one
+//! client. Blocks and kinds of addresses are in [`crate::policy::nets`].
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+/// The address a socket call gave, with an IPv4-mapped IPv6 address as the IPv4 address it means.
+/// An IPv6 address keeps its scope: a link-local peer cannot be answered without it.
+#[must_use]
+pub fn canonical(addr: SocketAddr) -> SocketAddr {
+    match addr.ip().to_canonical() {
+        IpAddr::V4(ip) => SocketAddr::new(IpAddr::V4(ip), addr.port()),
+        IpAddr::V6(_) => addr,
+    }
+}
+
+/// Any address of the family of `ip`, with port 0.
+#[must_use]
+pub fn unspecified(ip: IpAddr) -> SocketAddr {
+    let ip = if ip.is_ipv4() {
+        IpAddr::from(Ipv4Addr::UNSPECIFIED)
+    } else {
+        Ipv6Addr::UNSPECIFIED.into()
+    };
+    SocketAddr::new(ip, 0)
+}
+
+/// What one client is counted by: an IPv4 address, or the /64 of an IPv6 one, since a single
+/// machine has a whole /64 to choose from. All clients without an address, who came by a UNIX
+/// socket, are counted as one, by the address that nobody has.
+#[must_use]
+pub fn client_block(ip: Option<IpAddr>) -> IpAddr {
+    match ip.map_or(Ipv4Addr::UNSPECIFIED.into(), |ip| ip.to_canonical()) {
+        IpAddr::V6(ip) if !ip.is_loopback() => {
+            Ipv6Addr::from_bits(ip.to_bits() & !u128::from(u64::MAX)).into()
+        }
+        ip => ip,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_client_is_an_ipv4_address_or_an_ipv6_64() {
+        let block = |text: &str| client_block(text.parse().ok()).to_string();
+        assert_eq!(block("192.0.2.1"), "192.0.2.1");
+        assert_eq!(block("::ffff:192.0.2.1"), "192.0.2.1");
+        assert_eq!(block("2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::");
+        assert_eq!(block("::1"), "::1");
+        assert_eq!(block("unix"), "0.0.0.0");
+    }
+}
