@@ -20,7 +20,7 @@ use crate::policy::explain::Request;
 use crate::policy::nets::Block;
 use crate::server::Limits;
 use crate::server::listeners::{Listen, Manner, Place};
-use crate::server::sessions::Caps;
+use crate::server::slots::Caps;
 
 /// One option.
 pub struct Opt {

@@ -18,14 +18,14 @@ use crate::policy::nets::Block;
 use crate::policy::{Current, Policy};
 use crate::relay::Relays;
 use crate::resolve::Resolver;
+use crate::server::Limits;
 use crate::server::inherit::Inherited;
 use crate::server::landlock::{self, Files};
 use crate::server::listeners::{self, Client, Listen, Listener, Manner, Place};
 use crate::server::pid_file::PidFile;
 use crate::server::privileges::{self, Account};
-use crate::server::sessions::Caps;
+use crate::server::slots::{self, Caps};
 use crate::server::walls::{self, Walls};
-use crate::server::{self, Limits};
 use crate::session::Service;
 use crate::session::live::Live;
 use crate::stats::Stats;
@@ -248,7 +248,7 @@ impl Config {
     /// What is wrong with the first of them that cannot be used.
     pub fn start(self) -> Result<Started, StartError> {
         let inherited = self.inherited().map_err(|error| StartError::Config(vec![error]))?;
-        let (caps, pipes) = server::fit(self.caps, if self.splice { PIPES } else { 0 })
+        let (caps, pipes) = slots::fit(self.caps, if self.splice { PIPES } else { 0 })
             .map_err(|error| StartError::system("read the limit on descriptors", &error))?;
         let walls = (self.level == Level::Verbose).then(walls::read);
         let Inherited { mut listeners, clients, any } = inherited;

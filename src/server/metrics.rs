@@ -15,7 +15,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use crate::server::listeners::Listener;
 use crate::server::metrics::http::{HEAD_MAX, Response};
-use crate::server::sessions::Sessions;
+use crate::server::slots::Sessions;
 use crate::session::Service;
 use crate::sys::{self, PollFd};
 

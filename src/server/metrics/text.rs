@@ -7,7 +7,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use crate::server::metrics::Site;
 use crate::server::metrics::http::Response;
-use crate::server::sessions::Totals;
+use crate::server::slots::Totals;
 use crate::stats::Histogram;
 
 pub(super) fn metrics(site: &Site) -> Response {

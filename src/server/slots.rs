@@ -1,9 +1,11 @@
-//! Slots: how many sessions there may be, in all and for one client.
+//! Slots: how many sessions there may be, in all and for one client, and how many descriptors that
+//! takes.
 
 use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
 use std::fmt;
 use std::hash::BuildHasher as _;
+use std::io;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -12,9 +14,20 @@ use crate::counts::Counts;
 use crate::log::Line;
 use crate::net::client_block;
 use crate::sync::lock;
+use crate::sys;
 
 /// How often refusals are told of; those between are counted.
 const TELL_EVERY: Duration = Duration::from_secs(1);
+
+/// Descriptors kept back for listeners, the log, look-ups and what else is not a session's.
+const SPARE_DESCRIPTORS: u64 = 64;
+
+/// Descriptors of a session: its two connections. An association has four; they are counted on to
+/// be few, and whoever waits for clients and runs out refuses them instead of ending.
+const SESSION_DESCRIPTORS: u64 = 2;
+
+/// Descriptors of a pipe.
+const PIPE_DESCRIPTORS: u64 = 2;
 
 /// Most sessions at once. A client is an IPv4 address or an IPv6 /64.
 #[derive(Clone, Copy, Debug)]
@@ -40,6 +53,24 @@ impl Caps {
         // In between the part refused grows evenly from none to all.
         total >= high || total > low && draw % (high - low) < total - low
     }
+}
+
+/// Raises the limit on open descriptors to what `caps` and so many pipes need, and returns the caps
+/// and the number of pipes that can be kept. Pipes have no more than an eighth of all descriptors.
+///
+/// # Errors
+/// As getrlimit(2).
+pub fn fit(mut caps: Caps, pipes: u64) -> io::Result<(Caps, u64)> {
+    let (soft, hard) = sys::getrlimit_nofile()?;
+    let others = SPARE_DESCRIPTORS + pipes * PIPE_DESCRIPTORS;
+    let wanted = (caps.sessions * SESSION_DESCRIPTORS * 2 + others).min(hard);
+    let soft =
+        if soft < wanted && sys::setrlimit_nofile(wanted, hard).is_ok() { wanted } else { soft };
+    let pipes = pipes.min(soft / 8 / PIPE_DESCRIPTORS);
+    let others = SPARE_DESCRIPTORS + pipes * PIPE_DESCRIPTORS;
+    let kept = soft.saturating_sub(others) / SESSION_DESCRIPTORS;
+    caps.sessions = kept.clamp(1, caps.sessions);
+    Ok((caps, pipes))
 }
 
 /// Which cap kept a client out.

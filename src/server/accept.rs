@@ -1,0 +1,421 @@
+//! Accepting: threads that wait for the clients of a listener, each of which then serves the one it
+//! got; and what is done where accepting fails. How many there may be is in
+//! [`crate::server::slots`].
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::log::{Level, Line};
+use crate::server::Event;
+use crate::server::listeners::{Client, Listener};
+use crate::server::slots::{HalfOpen, Refusal, Sessions, Slot};
+use crate::session::{self, Seat, Service};
+use crate::sync::{Queue, lock};
+use crate::sys::{self, PollFd};
+
+/// How long whoever waits for clients rests when the system is out of something, at first and at
+/// most.
+const REST: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(250));
+
+/// Threads that come back to wait for clients of one listener. With one alone a client that comes
+/// before the next one is there has to wait; the system wakes those that wait in turn, so that more
+/// than two only find their stacks and processors cold.
+const WAITING: usize = 2;
+
+/// Clients turned away between two rests.
+const BATCH: usize = 256;
+
+/// How often the same trouble is told of.
+const TELL_EVERY: Duration = Duration::from_secs(60);
+
+/// How long sessions that are ended have to write their last line.
+pub(super) const LAST_LINES: Duration = Duration::from_secs(1);
+
+/// How long connections that have begun may take until they can be accepted. New ones wait a second
+/// to try again if they come in that time, so it is no longer than local networks need.
+const ON_THE_WAY: Duration = Duration::from_millis(5);
+
+/// A listener at work.
+pub(super) struct Accepting {
+    post: Arc<Post>,
+    /// Closed to wake who waits at an inherited listener.
+    waker: Option<io::PipeWriter>,
+}
+
+impl Accepting {
+    pub(super) fn start(
+        listener: Listener,
+        door: Door,
+        events: Arc<Queue<Event>>,
+    ) -> io::Result<Self> {
+        // A socket of our own is shut down for that.
+        let (woken, waker) = listener.inherited.then(io::pipe).transpose()?.unzip();
+        let trouble = Trouble { rest: REST.0, last: None, spare: spare(), told: None };
+        let post = Arc::new(Post {
+            listener,
+            door,
+            events,
+            woken,
+            watch: Mutex::default(),
+            left: Condvar::new(),
+            trouble: Mutex::new(trouble),
+        });
+        for _ in 0..post.enough() {
+            Post::add(&post)?;
+        }
+        Ok(Self { post, waker })
+    }
+
+    /// Ends accepting. The clients that wait at a listener of our own are admitted first: nobody
+    /// else will. Those at an inherited one wait for whoever has it next.
+    pub(super) fn end(self) {
+        let Post { listener, door, watch, left, .. } = &*self.post;
+        let mut watching = lock(watch);
+        watching.ending = true;
+        let waits = listener.inherited || listener.set_nonblocking(true).is_err();
+        drop(watching);
+        if !listener.inherited {
+            // First nobody new is to come: who came between the last accept and the end would be
+            // reset. A kernel without filters leaves that short time.
+            listener.remove();
+            if listener.tcp_addr().is_some() {
+                let _ = sys::drop_new_connections(listener);
+            }
+            if !waits {
+                admit_the_rest(listener, door);
+            }
+            let _ = sys::shutdown(listener);
+        }
+        drop(self.waker);
+        let others = |watch: &mut Watch| watch.waiting > 0;
+        // Not for ever, whatever went wrong.
+        let _ = left.wait_timeout_while(lock(watch), LAST_LINES, others);
+    }
+}
+
+/// Lets in who waits at a listener that does not, and who is on the way there.
+fn admit_the_rest(listener: &Listener, door: &Door) {
+    let until = Instant::now() + ON_THE_WAY;
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        match listener.accept() {
+            Ok(client) => door.admit(client),
+            Err(_) if left.is_zero() => return,
+            Err(_) => {
+                let _ = sys::poll(&mut [PollFd::new(listener, sys::POLLIN)], Some(left));
+            }
+        }
+    }
+}
+
+/// The slots of a session.
+struct Seated {
+    slot: Slot,
+    half_open: Option<HalfOpen>,
+}
+
+impl Seat for Seated {
+    fn number(&self) -> u64 {
+        self.slot.number()
+    }
+
+    fn belongs_to(&mut self, client: Option<IpAddr>) -> Result<(), String> {
+        // Once its handshake is complete a session belongs to whom it does.
+        let Some(half_open) = &mut self.half_open else { return Ok(()) };
+        let counted = self.slot.belongs_to(client, half_open);
+        counted.map_err(|refusal| format!("{refusal} limit reached"))
+    }
+
+    fn handshake_is_over(&mut self) {
+        self.half_open = None;
+    }
+}
+
+/// Where clients are let in or turned away.
+#[derive(Clone)]
+pub(super) struct Door {
+    pub(super) service: Arc<Service>,
+    pub(super) sessions: Arc<Sessions>,
+}
+
+impl Door {
+    /// Gives a client its slots and a thread, or closes its connection.
+    pub(super) fn admit(&self, client: Client) {
+        let Some(seated) = self.seat(&client) else { return };
+        match self.service.threads.reserve() {
+            Ok(thread) => {
+                let service = Arc::clone(&self.service);
+                thread.run(move || session::run(&service, client.stream, client.addr, seated));
+            }
+            Err(error) => self.refuse(client.addr, Refusal::Threads, Some(error)),
+        }
+    }
+
+    /// Gives a client its slots, or tells why it has none.
+    fn seat(&self, client: &Client) -> Option<Seated> {
+        let ip = client.addr.map(|addr| addr.ip());
+        let is_balancer = self.service.is_balancer(ip);
+        // A balancer comes for others than those of its own host who have failed.
+        let admitted = if !is_balancer && self.service.shuts_out(ip) {
+            Err(Refusal::AuthPenalty)
+        } else {
+            Sessions::admit(&self.sessions, Some(ip).filter(|_| !is_balancer))
+        };
+        match admitted {
+            Ok((slot, half_open)) => Some(Seated { slot, half_open: Some(half_open) }),
+            Err(refusal) => {
+                self.refuse(client.addr, refusal, None);
+                None
+            }
+        }
+    }
+
+    fn refuse(&self, client: Option<SocketAddr>, refusal: Refusal, error: Option<io::Error>) {
+        let Some(count) = self.sessions.tell(refusal, Instant::now()) else { return };
+        let mut line = Line::new("refuse")
+            .client(client)
+            .field("reason", "limit")
+            .field("limit", refusal)
+            .field("count", count);
+        if let Some(error) = error {
+            line = line.text("error", error);
+        }
+        self.service.log.write(Level::Normal, line);
+    }
+}
+
+/// Has somebody else wait in place of a thread that panics at it.
+struct Guard<'a>(&'a Arc<Post>);
+
+impl Drop for Guard<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() && self.0.leave() {
+            // Whoever serves a client comes back where nobody can be had now.
+            let _ = Post::add(self.0);
+        }
+    }
+}
+
+/// Where threads wait for the clients of a listener. Whoever gets one serves it, and leaves the wait
+/// to others: no client is handed from thread to thread.
+struct Post {
+    listener: Listener,
+    door: Door,
+    events: Arc<Queue<Event>>,
+    /// Ends when nobody is to wait any more at an inherited listener.
+    woken: Option<io::PipeReader>,
+    /// Held while the listener is made to wait or not to wait.
+    watch: Mutex<Watch>,
+    /// Somebody has left while it is ending.
+    left: Condvar,
+    trouble: Mutex<Trouble>,
+}
+
+#[derive(Default)]
+struct Watch {
+    /// How many threads wait, or are about to.
+    waiting: usize,
+    ending: bool,
+}
+
+/// What there is for when accepting fails.
+struct Trouble {
+    /// How long to rest, and when the last one was over.
+    rest: Duration,
+    last: Option<Instant>,
+    /// A descriptor to give up for a moment when the table is full, so that a waiting client can be
+    /// accepted and closed rather than kept waiting.
+    spare: Option<OwnedFd>,
+    /// When trouble was told of last.
+    told: Option<Instant>,
+}
+
+fn spare() -> Option<OwnedFd> {
+    io::stdin().as_fd().try_clone_to_owned().ok()
+}
+
+impl Post {
+    /// Has one more thread wait.
+    fn add(this: &Arc<Self>) -> io::Result<()> {
+        let thread = this.door.service.threads.reserve()?;
+        lock(&this.watch).waiting += 1;
+        let this = Arc::clone(this);
+        thread.run(move || Self::man(this));
+        Ok(())
+    }
+
+    /// Waits for clients and serves them, as long as somebody is needed here.
+    fn man(mut this: Arc<Self>) {
+        while let Some((Client { stream, addr }, seated)) = Self::next(&this) {
+            let service = Arc::clone(&this.door.service);
+            // The listener does not stay open for the sake of its clients.
+            let post = Arc::downgrade(&this);
+            drop(this);
+            session::run(&service, stream, addr, seated);
+            match post.upgrade().filter(|post| post.comes_back()) {
+                Some(post) => this = post,
+                None => return,
+            }
+        }
+    }
+
+    /// How many are to wait when nothing else is to be done.
+    fn enough(&self) -> usize {
+        // All that wait at an inherited listener would be woken for one client.
+        if self.listener.inherited { 1 } else { WAITING }
+    }
+
+    /// Whether somebody who has served a client waits again.
+    fn comes_back(&self) -> bool {
+        let mut watch = lock(&self.watch);
+        let comes = watch.waiting < self.enough() && !watch.ending;
+        watch.waiting += usize::from(comes);
+        comes
+    }
+
+    /// Ends one wait; tells whether nobody is left to wait.
+    fn leave(&self) -> bool {
+        let mut watch = lock(&self.watch);
+        watch.waiting = watch.waiting.saturating_sub(1);
+        if watch.ending {
+            self.left.notify_all();
+        }
+        watch.waiting == 0 && !watch.ending
+    }
+
+    /// Ends one wait, if it is not the last one.
+    fn leave_it_to_others(&self) -> bool {
+        let mut watch = lock(&self.watch);
+        let leaves = watch.waiting > 1 && !watch.ending;
+        watch.waiting -= usize::from(leaves);
+        leaves
+    }
+
+    /// Waits for a client; `None` when it is not to any more, or the listener breaks. The wait is
+    /// over then.
+    fn next(this: &Arc<Self>) -> Option<(Client, Seated)> {
+        let _guard = Guard(this);
+        while !this.is_ending() {
+            match this.accept() {
+                Ok(client) => {
+                    let Some(seated) = this.door.seat(&client) else { continue };
+                    if this.leave()
+                        && let Err(error) = Self::add(this)
+                    {
+                        lock(&this.watch).waiting += 1;
+                        this.door.refuse(client.addr, Refusal::Threads, Some(error));
+                        continue;
+                    }
+                    return Some((client, seated));
+                }
+                Err(_) if this.is_ending() => break,
+                Err(error) if sys::is_bad_descriptor(&error) => {
+                    this.events.put(Event::Broken(error));
+                    break;
+                }
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        io::ErrorKind::ConnectionAborted
+                            | io::ErrorKind::Interrupted
+                            | io::ErrorKind::WouldBlock
+                    ) => {}
+                // The spare descriptor is for one alone to give up: another would serve a client with
+                // it, and those behind would neither be served nor turned away.
+                Err(error) if sys::is_out_of_descriptors(&error) && this.leave_it_to_others() => {
+                    return None;
+                }
+                // EMFILE, ENFILE, ENOBUFS and ENOMEM may pass, and so may the errors that
+                // accept(2) hands on from the network; a rest keeps this from spinning.
+                Err(error) => this.rest(&error),
+            }
+        }
+        this.leave();
+        None
+    }
+
+    fn is_ending(&self) -> bool {
+        lock(&self.watch).ending
+    }
+
+    /// Waits for a client. A socket of our own is shut down to end that; an inherited one must not
+    /// be, so there the wait is for either.
+    fn accept(&self) -> io::Result<Client> {
+        if let Some(woken) = &self.woken {
+            let mut fds =
+                [PollFd::new(&self.listener, sys::POLLIN), PollFd::new(woken, sys::POLLIN)];
+            sys::poll(&mut fds, None)?;
+            let [on_listener, _] = &fds;
+            if !on_listener.has(!0) {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+        }
+        self.listener.accept()
+    }
+
+    /// Rests after an error, longer after another soon. Who else has one rests behind this one.
+    fn rest(&self, error: &io::Error) {
+        let mut trouble = lock(&self.trouble);
+        let now = Instant::now();
+        if trouble.last.is_none_or(|last| now.duration_since(last) > 4 * REST.1) {
+            trouble.rest = REST.0;
+        }
+        if trouble.told.is_none_or(|told| now.duration_since(told) >= TELL_EVERY) {
+            trouble.told = Some(now);
+            let line = Line::new("error").text("error", format_args!("accept: {error}"));
+            self.door.service.log.write(Level::Quiet, line);
+        }
+        if sys::is_out_of_descriptors(error) {
+            self.turn_away(&mut trouble);
+        }
+        thread::sleep(trouble.rest);
+        trouble.rest = (trouble.rest * 2).min(REST.1);
+        trouble.last = Some(Instant::now());
+    }
+
+    /// Accepts clients that wait with the spare descriptor, each to close it at once, as long as the
+    /// table stays full.
+    fn turn_away(&self, trouble: &mut Trouble) {
+        let listener = &self.listener;
+        // At an inherited one accepting may wait, if another process is quicker. That must not keep
+        // anybody from ending it.
+        let watch = (!listener.inherited).then(|| lock(&self.watch));
+        if watch
+            .as_ref()
+            .is_some_and(|watch| watch.ending || listener.set_nonblocking(true).is_err())
+        {
+            return;
+        }
+        for _ in 0..BATCH {
+            drop(trouble.spare.take());
+            // If another thread was quicker to take the descriptor, this fails.
+            let client = self.accept_waiting();
+            // As long as that one has it, there is another one only if the table is not full.
+            let ends = client.is_err() || {
+                trouble.spare = spare();
+                trouble.spare.is_some()
+            };
+            drop(client);
+            if ends {
+                break;
+            }
+        }
+        trouble.spare = trouble.spare.take().or_else(spare);
+        if watch.is_some() {
+            let _ = listener.set_nonblocking(false);
+        }
+    }
+
+    /// Accepts a client who waits already.
+    fn accept_waiting(&self) -> io::Result<Client> {
+        let mut fds = [PollFd::new(&self.listener, sys::POLLIN)];
+        if sys::poll(&mut fds, Some(Duration::ZERO))? == 0 {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        self.listener.accept()
+    }
+}
