@@ -12,7 +12,7 @@ use socksd::log::{Format, Level, Line, Log};
 use socksd::server::inherit;
 use socksd::server::notify::{self, Notify};
 use socksd::server::{Ending, Server, signals};
-use socksd::session::Service;
+use socksd::session::service::Service;
 use socksd::sys;
 
 /// The request that `--explain` asks about is denied.

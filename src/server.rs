@@ -27,7 +27,7 @@ use crate::server::listeners::{Client, Listener};
 use crate::server::metrics::Metrics;
 use crate::server::signals::Signal;
 use crate::server::slots::{Caps, Sessions};
-use crate::session::Service;
+use crate::session::service::Service;
 use crate::sync::Queue;
 
 /// What happens while the server runs.

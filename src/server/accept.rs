@@ -13,7 +13,8 @@ use crate::log::{Level, Line};
 use crate::server::Event;
 use crate::server::listeners::{Client, Listener};
 use crate::server::slots::{HalfOpen, Refusal, Sessions, Slot};
-use crate::session::{self, Seat, Service};
+use crate::session::service::Service;
+use crate::session::{self, Seat};
 use crate::sync::{Queue, lock};
 use crate::sys::{self, PollFd};
 

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant, SystemTime};
 use crate::server::listeners::Listener;
 use crate::server::metrics::http::{HEAD_MAX, Response};
 use crate::server::slots::Sessions;
-use crate::session::Service;
+use crate::session::service::Service;
 use crate::sys::{self, PollFd};
 
 /// Connections served at once; others wait in the backlog.

@@ -12,7 +12,7 @@ use crate::log::{Level, Line, Log};
 use crate::policy::rules::Ident;
 use crate::policy::{Asker, Policy};
 use crate::relay::{End, Stopper, Traffic};
-use crate::session::Record;
+use crate::session::record::Record;
 use crate::sync::lock;
 use crate::wire::{Destination, Version};
 

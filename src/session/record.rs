@@ -1,0 +1,161 @@
+//! What the log says of a session, while it runs and at its end.
+
+use std::fmt::Display;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use crate::log::{Level, Line, Log};
+use crate::policy::rules::{Logging, Place, Rule};
+use crate::relay::{End, Side, Traffic};
+use crate::session::service::Service;
+use crate::stats::Words;
+use crate::wire::{Command, Destination, Version};
+
+/// What the log says of a session.
+pub(super) struct Record {
+    pub(super) number: u64,
+    pub(super) client: Option<SocketAddr>,
+    pub(super) begun: Instant,
+    pub(super) user: Vec<u8>,
+    pub(super) version: Option<Version>,
+    pub(super) command: Option<Command>,
+    pub(super) dst: Option<Destination>,
+    pub(super) peer: Option<SocketAddr>,
+    pub(super) local: Option<SocketAddr>,
+    pub(super) reply: Option<u8>,
+    /// The rule that decided, and what it has logged.
+    rule: Option<Place>,
+    logging: Option<Logging>,
+    pub(super) traffic: Arc<Traffic>,
+}
+
+impl Record {
+    pub(super) fn new(number: u64, client: Option<SocketAddr>) -> Self {
+        Self {
+            number,
+            client,
+            begun: Instant::now(),
+            user: Vec::new(),
+            version: None,
+            command: None,
+            dst: None,
+            peer: None,
+            local: None,
+            reply: None,
+            rule: None,
+            logging: None,
+            traffic: Arc::default(),
+        }
+    }
+
+    /// What it is counted as. A command that is none has no word: clients could make up 253.
+    fn words(&self, reason: &'static str) -> Words {
+        let version = self.version.map_or("-", Version::word);
+        let command = self.command.map_or("-", |command| command.word().unwrap_or("unknown"));
+        [version, command, reason]
+    }
+
+    pub(super) fn line(&self, event: &str) -> Line {
+        let line = Line::new(event)
+            .number("session", self.number)
+            .client(self.client)
+            .octets("user", &self.user)
+            .field_or_dash("version", self.version)
+            .field_or_dash("command", self.command);
+        match &self.dst {
+            Some(Destination::Name(name, port)) => {
+                line.octets("dst", &[name, format!(":{port}").as_bytes()].concat())
+            }
+            Some(Destination::Address(addr)) => line.address("dst", Some(*addr)),
+            None => line.address("dst", None),
+        }
+        .address("addr", self.peer)
+        .address("local", self.local)
+        .field_or_dash("rule", self.rule.as_ref())
+    }
+
+    /// Adds what there is to count.
+    pub(super) fn counted(&self, line: Line) -> Line {
+        let line = match self.reply {
+            Some(code) => line.field("reply", format_args!("{code:02x}")),
+            None => line.field("reply", '-'),
+        };
+        line.number("up", self.traffic.up.load(Ordering::Relaxed))
+            .number("down", self.traffic.down.load(Ordering::Relaxed))
+            .number("dropped", self.traffic.dropped().map(|(_, count)| count).sum())
+            .seconds("seconds", self.begun.elapsed())
+    }
+
+    /// Notes the rule that decided, if one did.
+    pub(super) fn decided_by(&mut self, rule: Option<&Rule>) {
+        self.rule = rule.map(|rule| rule.place.clone());
+        self.logging = rule.and_then(|rule| rule.settings.log);
+    }
+
+    /// Writes a line of what happens within the session.
+    pub(super) fn tell(&self, log: &Log, event: &str) {
+        let level = match self.logging {
+            Some(Logging::No) => return,
+            Some(Logging::Verbose) => Level::Normal,
+            None => Level::Verbose,
+        };
+        if log.wants(level) {
+            log.write(level, self.line(event));
+        }
+    }
+
+    /// Counts and logs that the session has ended.
+    pub(super) fn end(&self, service: &Service, stop: &Stop) {
+        let count = |reason| service.means.stats.ended.add(self.words(reason));
+        match stop {
+            Stop::Ended(end) => {
+                count(end.word());
+                self.write(&service.log, "close", Level::Normal, end.word(), None);
+            }
+            Stop::Refused { level, reason, error } => {
+                count(reason);
+                self.write(&service.log, "refuse", *level, reason, Some(error));
+            }
+        }
+    }
+
+    fn write(
+        &self,
+        log: &Log,
+        event: &str,
+        level: Level,
+        reason: impl Display,
+        error: Option<&str>,
+    ) {
+        if !log.wants(level) || self.logging == Some(Logging::No) {
+            return;
+        }
+        let line = self.counted(self.line(event)).field("reason", reason);
+        log.write(
+            level,
+            match error {
+                Some(error) => line.text("error", error),
+                None => line,
+            },
+        );
+    }
+}
+
+/// Why a session ended before its relay.
+pub(super) enum Stop {
+    /// It came to this end.
+    Ended(End),
+    /// This server refused it.
+    Refused { level: Level, reason: &'static str, error: String },
+}
+
+impl Stop {
+    /// The client left.
+    pub(super) const GONE: Self = Self::Ended(End::Closed(Side::Client));
+
+    pub(super) fn refused(reason: &'static str, error: impl Display) -> Self {
+        Self::Refused { level: Level::Normal, reason, error: error.to_string() }
+    }
+}

@@ -1,0 +1,80 @@
+//! What all sessions share.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::auth::penalties::Penalties;
+use crate::command::Means;
+use crate::log::Log;
+use crate::net::client_block;
+use crate::policy::nets::Block;
+use crate::policy::{Current, Policy};
+use crate::relay::Relays;
+use crate::session::live::Live;
+use crate::threads::Threads;
+
+/// What all sessions share.
+pub struct Service {
+    /// Who may do what.
+    pub policy: Arc<Current>,
+    /// Who has failed to authenticate of late.
+    pub penalties: Penalties,
+    /// The sessions under way.
+    pub live: Arc<Live>,
+    /// Whether sessions that a new policy would not grant end with the old one.
+    pub strict_reload: bool,
+    /// What commands work with.
+    pub means: Means,
+    /// Threads that wait for clients, serve them, and see to the second direction.
+    pub threads: Threads,
+    /// What relays share.
+    pub relays: Relays,
+    /// Where the lines go.
+    pub log: Log,
+    /// Whether SOCKS 4A is spoken beside SOCKS 4.
+    pub allow_4a: bool,
+    /// How long a client may take from its connection to the end of its request.
+    pub handshake_timeout: Duration,
+    /// From where clients come who begin with a PROXY header.
+    pub balancers: Vec<Block>,
+    /// Whether clients of UNIX sockets do.
+    pub unix_balancer: bool,
+    /// The port at which a client's host answers IDENT queries.
+    pub ident_port: u16,
+    /// How long it may take to do so.
+    pub ident_timeout: Duration,
+    /// How long neither side of a tunnel may send anything; `None` for ever.
+    pub idle: Option<Duration>,
+    /// The same once one side has closed.
+    pub linger: Duration,
+    /// Whether fragments of datagrams are put together rather than dropped.
+    pub fragments: bool,
+    /// How long an association may pass no datagram; `None` for ever.
+    pub udp_idle: Option<Duration>,
+}
+
+impl Service {
+    /// Whether a client is refused for a while because it has failed to authenticate too often.
+    #[must_use]
+    pub fn shuts_out(&self, client: Option<IpAddr>) -> bool {
+        self.penalties.shut_out(client_block(client), Instant::now())
+    }
+
+    /// Whether a client at this address has to tell first for whom it comes.
+    #[must_use]
+    pub fn is_balancer(&self, client: Option<IpAddr>) -> bool {
+        match client {
+            Some(ip) => self.balancers.iter().any(|block| block.holds(ip)),
+            None => self.unix_balancer,
+        }
+    }
+
+    /// Puts another policy in force.
+    pub fn change_policy(&self, policy: Policy) {
+        self.policy.set(policy);
+        if self.strict_reload {
+            self.live.revoke(&self.policy.get());
+        }
+    }
+}
