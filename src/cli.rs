@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use getopts::{Fail, Matches, Options};
 
-use crate::command::PortRange;
+use crate::command::ports::PortRange;
 use crate::config::{Config, LogTo, PolicySource};
 use crate::dial::PerFamily;
 use crate::log::syslog::FACILITIES;

@@ -8,8 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::auth::penalties::Penalties;
-use crate::command::caps::Caps as SharedCaps;
-use crate::command::{Means, PortRange};
+use crate::command::ports::PortRange;
+use crate::command::quotas::Caps as SharedCaps;
+use crate::command::resources::Means;
 use crate::dial::PerFamily;
 use crate::log::syslog::Facility;
 use crate::log::{Format, Level, Log};

@@ -14,8 +14,10 @@ use std::time::Duration;
 
 use crate::auth::User;
 use crate::auth::ident::{self, IdentError};
-use crate::command::caps::Slot;
-use crate::command::{Admission, Failure, Opened, associate, bind, connect};
+use crate::command::failure::Failure;
+use crate::command::quotas::Slot;
+use crate::command::resources::{Admission, Opened};
+use crate::command::{associate, bind, connect};
 use crate::dial::{self, Target};
 use crate::log::Level;
 use crate::policy::nets::Set;

@@ -5,7 +5,9 @@ use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 
-use crate::command::{Admission, Failure, Means, bind};
+use crate::command::bind;
+use crate::command::failure::Failure;
+use crate::command::resources::{Admission, Means};
 use crate::net::unspecified;
 use crate::policy::Asker;
 use crate::policy::rules::Rule;

@@ -7,7 +7,8 @@ use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::sync::Arc;
 
-use crate::command::{Admission, Candidate, Failure, Means, Opened};
+use crate::command::failure::Failure;
+use crate::command::resources::{Admission, Candidate, Means, Opened};
 use crate::net::{canonical, unspecified};
 use crate::policy::rules::Rule;
 use crate::policy::{Asker, Policy};

@@ -5,7 +5,8 @@ use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::command::{Admission, Candidate, Failure, Means, Opened};
+use crate::command::failure::Failure;
+use crate::command::resources::{Admission, Candidate, Means, Opened};
 use crate::dial::{self, Target};
 use crate::net::canonical;
 use crate::policy::{Asker, Denial};

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::auth::penalties::Penalties;
-use crate::command::Means;
+use crate::command::resources::Means;
 use crate::log::Log;
 use crate::net::client_block;
 use crate::policy::nets::Block;

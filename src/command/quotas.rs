@@ -10,7 +10,7 @@ use std::num::NonZeroU64;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use crate::command::Failure;
+use crate::command::failure::Failure;
 use crate::counts::Counts;
 use crate::net::client_block;
 use crate::policy::Asker;

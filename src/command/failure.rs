@@ -1,0 +1,185 @@
+//! Why a request was not carried out, and the one table from that to the codes of both versions and
+//! to the word of the log.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+
+use crate::policy::Denial;
+use crate::resolve::ResolveError;
+use crate::wait::InVain;
+use crate::wire::socks4::Cd;
+use crate::wire::socks5::Rep;
+
+/// Why a request was not carried out.
+#[derive(Debug)]
+pub enum Failure {
+    /// It is forbidden, for this reason.
+    Denied(Denial),
+    /// There are as many sessions as may be, of the user or by a rule.
+    Full(&'static str),
+    /// The name has no usable address.
+    Unresolved(ResolveError),
+    /// The destination is of a family that this server does not reach.
+    Family,
+    /// CMD or CD is none this version has.
+    Command,
+    /// A connection to port 0 was asked for.
+    PortZero,
+    /// Somebody else than the expected peer connected to a BIND, or one whom the rules keep out.
+    WrongPeer(SocketAddr, Option<Denial>),
+    /// Nobody connected to a BIND in time.
+    NoPeer,
+    /// The client left before the answer.
+    ClientGone,
+    /// The server ends.
+    Stopped,
+    /// No port of the range is free.
+    NoPort,
+    /// The system gave no thread.
+    NoThread(io::Error),
+    /// A system call failed.
+    Io(io::Error),
+}
+
+impl Failure {
+    /// REP, RFC 1928 section 6: the one table from failures to codes of version 5.
+    #[must_use]
+    pub fn rep(&self) -> Rep {
+        use io::ErrorKind as Kind;
+        match self {
+            Self::Denied(_) | Self::WrongPeer(..) => Rep::NOT_ALLOWED,
+            // The RFC has no better code for a name or a peer that cannot be found.
+            Self::Unresolved(ResolveError::NoThread | ResolveError::TooMany) => {
+                Rep::GENERAL_FAILURE
+            }
+            Self::Unresolved(_) | Self::NoPeer => Rep::HOST_UNREACHABLE,
+            Self::Family => Rep::ADDRESS_TYPE_NOT_SUPPORTED,
+            Self::Command => Rep::COMMAND_NOT_SUPPORTED,
+            Self::PortZero
+            | Self::ClientGone
+            | Self::Stopped
+            | Self::NoPort
+            | Self::NoThread(_)
+            | Self::Full(_) => Rep::GENERAL_FAILURE,
+            Self::Io(error) => match error.kind() {
+                Kind::ConnectionRefused => Rep::CONNECTION_REFUSED,
+                Kind::NetworkUnreachable => Rep::NETWORK_UNREACHABLE,
+                Kind::HostUnreachable | Kind::TimedOut => Rep::HOST_UNREACHABLE,
+                Kind::PermissionDenied => Rep::NOT_ALLOWED,
+                _ if crate::sys::is_family_missing(error) => Rep::NETWORK_UNREACHABLE,
+                _ => Rep::GENERAL_FAILURE,
+            },
+        }
+    }
+
+    /// CD, draft -08 section 3.3: the same table for version 4.
+    #[must_use]
+    pub fn cd(&self) -> Cd {
+        match self {
+            Self::Denied(Denial::Unproved) => Cd::NO_IDENTD,
+            Self::Denied(Denial::Different) => Cd::OTHER_USER,
+            _ => Cd::REJECTED,
+        }
+    }
+
+    /// The word of the log.
+    #[must_use]
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Denied(Denial::Unproved | Denial::Different) => "ident",
+            Self::Denied(_) => "denied",
+            Self::Unresolved(ResolveError::TimedOut) | Self::NoPeer => "timeout",
+            Self::Unresolved(ResolveError::NoThread | ResolveError::TooMany)
+            | Self::NoPort
+            | Self::NoThread(_)
+            | Self::Full(_) => "limit",
+            Self::Unresolved(ResolveError::Invalid | ResolveError::NotFound) => "name",
+            Self::Family | Self::PortZero => "address",
+            Self::Command => "command",
+            Self::WrongPeer(..) => "peer",
+            Self::ClientGone => "client",
+            Self::Stopped => "stopped",
+            Self::Io(error) if error.kind() == io::ErrorKind::TimedOut => "timeout",
+            Self::Io(_) => "connect",
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Denied(denial) => denial.fmt(f),
+            Self::Full(what) => write!(f, "{what} reached"),
+            Self::Unresolved(ResolveError::Invalid) => f.write_str("not the name of a host"),
+            Self::Unresolved(ResolveError::NotFound) => f.write_str("name has no address"),
+            Self::Unresolved(ResolveError::TimedOut) => f.write_str("name not resolved in time"),
+            Self::Unresolved(ResolveError::TooMany) => f.write_str("too many names at once"),
+            Self::Unresolved(ResolveError::NoThread) => f.write_str("no thread to resolve a name"),
+            Self::Family => f.write_str("address family not served"),
+            Self::Command => f.write_str("unknown command"),
+            Self::PortZero => f.write_str("port 0 cannot be connected to"),
+            Self::WrongPeer(peer, None) => write!(f, "unexpected peer {peer}"),
+            Self::WrongPeer(peer, Some(denial)) => write!(f, "peer {peer}: {denial}"),
+            Self::NoPeer => f.write_str("no peer connected in time"),
+            Self::ClientGone => f.write_str("client left"),
+            Self::Stopped => f.write_str("the server ends"),
+            Self::NoPort => f.write_str("no port of the range is free"),
+            Self::NoThread(error) => write!(f, "no thread: {error}"),
+            Self::Io(error) => error.fmt(f),
+        }
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+impl From<InVain> for Failure {
+    fn from(in_vain: InVain) -> Self {
+        match in_vain {
+            // The only wait for which that is a failure.
+            InVain::TimedOut => Self::NoPeer,
+            InVain::ClientGone => Self::ClientGone,
+            InVain::Stopped => Self::Stopped,
+            InVain::Failed(error) => Self::Io(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn real_14_the_table_from_errno_to_reply() {
+        for (errno, rep) in [
+            (111, 0x05), // ECONNREFUSED
+            (101, 0x03), // ENETUNREACH
+            (97, 0x03),  // EAFNOSUPPORT
+            (113, 0x04), // EHOSTUNREACH
+            (110, 0x04), // ETIMEDOUT
+            (13, 0x02),  // EACCES
+            (1, 0x02),   // EPERM
+            (22, 0x01),  // EINVAL
+            (24, 0x01),  // EMFILE
+            (99, 0x01),  // EADDRNOTAVAIL
+            (104, 0x01), // ECONNRESET
+        ] {
+            let failure = Failure::Io(io::Error::from_raw_os_error(errno));
+            assert_eq!(failure.rep(), Rep(rep), "{failure}");
+            assert_eq!(failure.cd(), Cd::REJECTED);
+        }
+        assert_eq!(Failure::Denied(Denial::NoRule).rep(), Rep::NOT_ALLOWED);
+        assert_eq!(Failure::Denied(Denial::NoRule).cd(), Cd::REJECTED);
+        assert_eq!(Failure::Denied(Denial::Unproved).cd(), Cd::NO_IDENTD);
+        assert_eq!(Failure::Denied(Denial::Different).cd(), Cd::OTHER_USER);
+        assert_eq!(Failure::Command.rep(), Rep::COMMAND_NOT_SUPPORTED);
+        assert_eq!(Failure::Family.rep(), Rep::ADDRESS_TYPE_NOT_SUPPORTED);
+        assert_eq!(Failure::Unresolved(ResolveError::NotFound).rep(), Rep::HOST_UNREACHABLE);
+        assert_eq!(Failure::Unresolved(ResolveError::TimedOut).rep(), Rep::HOST_UNREACHABLE);
+        assert_eq!(Failure::NoPeer.rep(), Rep::HOST_UNREACHABLE);
+    }
+}
