@@ -1,0 +1,176 @@
+//! Descriptors, whatever they stand for, pipes among them: taking and replacing one by its number,
+//! the limit on them, what errors say of them, and the mode bits of new files. Not here: sockets
+//! (`sock`), terminals (`tty`), and waiting for a descriptor (`poll`).
+
+use std::ffi::{c_int, c_uint, c_ulong};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd};
+
+use crate::sys::cvt;
+
+/// asm-generic/fcntl.h: calls on the open file never wait.
+pub const O_NONBLOCK: i32 = 0o4000;
+/// asm-generic/fcntl.h: a terminal that is opened does not become the controlling one.
+pub const O_NOCTTY: i32 = 0o400;
+/// asm-generic/fcntl.h: what is opened is only a place, neither read nor written.
+pub const O_PATH: i32 = 0o10_000_000;
+
+/// bits/resource.h `struct rlimit`: of 64 bits in musl, of a long in glibc.
+#[repr(C)]
+struct Rlimit {
+    cur: u64,
+    max: u64,
+}
+const _: () = assert!(cfg!(target_env = "musl") || size_of::<c_ulong>() == 8);
+const RLIMIT_NOFILE: c_int = 7;
+
+unsafe extern "C" {
+    // fcntl(2), dup2(2), splice(2)
+    fn fcntl(fd: c_int, command: c_int, ...) -> c_int;
+    safe fn dup2(old: c_int, new: c_int) -> c_int;
+    #[link_name = "splice"]
+    fn c_splice(
+        from: c_int,
+        from_offset: *mut i64,
+        to: c_int,
+        to_offset: *mut i64,
+        len: usize,
+        flags: c_uint,
+    ) -> isize;
+    // umask(2)
+    #[link_name = "umask"]
+    safe fn c_umask(mask: c_uint) -> c_uint;
+    // getrlimit(2)
+    fn getrlimit(resource: c_int, rlim: *mut Rlimit) -> c_int;
+    fn setrlimit(resource: c_int, rlim: *const Rlimit) -> c_int;
+}
+
+/// Whether `error` says that the process (EMFILE) or the system (ENFILE) is out of descriptors.
+#[must_use]
+pub fn is_out_of_descriptors(error: &io::Error) -> bool {
+    const ENFILE: i32 = 23;
+    const EMFILE: i32 = 24;
+    matches!(error.raw_os_error(), Some(EMFILE | ENFILE))
+}
+
+/// Whether `error` condemns the descriptor itself (EBADF, EINVAL, ENOTSOCK, EFAULT):
+/// the same call can never succeed again.
+#[must_use]
+pub fn is_bad_descriptor(error: &io::Error) -> bool {
+    const EBADF: i32 = 9;
+    const EFAULT: i32 = 14;
+    const EINVAL: i32 = 22;
+    const ENOTSOCK: i32 = 88;
+    matches!(error.raw_os_error(), Some(EBADF | EFAULT | EINVAL | ENOTSOCK))
+}
+
+/// Takes a descriptor by its number that this process was started with, and keeps it from programs
+/// started by this one: FD_CLOEXEC, fcntl(2).
+///
+/// # Errors
+/// EBADF where it is not open, was not left open for this process, as is so the second time, or is
+/// 0, 1 or 2, which nobody owns.
+pub fn take_fd(number: i32) -> io::Result<OwnedFd> {
+    const EBADF: i32 = 9;
+    const F_GETFD: c_int = 1;
+    const F_SETFD: c_int = 2;
+    const FD_CLOEXEC: c_int = 1;
+    // SAFETY: fcntl(2) with F_GETFD takes nothing more and touches no memory.
+    let flags = cvt(unsafe { fcntl(number, F_GETFD) })?;
+    if number <= 2 || flags & FD_CLOEXEC != 0 {
+        return Err(io::Error::from_raw_os_error(EBADF));
+    }
+    // SAFETY: fcntl(2) with F_SETFD takes an int and touches no memory.
+    cvt(unsafe { fcntl(number, F_SETFD, FD_CLOEXEC) })?;
+    // SAFETY: the descriptor is open, as fcntl(2) has just told. Nobody else owns it: std, this
+    // module and the libraries open all others than 0, 1 and 2 with FD_CLOEXEC, and it was without.
+    // Nobody can take it a second time, since it is with it from now on.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// Has `number`, one of 0, 1 and 2, stand for what `fd` is. dup2(2).
+///
+/// # Errors
+/// As dup2(2); EINVAL for another number.
+pub fn replace_fd(fd: &impl AsFd, number: i32) -> io::Result<()> {
+    if !(0..=2).contains(&number) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    // Nobody owns the standard descriptors, so that none is pulled away from under anybody.
+    cvt(dup2(fd.as_fd().as_raw_fd(), number)).map(drop)
+}
+
+/// Has a pipe hold `octets`, rounded up to pages. F_SETPIPE_SZ, fcntl(2).
+///
+/// # Errors
+/// EPERM above the limit of the system, or where the user has too many pipes.
+pub fn set_pipe_size(pipe: &impl AsFd, octets: usize) -> io::Result<()> {
+    const F_SETPIPE_SZ: c_int = 1_031;
+    let octets = c_int::try_from(octets).map_err(io::Error::other)?;
+    // SAFETY: the descriptor is borrowed, so open; the call takes an int and touches no memory.
+    cvt(unsafe { fcntl(pipe.as_fd().as_raw_fd(), F_SETPIPE_SZ, octets) }).map(|_| ())
+}
+
+/// How many octets a pipe holds. F_GETPIPE_SZ, fcntl(2).
+///
+/// # Errors
+/// EBADF for what is no pipe.
+pub fn pipe_size(pipe: &impl AsFd) -> io::Result<usize> {
+    const F_GETPIPE_SZ: c_int = 1_032;
+    // SAFETY: the descriptor is borrowed, so open; the call takes no argument.
+    let size = cvt(unsafe { fcntl(pipe.as_fd().as_raw_fd(), F_GETPIPE_SZ) })?;
+    usize::try_from(size).map_err(io::Error::other)
+}
+
+/// Moves up to `octets` from one descriptor to another, at least one of which is a pipe, without
+/// copying them; returns how many. 0 is the end of input, or an urgent octet comes next. splice(2).
+///
+/// # Errors
+/// EINVAL where neither is a pipe, or one cannot be spliced; else as read(2) and write(2).
+pub fn splice(from: &impl AsFd, to: &impl AsFd, octets: usize) -> io::Result<usize> {
+    let (from, to) = (from.as_fd().as_raw_fd(), to.as_fd().as_raw_fd());
+    let (null, flags) = (std::ptr::null_mut(), 0);
+    // SAFETY: both descriptors are borrowed, so open; without offsets the call touches no memory of
+    // this process.
+    let moved = unsafe { c_splice(from, null, to, null, octets, flags) };
+    usize::try_from(moved).map_err(|_| io::Error::last_os_error())
+}
+
+/// Sets the mode bits that new files do not get; returns those before. umask(2).
+pub fn umask(mask: u32) -> u32 {
+    c_umask(mask)
+}
+
+/// The soft and the hard limit on open descriptors. getrlimit(2).
+///
+/// # Errors
+/// As getrlimit(2).
+pub fn getrlimit_nofile() -> io::Result<(u64, u64)> {
+    let mut limit = Rlimit { cur: 0, max: 0 };
+    // SAFETY: `limit` is a struct rlimit the call may fill.
+    cvt(unsafe { getrlimit(RLIMIT_NOFILE, &raw mut limit) })?;
+    Ok((limit.cur, limit.max))
+}
+
+/// Sets the soft and the hard limit on open descriptors. setrlimit(2).
+///
+/// # Errors
+/// EPERM for raising the hard limit without privilege.
+pub fn setrlimit_nofile(soft: u64, hard: u64) -> io::Result<()> {
+    let limit = Rlimit { cur: soft, max: hard };
+    // SAFETY: `limit` is a struct rlimit, which the call only reads.
+    cvt(unsafe { setrlimit(RLIMIT_NOFILE, &raw const limit) }).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_not_inherited_is_not_taken() {
+        let (reader, _writer) = io::pipe().unwrap();
+        assert!(take_fd(reader.as_raw_fd()).is_err());
+        assert!(take_fd(i32::MAX).is_err());
+        assert!(take_fd(2).is_err());
+    }
+}

@@ -1,0 +1,206 @@
+//! Users and groups: looking them up by name and number, becoming one of them, and giving up that
+//! programs gain privileges. Not here: the order in which to do so (`crate::server`).
+
+use std::ffi::{CString, c_char, c_int, c_uint, c_ulong};
+use std::io;
+use std::mem::MaybeUninit;
+
+use crate::sys::cvt;
+
+/// pwd.h `struct passwd`.
+#[repr(C)]
+struct Passwd {
+    name: *mut c_char,
+    passwd: *mut c_char,
+    uid: c_uint,
+    gid: c_uint,
+    gecos: *mut c_char,
+    dir: *mut c_char,
+    shell: *mut c_char,
+}
+const _: () = assert!(size_of::<Passwd>() == 5 * size_of::<usize>() + 8);
+
+/// grp.h `struct group`.
+#[repr(C)]
+struct Group {
+    name: *mut c_char,
+    passwd: *mut c_char,
+    gid: c_uint,
+    mem: *mut *mut c_char,
+}
+const _: () = assert!(size_of::<Group>() == 4 * size_of::<usize>());
+
+/// Octets for the texts of a user or a group, which has all its members: tens of thousands.
+const ENTRY_OCTETS: usize = 1 << 20;
+
+unsafe extern "C" {
+    // getpwnam(3), getgrnam(3)
+    fn getpwnam_r(
+        name: *const c_char,
+        entry: *mut Passwd,
+        texts: *mut c_char,
+        len: usize,
+        result: *mut *mut Passwd,
+    ) -> c_int;
+    fn getpwuid_r(
+        uid: c_uint,
+        entry: *mut Passwd,
+        texts: *mut c_char,
+        len: usize,
+        result: *mut *mut Passwd,
+    ) -> c_int;
+    fn getgrnam_r(
+        name: *const c_char,
+        entry: *mut Group,
+        texts: *mut c_char,
+        len: usize,
+        result: *mut *mut Group,
+    ) -> c_int;
+    // setgroups(2), setgid(2), setuid(2), getresuid(2)
+    #[link_name = "setgroups"]
+    fn c_setgroups(len: usize, gids: *const c_uint) -> c_int;
+    #[link_name = "setgid"]
+    safe fn c_setgid(gid: c_uint) -> c_int;
+    #[link_name = "setuid"]
+    safe fn c_setuid(uid: c_uint) -> c_int;
+    #[link_name = "getresuid"]
+    fn c_getresuid(real: *mut c_uint, effective: *mut c_uint, saved: *mut c_uint) -> c_int;
+    #[link_name = "getresgid"]
+    fn c_getresgid(real: *mut c_uint, effective: *mut c_uint, saved: *mut c_uint) -> c_int;
+    // prctl(2)
+    fn prctl(option: c_int, ...) -> c_int;
+}
+
+/// An entry that `call` finds in the database of users or groups. Its texts are gone.
+fn entry<T>(
+    call: impl FnOnce(*mut T, *mut c_char, usize, *mut *mut T) -> c_int,
+) -> io::Result<Option<T>> {
+    // What some C libraries say instead of finding nothing.
+    const ENOENT: c_int = 2;
+    const ESRCH: c_int = 3;
+    let mut entry = MaybeUninit::uninit();
+    let mut texts = vec![0; ENTRY_OCTETS];
+    let mut result = std::ptr::null_mut();
+    match call(entry.as_mut_ptr(), texts.as_mut_ptr(), texts.len(), &raw mut result) {
+        0 | ENOENT | ESRCH if result.is_null() => Ok(None),
+        // SAFETY: a result that is not null points to the entry, which the call has then filled.
+        0 => Ok(Some(unsafe { entry.assume_init() })),
+        errno => Err(io::Error::from_raw_os_error(errno)),
+    }
+}
+
+/// The number of the user `name` and that of its primary group, if there is one. getpwnam_r(3).
+///
+/// # Errors
+/// As getpwnam_r(3); EINVAL for a name with a NUL.
+pub fn getpwnam(name: &str) -> io::Result<Option<(u32, u32)>> {
+    let name = CString::new(name)?;
+    let found = entry(|entry, texts, len, result| {
+        // SAFETY: `name` ends in NUL; the call fills `entry`, `len` octets of `texts` and `result`,
+        // all of which outlive it.
+        unsafe { getpwnam_r(name.as_ptr(), entry, texts, len, result) }
+    })?;
+    Ok(found.map(|Passwd { uid, gid, .. }| (uid, gid)))
+}
+
+/// The number of the primary group of user `uid`, if there is one. getpwuid_r(3).
+///
+/// # Errors
+/// As getpwuid_r(3).
+pub fn getpwuid(uid: u32) -> io::Result<Option<u32>> {
+    let found = entry(|entry, texts, len, result| {
+        // SAFETY: the call fills `entry`, `len` octets of `texts` and `result`, which outlive it.
+        unsafe { getpwuid_r(uid, entry, texts, len, result) }
+    })?;
+    Ok(found.map(|Passwd { gid, .. }| gid))
+}
+
+/// The number of the group `name`, if there is one. getgrnam_r(3).
+///
+/// # Errors
+/// As getgrnam_r(3); EINVAL for a name with a NUL.
+pub fn getgrnam(name: &str) -> io::Result<Option<u32>> {
+    let name = CString::new(name)?;
+    let found = entry(|entry, texts, len, result| {
+        // SAFETY: `name` ends in NUL; the call fills `entry`, `len` octets of `texts` and `result`,
+        // all of which outlive it.
+        unsafe { getgrnam_r(name.as_ptr(), entry, texts, len, result) }
+    })?;
+    Ok(found.map(|Group { gid, .. }| gid))
+}
+
+/// Has the process be in the groups `gids` besides its own. setgroups(2).
+///
+/// # Errors
+/// EPERM without privilege, or in a user namespace that forbids it.
+pub fn setgroups(gids: &[u32]) -> io::Result<()> {
+    // SAFETY: `gids` are as many numbers as told, which the call only reads.
+    cvt(unsafe { c_setgroups(gids.len(), gids.as_ptr()) }).map(drop)
+}
+
+/// Sets the group of the process; with privilege the real, the effective and the saved one.
+/// setgid(2).
+///
+/// # Errors
+/// EPERM without privilege, EINVAL for a number this user namespace lacks.
+pub fn setgid(gid: u32) -> io::Result<()> {
+    cvt(c_setgid(gid)).map(drop)
+}
+
+/// Sets the user of the process; with privilege the real, the effective and the saved one.
+/// setuid(2).
+///
+/// # Errors
+/// EPERM without privilege, EINVAL for a number this user namespace lacks.
+pub fn setuid(uid: u32) -> io::Result<()> {
+    cvt(c_setuid(uid)).map(drop)
+}
+
+/// The real, the effective and the saved user of the process. getresuid(2).
+///
+/// # Errors
+/// None that getresuid(2) knows of.
+pub fn getresuid() -> io::Result<[u32; 3]> {
+    let [mut real, mut effective, mut saved] = [0; 3];
+    // SAFETY: the call may fill the three numbers.
+    cvt(unsafe { c_getresuid(&raw mut real, &raw mut effective, &raw mut saved) })?;
+    Ok([real, effective, saved])
+}
+
+/// The real, the effective and the saved group of the process. getresgid(2).
+///
+/// # Errors
+/// None that getresgid(2) knows of.
+pub fn getresgid() -> io::Result<[u32; 3]> {
+    let [mut real, mut effective, mut saved] = [0; 3];
+    // SAFETY: the call may fill the three numbers.
+    cvt(unsafe { c_getresgid(&raw mut real, &raw mut effective, &raw mut saved) })?;
+    Ok([real, effective, saved])
+}
+
+/// Has no program that this thread, or one it starts, executes gain privileges.
+/// PR_SET_NO_NEW_PRIVS, prctl(2).
+///
+/// # Errors
+/// As prctl(2).
+pub fn prctl_set_no_new_privs() -> io::Result<()> {
+    const PR_SET_NO_NEW_PRIVS: c_int = 38;
+    let (on, unused): (c_ulong, c_ulong) = (1, 0);
+    // SAFETY: with this option prctl(2) takes numbers only.
+    cvt(unsafe { prctl(PR_SET_NO_NEW_PRIVS, on, unused, unused, unused) }).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn users_and_groups_are_found_by_name() {
+        assert_eq!(getpwnam("root").unwrap(), Some((0, 0)));
+        assert_eq!(getpwuid(0).unwrap(), Some(0));
+        assert_eq!(getgrnam("root").unwrap(), Some(0));
+        assert_eq!(getpwnam("no such user").unwrap(), None);
+        assert_eq!(getgrnam("no such group").unwrap(), None);
+        assert!(getpwnam("a\0b").is_err());
+    }
+}

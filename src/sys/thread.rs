@@ -1,0 +1,113 @@
+//! Threads leaner than those of std, and the memory that threads leave behind. Not here: who gets a
+//! thread (`crate::threads`).
+
+use std::cell::Cell;
+use std::ffi::{c_int, c_ulong, c_void};
+use std::io;
+
+/// bits/pthreadtypes.h: 36 to 64 octets in glibc and musl.
+#[repr(C)]
+struct PthreadAttr([u64; 16]);
+const _: () = assert!(size_of::<PthreadAttr>() >= 64);
+
+unsafe extern "C" {
+    // madvise(2)
+    fn madvise(begin: *mut c_void, octets: usize, advice: c_int) -> c_int;
+    // malloc_trim(3)
+    #[cfg(target_env = "gnu")]
+    #[link_name = "malloc_trim"]
+    safe fn c_malloc_trim(pad: usize) -> c_int;
+    // pthread_create(3)
+    fn pthread_attr_init(attr: *mut PthreadAttr) -> c_int;
+    fn pthread_attr_setstacksize(attr: *mut PthreadAttr, octets: usize) -> c_int;
+    fn pthread_attr_setdetachstate(attr: *mut PthreadAttr, state: c_int) -> c_int;
+    #[link_name = "pthread_create"]
+    fn c_pthread_create(
+        thread: *mut c_ulong,
+        attr: *const PthreadAttr,
+        start: extern "C" fn(*mut c_void) -> *mut c_void,
+        arg: *mut c_void,
+    ) -> c_int;
+}
+
+/// Starts a thread with `stack` octets of stack and a guard page, detached. Unlike a thread of std it
+/// has no second stack for signal handlers, which would take two more mappings and never be used.
+/// pthread_create(3).
+///
+/// `body` must not panic: that would end the process.
+///
+/// # Errors
+/// EAGAIN where the system gives no more threads, EINVAL for too small a stack.
+pub fn pthread_create(stack: usize, body: Box<dyn FnOnce() + Send>) -> io::Result<()> {
+    struct Arg {
+        stack: usize,
+        body: Box<dyn FnOnce() + Send>,
+    }
+    extern "C" fn start(arg: *mut c_void) -> *mut c_void {
+        // SAFETY: `arg` is what pthread_create was called with below, and this the only call.
+        let arg = unsafe { Box::from_raw(arg.cast::<Arg>()) };
+        let here = 0_u8;
+        // The C library has a few KiB above this first frame.
+        STACK_FLOOR.set((&raw const here).addr().saturating_sub(arg.stack / 2));
+        // The box is freed at the end: a thread that frees something has a cache for that.
+        (arg.body)();
+        std::ptr::null_mut()
+    }
+    const PTHREAD_CREATE_DETACHED: c_int = 1;
+    let done = |errno: c_int| match errno {
+        0 => Ok(()),
+        errno => Err(io::Error::from_raw_os_error(errno)),
+    };
+    let mut attr = PthreadAttr([0; 16]);
+    let attr = &raw mut attr;
+    // SAFETY: `attr` has room for a pthread_attr_t, which the call fills.
+    done(unsafe { pthread_attr_init(attr) })?;
+    // SAFETY: `attr` has been filled by pthread_attr_init.
+    done(unsafe { pthread_attr_setstacksize(attr, stack) })?;
+    // SAFETY: as above.
+    done(unsafe { pthread_attr_setdetachstate(attr, PTHREAD_CREATE_DETACHED) })?;
+    let arg = Box::into_raw(Box::new(Arg { stack, body }));
+    let mut thread: c_ulong = 0;
+    // SAFETY: `thread` has room for a pthread_t, `attr` is as above, and `start` takes `arg`, which
+    // is nobody else's from now on.
+    let started = done(unsafe { c_pthread_create(&raw mut thread, attr, start, arg.cast()) });
+    if started.is_err() {
+        // SAFETY: there is no thread that could have taken it.
+        drop(unsafe { Box::from_raw(arg) });
+    }
+    started
+}
+
+thread_local! {
+    /// An address in the stack of a thread that [`pthread_create`] has started, half of its size
+    /// below its first frame; 0 in others.
+    static STACK_FLOOR: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Gives back the memory of this thread's stack below the frames in use, down to half of its size.
+/// Does nothing on a thread that [`pthread_create`] has not started. madvise(2) with MADV_DONTNEED.
+#[inline(never)]
+pub fn madvise_unused_stack() {
+    const MADV_DONTNEED: c_int = 4;
+    // Where pages are larger, the kernel refuses what is not whole pages.
+    const PAGE: usize = 4_096;
+    // More than this frame, and that of the call, have below this variable.
+    const MARGIN: usize = 512;
+    let here = 0_u8;
+    let end = (&raw const here).addr().saturating_sub(MARGIN) / PAGE * PAGE;
+    let begin = match STACK_FLOOR.get().next_multiple_of(PAGE) {
+        begin if (1..end).contains(&begin) => begin,
+        _ => return,
+    };
+    let octets = end - begin;
+    // SAFETY: the range is within this thread's stack, which reaches further down than the floor, and
+    // below all its frames. A handler of a signal that ran on this stack would be over by now: none
+    // of its frames is in the range.
+    let _ = unsafe { madvise(std::ptr::without_provenance_mut(begin), octets, MADV_DONTNEED) };
+}
+
+/// Gives back what the allocator keeps and nobody uses. malloc_trim(3); musl does so by itself.
+pub fn malloc_trim() {
+    #[cfg(target_env = "gnu")]
+    c_malloc_trim(0);
+}
