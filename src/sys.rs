@@ -37,3 +37,8 @@ compile_error!("socksd calls Linux system calls by their Linux numbers");
 fn cvt(result: c_int) -> io::Result<c_int> {
     if result == -1 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
+
+/// The same for calls that return errno instead of setting it.
+fn cvt_errno(errno: c_int) -> io::Result<()> {
+    if errno == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(errno)) }
+}

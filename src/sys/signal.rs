@@ -3,7 +3,7 @@
 use std::ffi::c_int;
 use std::io;
 
-use crate::sys::cvt;
+use crate::sys::{cvt, cvt_errno};
 
 /// bits/types/__sigset_t.h: 1024 bits in glibc and musl alike.
 #[repr(C)]
@@ -53,8 +53,7 @@ fn sigset(signums: &[i32]) -> io::Result<SigSet> {
 pub fn block_signals(signums: &[i32]) -> io::Result<()> {
     let set = sigset(signums)?;
     // SAFETY: `set` is initialised; the old mask is not asked for.
-    let errno = unsafe { pthread_sigmask(SIG_BLOCK, &raw const set, std::ptr::null_mut()) };
-    if errno == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(errno)) }
+    cvt_errno(unsafe { pthread_sigmask(SIG_BLOCK, &raw const set, std::ptr::null_mut()) })
 }
 
 /// Waits for one of the blocked `signums` and returns it. sigwait(3).
@@ -65,6 +64,6 @@ pub fn sigwait(signums: &[i32]) -> io::Result<i32> {
     let set = sigset(signums)?;
     let mut signum = 0;
     // SAFETY: `set` is initialised and `signum` an int the call may fill.
-    let errno = unsafe { c_sigwait(&raw const set, &raw mut signum) };
-    if errno == 0 { Ok(signum) } else { Err(io::Error::from_raw_os_error(errno)) }
+    cvt_errno(unsafe { c_sigwait(&raw const set, &raw mut signum) })?;
+    Ok(signum)
 }

@@ -5,6 +5,8 @@ use std::cell::Cell;
 use std::ffi::{c_int, c_ulong, c_void};
 use std::io;
 
+use crate::sys::cvt_errno;
+
 /// bits/pthreadtypes.h: 36 to 64 octets in glibc and musl.
 #[repr(C)]
 struct PthreadAttr([u64; 16]);
@@ -54,23 +56,19 @@ pub fn pthread_create(stack: usize, body: Box<dyn FnOnce() + Send>) -> io::Resul
         std::ptr::null_mut()
     }
     const PTHREAD_CREATE_DETACHED: c_int = 1;
-    let done = |errno: c_int| match errno {
-        0 => Ok(()),
-        errno => Err(io::Error::from_raw_os_error(errno)),
-    };
     let mut attr = PthreadAttr([0; 16]);
     let attr = &raw mut attr;
     // SAFETY: `attr` has room for a pthread_attr_t, which the call fills.
-    done(unsafe { pthread_attr_init(attr) })?;
+    cvt_errno(unsafe { pthread_attr_init(attr) })?;
     // SAFETY: `attr` has been filled by pthread_attr_init.
-    done(unsafe { pthread_attr_setstacksize(attr, stack) })?;
+    cvt_errno(unsafe { pthread_attr_setstacksize(attr, stack) })?;
     // SAFETY: as above.
-    done(unsafe { pthread_attr_setdetachstate(attr, PTHREAD_CREATE_DETACHED) })?;
+    cvt_errno(unsafe { pthread_attr_setdetachstate(attr, PTHREAD_CREATE_DETACHED) })?;
     let arg = Box::into_raw(Box::new(Arg { stack, body }));
     let mut thread: c_ulong = 0;
     // SAFETY: `thread` has room for a pthread_t, `attr` is as above, and `start` takes `arg`, which
     // is nobody else's from now on.
-    let started = done(unsafe { c_pthread_create(&raw mut thread, attr, start, arg.cast()) });
+    let started = cvt_errno(unsafe { c_pthread_create(&raw mut thread, attr, start, arg.cast()) });
     if started.is_err() {
         // SAFETY: there is no thread that could have taken it.
         drop(unsafe { Box::from_raw(arg) });
