@@ -23,6 +23,7 @@ unsafe extern "C" {
     fn pthread_attr_init(attr: *mut PthreadAttr) -> c_int;
     fn pthread_attr_setstacksize(attr: *mut PthreadAttr, octets: usize) -> c_int;
     fn pthread_attr_setdetachstate(attr: *mut PthreadAttr, state: c_int) -> c_int;
+    fn pthread_attr_destroy(attr: *mut PthreadAttr) -> c_int;
     #[link_name = "pthread_create"]
     fn c_pthread_create(
         thread: *mut c_ulong,
@@ -30,6 +31,26 @@ unsafe extern "C" {
         start: extern "C" fn(*mut c_void) -> *mut c_void,
         arg: *mut c_void,
     ) -> c_int;
+}
+
+/// Attributes that pthread_attr_init has filled; dropping this calls pthread_attr_destroy. A reference,
+/// since they must not move in between.
+struct Attr<'a>(&'a mut PthreadAttr);
+
+impl<'a> Attr<'a> {
+    fn init(attr: &'a mut PthreadAttr) -> io::Result<Self> {
+        // SAFETY: `attr` has room for a pthread_attr_t, which the call fills.
+        cvt_errno(unsafe { pthread_attr_init(attr) })?;
+        Ok(Self(attr))
+    }
+}
+
+impl Drop for Attr<'_> {
+    fn drop(&mut self) {
+        // SAFETY: pthread_attr_init has filled it, and nothing uses it afterwards: a thread does not
+        // refer to the attributes it was made with.
+        let _ = unsafe { pthread_attr_destroy(self.0) };
+    }
 }
 
 /// Starts a thread with `stack` octets of stack and a guard page, detached. Unlike a thread of std it
@@ -57,18 +78,17 @@ pub fn pthread_create(stack: usize, body: Box<dyn FnOnce() + Send>) -> io::Resul
     }
     const PTHREAD_CREATE_DETACHED: c_int = 1;
     let mut attr = PthreadAttr([0; 16]);
-    let attr = &raw mut attr;
-    // SAFETY: `attr` has room for a pthread_attr_t, which the call fills.
-    cvt_errno(unsafe { pthread_attr_init(attr) })?;
+    let attr = Attr::init(&mut attr)?;
     // SAFETY: `attr` has been filled by pthread_attr_init.
-    cvt_errno(unsafe { pthread_attr_setstacksize(attr, stack) })?;
+    cvt_errno(unsafe { pthread_attr_setstacksize(attr.0, stack) })?;
     // SAFETY: as above.
-    cvt_errno(unsafe { pthread_attr_setdetachstate(attr, PTHREAD_CREATE_DETACHED) })?;
+    cvt_errno(unsafe { pthread_attr_setdetachstate(attr.0, PTHREAD_CREATE_DETACHED) })?;
     let arg = Box::into_raw(Box::new(Arg { stack, body }));
     let mut thread: c_ulong = 0;
     // SAFETY: `thread` has room for a pthread_t, `attr` is as above, and `start` takes `arg`, which
     // is nobody else's from now on.
-    let started = cvt_errno(unsafe { c_pthread_create(&raw mut thread, attr, start, arg.cast()) });
+    let started =
+        cvt_errno(unsafe { c_pthread_create(&raw mut thread, attr.0, start, arg.cast()) });
     if started.is_err() {
         // SAFETY: there is no thread that could have taken it.
         drop(unsafe { Box::from_raw(arg) });
@@ -108,4 +128,31 @@ pub fn madvise_unused_stack() {
 pub fn malloc_trim() {
     #[cfg(target_env = "gnu")]
     c_malloc_trim(0);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc;
+
+    #[test]
+    fn a_thread_runs_and_drops_its_body() {
+        let (sender, receiver) = mpsc::channel();
+        pthread_create(128 * 1024, Box::new(move || sender.send(7).unwrap())).unwrap();
+        assert_eq!(receiver.recv(), Ok(7));
+        assert!(receiver.recv().is_err(), "the sender is gone");
+    }
+
+    #[test]
+    fn a_thread_that_cannot_be_started_drops_its_body() {
+        let (sender, receiver) = mpsc::channel();
+        let too_small = pthread_create(1, Box::new(move || sender.send(7).unwrap()));
+        assert_eq!(too_small.unwrap_err().kind(), io::ErrorKind::InvalidInput);
+        assert!(receiver.recv().is_err(), "the sender is gone");
+        // More than there are addresses.
+        let (sender, receiver) = mpsc::channel();
+        let too_large = pthread_create(usize::MAX / 2, Box::new(move || sender.send(7).unwrap()));
+        assert!(too_large.is_err());
+        assert!(receiver.recv().is_err(), "the sender is gone");
+    }
 }
