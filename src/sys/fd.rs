@@ -2,9 +2,11 @@
 //! the limit on them, what errors say of them, and the mode bits of new files. Not here: sockets
 //! (`sock`), terminals (`tty`), and waiting for a descriptor (`poll`).
 
+use std::collections::BTreeSet;
 use std::ffi::{c_int, c_uint, c_ulong};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::sync::{Mutex, PoisonError};
 
 use crate::sys::cvt;
 
@@ -64,27 +66,33 @@ pub fn is_bad_descriptor(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(EBADF | EFAULT | EINVAL | ENOTSOCK))
 }
 
+/// The numbers that [`take_fd`] has taken. Its lock keeps two threads from taking the same one.
+static TAKEN: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
+
 /// Takes a descriptor by its number that this process was started with, and keeps it from programs
-/// started by this one: FD_CLOEXEC, fcntl(2).
+/// started by this one: FD_CLOEXEC, fcntl(2). Each number can be taken once.
 ///
 /// # Errors
-/// EBADF where it is not open, was not left open for this process, as is so the second time, or is
-/// 0, 1 or 2, which nobody owns.
+/// EBADF where it is not open, was not left open for this process, was taken before, or is 0, 1 or
+/// 2, which nobody owns.
 pub fn take_fd(number: i32) -> io::Result<OwnedFd> {
     const EBADF: i32 = 9;
     const F_GETFD: c_int = 1;
     const F_SETFD: c_int = 2;
     const FD_CLOEXEC: c_int = 1;
+    let mut taken = TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
     // SAFETY: fcntl(2) with F_GETFD takes nothing more and touches no memory.
     let flags = cvt(unsafe { fcntl(number, F_GETFD) })?;
-    if number <= 2 || flags & FD_CLOEXEC != 0 {
+    if number <= 2 || flags & FD_CLOEXEC != 0 || taken.contains(&number) {
         return Err(io::Error::from_raw_os_error(EBADF));
     }
     // SAFETY: fcntl(2) with F_SETFD takes an int and touches no memory.
     cvt(unsafe { fcntl(number, F_SETFD, FD_CLOEXEC) })?;
-    // SAFETY: the descriptor is open, as fcntl(2) has just told. Nobody else owns it: std, this
-    // module and the libraries open all others than 0, 1 and 2 with FD_CLOEXEC, and it was without.
-    // Nobody can take it a second time, since it is with it from now on.
+    taken.insert(number);
+    // SAFETY: the descriptor is open, as fcntl(2) has just told, and nobody owns it. It came from the
+    // parent: std, this module and the C library open all others than 0, 1 and 2 with FD_CLOEXEC,
+    // and it was without. And it was not taken before, which `taken` knows, locked since before the
+    // flag was read.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
@@ -165,6 +173,8 @@ pub fn setrlimit_nofile(soft: u64, hard: u64) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::Barrier;
+    use std::thread;
 
     #[test]
     fn what_was_not_inherited_is_not_taken() {
@@ -172,5 +182,36 @@ mod tests {
         assert!(take_fd(reader.as_raw_fd()).is_err());
         assert!(take_fd(i32::MAX).is_err());
         assert!(take_fd(2).is_err());
+    }
+
+    /// A descriptor as a parent leaves it to its child: open in the child, and owned by nobody.
+    fn leave_open(least: i32) -> i32 {
+        const F_DUPFD: c_int = 0;
+        let (reader, _writer) = io::pipe().unwrap();
+        // SAFETY: fcntl(2) with F_DUPFD takes an int and touches no memory.
+        cvt(unsafe { fcntl(reader.as_raw_fd(), F_DUPFD, least) }).unwrap()
+    }
+
+    #[test]
+    fn one_of_two_threads_takes_a_descriptor() {
+        let numbers: Vec<i32> = (0..200).map(|_| leave_open(300)).collect();
+        let start = Barrier::new(2);
+        let take_all = || -> Vec<OwnedFd> {
+            start.wait();
+            numbers.iter().filter_map(|&number| take_fd(number).ok()).collect()
+        };
+        let (one, other) = thread::scope(|scope| {
+            let other = scope.spawn(take_all);
+            (take_all(), other.join().unwrap())
+        });
+        assert_eq!(one.len() + other.len(), numbers.len());
+    }
+
+    #[test]
+    fn a_number_is_taken_once_even_if_it_is_opened_again() {
+        let number = leave_open(600);
+        drop(take_fd(number).unwrap());
+        assert_eq!(leave_open(number), number);
+        assert!(take_fd(number).is_err());
     }
 }
