@@ -9,7 +9,9 @@ pub mod explain;
 pub mod list;
 pub mod nets;
 pub mod parse;
+mod print;
 pub mod rules;
+mod words;
 
 use std::fmt;
 use std::net::IpAddr;

@@ -1,4 +1,5 @@
-//! Rules from text, socksd.rules(5): words, statements, rules, and every error with its place.
+//! Rules from text, socksd.rules(5): statements, rules, and every error with its place. The words
+//! are cut in `words`.
 //!
 //! First all files are read and cut into statements, which loads the lists; then the rules are
 //! parsed with all lists at hand. An error ends its statement, not the parsing.
@@ -12,10 +13,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::log::Escaped;
 use crate::policy::list::{Entry, List};
-use crate::policy::nets::{self, Set};
+use crate::policy::nets::Set;
 use crate::policy::rules::{AnyOf, Logging, NamedList, Pattern, Place, Rule, Settings, Who};
+use crate::policy::words::{Lexer, Statement, Text, Token, Words, Wrong};
 use crate::wire::{Command, STRING_MAX, Version};
 
 /// Files that may include each other in a row.
@@ -33,30 +34,6 @@ const VERBS: &str = "allow, deny, list or include";
 /// What may stand in a rule.
 const KEYWORDS: &str = "version, command, from, user, ident, to, port, max-sessions, \
                         max-per-client, rate, rate-user, idle, source or log";
-
-/// A word or a mark.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Token {
-    Word { octets: Vec<u8>, quoted: bool },
-    Comma,
-    Not,
-}
-
-/// A token with its line and its column, both from 1.
-struct Placed {
-    token: Token,
-    line: usize,
-    column: usize,
-}
-
-/// The tokens of a statement, at least one, and its file.
-struct Statement {
-    file: Arc<str>,
-    tokens: Vec<Placed>,
-}
-
-/// What is wrong with a statement: line, column, and what was expected.
-type Wrong = (usize, usize, String);
 
 /// Parses the rules of `texts`, which are called `--rule`, and of `file` behind them, with all that
 /// they include; returns the files that were read too, lists among them.
@@ -129,7 +106,7 @@ impl Loader {
 
     /// Cuts a text into statements. Files it names are looked for from `directory`.
     fn text(&mut self, file: Arc<str>, octets: &[u8], directory: &Path, first_line: usize) {
-        let mut lexer = Lexer { rest: octets, line: first_line, column: 1 };
+        let mut lexer = Lexer::new(octets, first_line);
         loop {
             match lexer.statement() {
                 Ok(None) => return,
@@ -213,242 +190,8 @@ impl Loader {
     }
 }
 
-/// Cuts octets into tokens.
-struct Lexer<'a> {
-    rest: &'a [u8],
-    line: usize,
-    column: usize,
-}
-
-impl Lexer<'_> {
-    fn next(&mut self) -> Option<u8> {
-        let (&octet, rest) = self.rest.split_first()?;
-        self.rest = rest;
-        if octet == b'\n' {
-            self.line += 1;
-            self.column = 1;
-        } else {
-            self.column += 1;
-        }
-        Some(octet)
-    }
-
-    fn skip(&mut self, count: usize) {
-        for _ in 0..count {
-            self.next();
-        }
-    }
-
-    /// Skips what is left of a statement with something wrong in it, lines that continue it too.
-    fn skip_statement(&mut self) {
-        let mut last = None;
-        while let Some(octet) = self.rest.first().copied() {
-            if octet == b'\n' && last != Some(b'\\') {
-                return;
-            }
-            last = Some(octet).filter(|octet| *octet != b'\r').or(last);
-            self.next();
-        }
-    }
-
-    fn skip_line(&mut self) {
-        while self.rest.first().is_some_and(|&octet| octet != b'\n') {
-            self.next();
-        }
-    }
-
-    /// The tokens up to the end of the line, blank lines skipped; `None` at the end of the text.
-    fn statement(&mut self) -> Result<Option<Vec<Placed>>, Wrong> {
-        let mut tokens = Vec::new();
-        loop {
-            let (line, column) = (self.line, self.column);
-            let put = |token| Placed { token, line, column };
-            match self.rest {
-                [] if tokens.is_empty() => return Ok(None),
-                [] => return Ok(Some(tokens)),
-                [b'\n', ..] | [b'\r', b'\n', ..] => {
-                    self.skip_line();
-                    self.next();
-                    if !tokens.is_empty() {
-                        return Ok(Some(tokens));
-                    }
-                }
-                [b'\\', b'\n', ..] | [b'\\', b'\r', b'\n', ..] => {
-                    self.skip_line();
-                    self.next();
-                }
-                [b' ' | b'\t', ..] => self.skip(1),
-                [b'#', ..] => self.skip_line(),
-                [b',', ..] => {
-                    self.next();
-                    tokens.push(put(Token::Comma));
-                }
-                [b'!', ..] => {
-                    self.next();
-                    tokens.push(put(Token::Not));
-                }
-                [b'"', ..] => {
-                    let octets = self.quoted()?;
-                    tokens.push(put(Token::Word { octets, quoted: true }));
-                }
-                _ => {
-                    let octets = self.word()?;
-                    tokens.push(put(Token::Word { octets, quoted: false }));
-                }
-            }
-        }
-    }
-
-    /// An unquoted word, which is not empty.
-    fn word(&mut self) -> Result<Vec<u8>, Wrong> {
-        let mut octets = Vec::new();
-        while let [octet, next @ ..] = self.rest {
-            match octet {
-                b'\\' if matches!(next, [b'\n', ..] | [b'\r', b'\n', ..]) => break,
-                b' ' | b'\t' | b'\r' | b'\n' | b',' if !octets.is_empty() => break,
-                b'"' | b'\\' | b'!' => {
-                    let what = format!(
-                        "'{}' in a word: put the word in double quotes",
-                        Escaped(&[*octet])
-                    );
-                    return Err((self.line, self.column, what));
-                }
-                b'#'..=b'~' => octets.extend(self.next()),
-                _ => {
-                    let what = format!(
-                        "expected a printing ASCII character, found '{}'",
-                        Escaped(&[*octet])
-                    );
-                    return Err((self.line, self.column, what));
-                }
-            }
-        }
-        Ok(octets)
-    }
-
-    /// What stands between double quotes.
-    fn quoted(&mut self) -> Result<Vec<u8>, Wrong> {
-        let (line, column) = (self.line, self.column);
-        let mut octets = Vec::new();
-        self.next();
-        loop {
-            let at = (self.line, self.column);
-            match self.rest {
-                [] | [b'\n', ..] => {
-                    return Err((
-                        line,
-                        column,
-                        "expected a closing double quote in this line".into(),
-                    ));
-                }
-                [b'"', ..] => {
-                    self.next();
-                    return Ok(octets);
-                }
-                [b'\\', b'x', high, low, ..] => {
-                    let digit = |octet: &u8| {
-                        char::from(*octet).to_digit(16).and_then(|d| u8::try_from(d).ok())
-                    };
-                    let Some((high, low)) = digit(high).zip(digit(low)) else {
-                        return Err((
-                            at.0,
-                            at.1,
-                            "expected two hexadecimal digits behind \\x".into(),
-                        ));
-                    };
-                    octets.push(high << 4 | low);
-                    self.skip(4);
-                }
-                [b'\\', b'"' | b'\\', ..] => {
-                    self.next();
-                    octets.extend(self.next());
-                }
-                [b'\\', ..] => {
-                    return Err((at.0, at.1, "expected \\\", \\\\ or \\xNN".into()));
-                }
-                [b' '..=b'~', ..] => octets.extend(self.next()),
-                [octet, ..] => {
-                    let what = format!(
-                        "expected a printing ASCII character or \\xNN, found '{}'",
-                        Escaped(&[*octet])
-                    );
-                    return Err((at.0, at.1, what));
-                }
-            }
-        }
-    }
-}
-
-/// The tokens of a statement, taken from the front.
-struct Words<'a> {
-    tokens: std::slice::Iter<'a, Placed>,
-    /// Line and column of the token taken last.
-    last: (usize, usize),
-}
-
-/// A word with whether it is quoted.
-type Text<'a> = (&'a [u8], bool);
-
+/// What the grammar takes in one piece.
 impl<'a> Words<'a> {
-    fn of(statement: &'a Statement) -> Self {
-        Self { tokens: statement.tokens.iter(), last: (1, 1) }
-    }
-
-    fn next(&mut self) -> Option<&'a Token> {
-        let Placed { token, line, column } = self.tokens.next()?;
-        self.last = (*line, *column);
-        Some(token)
-    }
-
-    fn peek(&self) -> Option<&'a Token> {
-        self.tokens.as_slice().first().map(|placed| &placed.token)
-    }
-
-    /// Takes `token` if it comes next.
-    fn take(&mut self, token: &Token) -> bool {
-        let comes = self.peek() == Some(token);
-        if comes {
-            self.next();
-        }
-        comes
-    }
-
-    /// Takes the next token; it as a keyword, if it can be one.
-    fn keyword(&mut self) -> Option<&'a str> {
-        match self.next()? {
-            Token::Word { octets, quoted: false } => str::from_utf8(octets).ok(),
-            _ => None,
-        }
-    }
-
-    /// Takes a word.
-    fn word(&mut self, expected: &str) -> Result<Text<'a>, Wrong> {
-        match self.peek() {
-            Some(Token::Word { octets, quoted }) => {
-                self.next();
-                Ok((octets, *quoted))
-            }
-            Some(_) => {
-                self.next();
-                Err(self.unexpected(expected))
-            }
-            None => {
-                let (line, column) = self.last;
-                Err((line, column, format!("expected {expected} behind this")))
-            }
-        }
-    }
-
-    /// Takes a word and turns it into something.
-    fn value<T>(
-        &mut self,
-        expected: &str,
-        parse: impl FnOnce(Text<'a>) -> Option<T>,
-    ) -> Result<T, Wrong> {
-        let text = self.word(expected)?;
-        parse(text).ok_or_else(|| self.found(expected, text.0))
-    }
-
     fn path(&mut self, expected: &str) -> Result<PathBuf, Wrong> {
         use std::os::unix::ffi::OsStrExt as _;
         self.value(expected, |(octets, _)| {
@@ -475,24 +218,6 @@ impl<'a> Words<'a> {
             items.push(item(self)?);
         }
         Ok(AnyOf { negated, items })
-    }
-
-    fn end(&mut self) -> Result<(), Wrong> {
-        match self.next() {
-            None => Ok(()),
-            Some(_) => Err(self.unexpected("the end of the line")),
-        }
-    }
-
-    /// The token taken last is not what was expected.
-    fn unexpected(&self, expected: &str) -> Wrong {
-        let (line, column) = self.last;
-        (line, column, format!("expected {expected}"))
-    }
-
-    fn found(&self, expected: &str, found: &[u8]) -> Wrong {
-        let (line, column) = self.last;
-        (line, column, nets::expected(expected, found))
     }
 }
 
