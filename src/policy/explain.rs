@@ -8,7 +8,7 @@ use std::sync::Arc;
 use crate::auth::User;
 use crate::log::Escaped;
 use crate::policy::nets::is_nowhere;
-use crate::policy::rules::{CONDITIONS, Ident, Settings, To, Truth, Where};
+use crate::policy::rules::{CONDITIONS, Ident, Question, Rule, Settings, To, Truth, Where};
 use crate::policy::{Asker, Policy, destination};
 use crate::wire::socks5::Method;
 use crate::wire::{Command, Destination, Version};
@@ -16,6 +16,11 @@ use crate::wire::{Command, Destination, Version};
 /// What `--explain` takes.
 pub const FORM: &str = "from=ADDR|unix [user=NAME] [ident=NAME] [version=4|4a|5] \
                         [command=connect|bind|udp] to=HOST:PORT [at=ADDR]";
+
+/// Adds a line to a String, which does not fail.
+macro_rules! line {
+    ($text:expr, $($word:tt)*) => {{ let _ = writeln!($text, $($word)*); }};
+}
 
 /// A request made up.
 #[derive(Debug)]
@@ -89,101 +94,101 @@ impl Request {
     #[must_use]
     pub fn explain(&self, policy: &Policy) -> (String, bool) {
         let mut text = String::new();
-        let allowed = self.tell(policy, &mut text).is_some();
-        (text, allowed)
+        let verdict = self.tell(policy, &mut text);
+        if let Err(why) = &verdict {
+            line!(text, "verdict: deny: {why}");
+        }
+        (text, verdict.is_ok())
     }
 
-    fn tell(&self, policy: &Policy, text: &mut String) -> Option<()> {
-        // Writing to a String does not fail.
-        macro_rules! line { ($($word:tt)*) => {{ let _ = writeln!(text, $($word)*); }} }
-        let user = match self.authenticate(policy, text) {
-            Ok(user) => user,
-            Err(why) => {
-                line!("verdict: deny: {why}");
-                return None;
-            }
+    /// Writes a line for each step up to the verdict; or says why it is denied.
+    fn tell(&self, policy: &Policy, text: &mut String) -> Result<(), String> {
+        let asker = self.asker(policy, text)?;
+        let to = self.destination(text)?;
+        let question = asker.question(Some(to));
+        tell_rules(policy, &question, text);
+        let rule = policy.decide(&question).map_err(|denial| denial.to_string())?;
+        let admitting = self.admitting(policy, &asker, rule);
+        line!(text, "verdict: allow");
+        if !Arc::ptr_eq(admitting, rule) {
+            line!(text, "admitted by: {}", admitting.place);
+        }
+        let settings = match &admitting.settings {
+            none if *none == Settings::default() => " none".into(),
+            settings => settings.to_string(),
         };
+        line!(text, "settings:{settings}");
+        Ok(())
+    }
+
+    /// The client with all that a server would find out of it.
+    fn asker(&self, policy: &Policy, text: &mut String) -> Result<Asker, String> {
         let mut asker = Asker {
             client: self.client,
-            user,
+            user: self.authenticate(policy, text)?,
             ident: Ident::NotAsked,
             version: self.version,
             command: self.command,
         };
-        // An association is judged before its first datagram is.
-        let asked = Some(&self.dst).filter(|_| self.command != Command::UDP_ASSOCIATE);
-        if policy.wants_ident(&asker, asked) {
+        if policy.wants_ident(&asker, self.asked()) {
             asker.ident = self.identify(policy);
             match &self.ident {
-                Some(answer) => line!("ident: asked, {}", Escaped(answer.as_bytes())),
-                None => line!("ident: asked, no answer"),
+                Some(answer) => line!(text, "ident: asked, {}", Escaped(answer.as_bytes())),
+                None => line!(text, "ident: asked, no answer"),
             }
         }
+        Ok(asker)
+    }
+
+    /// The destination as it is known when a session is admitted: an association is admitted before
+    /// its first datagram comes.
+    fn asked(&self) -> Option<&Destination> {
+        Some(&self.dst).filter(|_| self.command != Command::UDP_ASSOCIATE)
+    }
+
+    /// The destination with its address; or why it can be none.
+    fn destination(&self, text: &mut String) -> Result<To<'_>, String> {
         if let (Destination::Address(expected), Some(at)) = (&self.dst, self.at)
             && !self.dst.is_unspecified()
             && at != expected.ip()
         {
-            line!("verdict: deny: not the peer that was expected");
-            return None;
+            return Err("not the peer that was expected".into());
         }
         let to = destination(&self.dst);
         let ip = match (self.at, to.ip) {
             (Some(at), _) => Where::At(at),
             (None, Where::Unknown) => {
-                line!("at: not given: a public address that no rule and no list has");
+                line!(text, "at: not given: a public address that no rule and no list has");
                 Where::Public
             }
             (None, ip) => ip,
         };
-        let any_peer = self.dst.is_unspecified();
         if matches!(ip, Where::At(ip) if is_nowhere(ip))
-            || any_peer && self.command != Command::BIND
+            || self.dst.is_unspecified() && self.command != Command::BIND
         {
-            line!("verdict: deny: not the address of a host");
-            return None;
+            return Err("not the address of a host".into());
         }
-        let question = asker.question(Some(To { ip, ..to }));
-        for rule in &policy.rules {
-            let failing: Vec<&str> = CONDITIONS
-                .iter()
-                .filter(|(_, test)| test(rule, &question) != Truth::Yes)
-                .map(|(keyword, _)| *keyword)
-                .collect();
-            if failing.is_empty() {
-                line!("{}: {rule}: matches", rule.place);
-                break;
-            }
-            line!("{}: {rule}: passed over: {}", rule.place, failing.join(", "));
-        }
-        match policy.decide(&question) {
-            Ok(rule) => {
-                // A session has the settings of the rule that admitted it, before a datagram or an
-                // unexpected peer came.
-                let admitting = match self.command {
-                    Command::UDP_ASSOCIATE => policy.admit(&asker, None).unwrap_or(rule),
-                    Command::BIND if any_peer => policy.admit(&asker, asked).unwrap_or(rule),
-                    _ => rule,
-                };
-                line!("verdict: allow");
-                if !Arc::ptr_eq(admitting, rule) {
-                    line!("admitted by: {}", admitting.place);
-                }
-                let settings = match &admitting.settings {
-                    none if *none == Settings::default() => " none".into(),
-                    settings => settings.to_string(),
-                };
-                line!("settings:{settings}");
-                Some(())
-            }
-            Err(denial) => {
-                line!("verdict: deny: {denial}");
-                None
-            }
-        }
+        Ok(To { ip, ..to })
+    }
+
+    /// The rule whose settings the session has where `rule` decides: the one that admitted it before
+    /// a datagram or an unexpected peer came.
+    fn admitting<'p>(
+        &self,
+        policy: &'p Policy,
+        asker: &Asker,
+        rule: &'p Arc<Rule>,
+    ) -> &'p Arc<Rule> {
+        let before = match self.command {
+            Command::UDP_ASSOCIATE => true,
+            Command::BIND => self.dst.is_unspecified(),
+            _ => false,
+        };
+        if before { policy.admit(asker, self.asked()).unwrap_or(rule) } else { rule }
     }
 
     /// Who the client is, as far as a password tells; or why it gets no further.
-    fn authenticate(&self, policy: &Policy, text: &mut String) -> Result<User, &'static str> {
+    fn authenticate(&self, policy: &Policy, text: &mut String) -> Result<User, String> {
         if self.version != Version::V5 {
             return Ok(User::anonymous());
         }
@@ -191,21 +196,18 @@ impl Request {
         let offered = [(methods.none, "00"), (methods.userpass, "02")];
         let offered: Vec<_> =
             offered.iter().filter(|(may, _)| *may).map(|(_, code)| *code).collect();
-        let _ = writeln!(
-            text,
-            "methods: {}",
-            if offered.is_empty() { "none".into() } else { offered.join(" ") }
-        );
+        let offered = if offered.is_empty() { "none".into() } else { offered.join(" ") };
+        line!(text, "methods: {offered}");
         // A client with a password offers both, as curl does.
         let client = [Method::NONE, Method::USERPASS];
         let client = if self.user.is_some() { &client[..] } else { &client[..1] };
         match (methods.select(client), &self.user, &policy.users) {
             (Some(Method::USERPASS), Some(name), Some(users)) => {
                 let user = users.with_password(name.as_bytes());
-                user.ok_or("the user is unknown, locked or expired")
+                user.ok_or_else(|| "the user is unknown, locked or expired".into())
             }
             (Some(_), ..) => Ok(User::anonymous()),
-            (None, ..) => Err("no acceptable method"),
+            (None, ..) => Err("no acceptable method".into()),
         }
     }
 
@@ -214,6 +216,22 @@ impl Request {
         let (Some(answer), Some(_)) = (&self.ident, self.client) else { return Ident::Unproved };
         let claimed = self.user.as_deref().unwrap_or_default();
         Ident::of_answer(policy.users.as_ref(), self.version, claimed.as_bytes(), answer.as_bytes())
+    }
+}
+
+/// A line for each rule, up to the one that surely decides.
+fn tell_rules(policy: &Policy, question: &Question<'_>, text: &mut String) {
+    for rule in &policy.rules {
+        let failing: Vec<&str> = CONDITIONS
+            .iter()
+            .filter(|(_, test)| test(rule, question) != Truth::Yes)
+            .map(|(keyword, _)| *keyword)
+            .collect();
+        if failing.is_empty() {
+            line!(text, "{}: {rule}: matches", rule.place);
+            break;
+        }
+        line!(text, "{}: {rule}: passed over: {}", rule.place, failing.join(", "));
     }
 }
 
