@@ -92,26 +92,38 @@ impl fmt::Display for Denial {
 /// The rule that allows something, or why it is denied.
 pub type Verdict<'a> = Result<&'a Arc<Rule>, Denial>;
 
-/// Which methods of version 5 a client may choose.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Methods {
-    /// Whether a client without a proved name may be allowed something.
-    pub none: bool,
-    /// Whether one with a password may.
-    pub userpass: bool,
-    /// Whether a password makes a difference, so that it is asked for if it can be had.
-    pub prefer_userpass: bool,
-}
+/// The methods of version 5 that a client may choose, best first; none where nothing that it may
+/// ask for can be allowed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Methods(Vec<Method>);
 
 impl Methods {
-    /// Chooses among the methods a client offers (RFC 1928 section 3), or `None` where none is
-    /// acceptable. GSS-API is never chosen: choosing it means being able to do it.
+    /// `without_name` is there where a client without a proved name may be allowed something, `named`
+    /// are those that prove a name, best first. A name is asked for first only where it
+    /// `matters`: a client that offers both would else send a password for nothing.
+    fn new(without_name: Option<Method>, named: Vec<Method>, matters: bool) -> Self {
+        let mut methods = named;
+        let last = if matters { methods.len() } else { 0 };
+        methods.splice(last..last, without_name);
+        Self(methods)
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// All of them, best first.
+    pub fn iter(&self) -> impl Iterator<Item = Method> {
+        self.0.iter().copied()
+    }
+
+    /// Chooses the best of the methods that a client offers (RFC 1928 section 3), or `None` where
+    /// none is acceptable.
     #[must_use]
     pub fn select(&self, offered: &[Method]) -> Option<Method> {
-        let methods = [(self.none, Method::NONE), (self.userpass, Method::USERPASS)];
-        let acceptable = |&(may, method): &(bool, Method)| may && offered.contains(&method);
-        let mut chosen = methods.into_iter().filter(acceptable).map(|(_, method)| method);
-        if self.prefer_userpass { chosen.next_back() } else { chosen.next() }
+        self.iter().find(|method| offered.contains(method))
     }
 }
 
@@ -215,12 +227,16 @@ impl Policy {
         };
         let nobody = User::anonymous();
         let anonymous = Question { user: Some(&nobody), ..unknown };
-        let mut reachable = self.reachable(&unknown).chain(self.reachable(&anonymous));
-        Methods {
-            none: self.possible(&anonymous).is_ok(),
-            userpass: self.users.is_some() && self.possible(&unknown).is_ok(),
-            prefer_userpass: reachable.any(|(rule, _)| rule.wants_password()),
+        let without_name = self.possible(&anonymous).is_ok().then_some(Method::NONE);
+        let mut named = Vec::new();
+        if self.users.is_some() && self.possible(&unknown).is_ok() {
+            // GSS-API is not served yet. It comes after this: clients offer a password only where
+            // they were given one.
+            named.push(Method::USERPASS);
         }
+        let mut reachable = self.reachable(&unknown).chain(self.reachable(&anonymous));
+        let matters = reachable.any(|(rule, _)| rule.wants_password());
+        Methods::new(without_name, named, matters)
     }
 
     /// Whether IDENT has to be asked before `asker` can be judged on `dst`.
@@ -582,6 +598,25 @@ mod tests {
             for useless in [&[][..], &[Method::GSSAPI], &[Method(0xff)]] {
                 assert_eq!(methods.select(useless), None, "V5-04, V5-08, V5-40: {rules}");
             }
+        }
+    }
+
+    #[test]
+    fn methods_are_in_order_of_preference() {
+        const NONE: Method = Method::NONE;
+        const NAMED: [Method; 2] = [Method::USERPASS, Method::GSSAPI];
+        for (without_name, named, matters, expected) in [
+            (Some(NONE), &NAMED[..], false, &[0, 2, 1][..]),
+            (Some(NONE), &NAMED[..], true, &[2, 1, 0]),
+            (Some(NONE), &NAMED[..1], true, &[2, 0]),
+            (None, &NAMED[..], false, &[2, 1]),
+            (Some(NONE), &[], true, &[0]),
+            (None, &[], true, &[]),
+        ] {
+            let methods = Methods::new(without_name, named.to_vec(), matters);
+            assert_eq!(methods.iter().map(|method| method.0).collect::<Vec<_>>(), expected);
+            assert_eq!(methods.is_empty(), expected.is_empty());
+            assert_eq!(methods.select(&[NONE, NAMED[1], NAMED[0]]), methods.iter().next());
         }
     }
 

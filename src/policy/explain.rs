@@ -193,11 +193,9 @@ impl Request {
             return Ok(User::anonymous());
         }
         let methods = policy.methods(self.client);
-        let offered = [(methods.none, "00"), (methods.userpass, "02")];
-        let offered: Vec<_> =
-            offered.iter().filter(|(may, _)| *may).map(|(_, code)| *code).collect();
-        let offered = if offered.is_empty() { "none".into() } else { offered.join(" ") };
-        line!(text, "methods: {offered}");
+        let codes: Vec<_> = methods.iter().map(|method| format!("{:02x}", method.0)).collect();
+        let codes = if codes.is_empty() { "none".into() } else { codes.join(" ") };
+        line!(text, "methods: {codes}");
         // A client with a password offers both, as curl does.
         let client = [Method::NONE, Method::USERPASS];
         let client = if self.user.is_some() { &client[..] } else { &client[..1] };

@@ -75,7 +75,7 @@ impl Session<'_, '_> {
         let user = match (method, &policy.users) {
             (Some(Method::NONE), _) => User::anonymous(),
             (Some(Method::USERPASS), Some(users)) => self.password(users, intake)?,
-            _ if !methods.none && !methods.userpass => {
+            _ if methods.is_empty() => {
                 return Err(Stop::refused("denied", "no rule allows this client anything"));
             }
             _ => return Err(Stop::refused("method", "no acceptable method offered")),
