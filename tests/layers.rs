@@ -162,12 +162,29 @@ fn the_tree_of_crates_is_socksd_and_getopts() {
 
 #[test]
 fn the_top_of_the_repository_holds_nothing_else() {
-    let known =
-        ["Cargo.lock", "Cargo.toml", "LICENSE", "Makefile", "README.md", "man", "src", "tests"];
+    let known = [
+        "CHANGELOG.md",
+        "Cargo.lock",
+        "Cargo.toml",
+        "LICENSE",
+        "Makefile",
+        "README.md",
+        "man",
+        "src",
+        "tests",
+    ];
     for entry in fs::read_dir(root()).unwrap() {
         let name = entry.unwrap().file_name().into_string().unwrap();
         // target/ is no part of the repository.
         let good = known.contains(&name.as_str()) || name.starts_with('.') || name == "target";
         assert!(good, "{name} has no place at the top");
     }
+}
+
+#[test]
+fn the_changelog_opens_with_the_version_that_is_built() {
+    let changelog = read("CHANGELOG.md");
+    let (_, sections) = changelog.split_once("\n## ").expect("no section");
+    let first = sections.split("\n## ").next().unwrap_or_default();
+    assert!(first.contains(env!("CARGO_PKG_VERSION")), "{first}");
 }
