@@ -22,6 +22,9 @@ const EXIT_USAGE: u8 = 100;
 /// A system call failed: starting again may help.
 const EXIT_SYSTEM: u8 = 111;
 
+/// What the log says of a panic, after where and why: it is a bug of this program.
+const REPORT: &str = "please report it: see 'Reporting a problem' in the README";
+
 fn main() -> ExitCode {
     // Where standard error is a client, nothing is told there.
     let hidden = inherit::hide_stderr().unwrap_or(true);
@@ -102,7 +105,8 @@ fn run(config: Config) -> Result<(), StartError> {
     } = config.start()?;
     let logging = Arc::clone(&service);
     std::panic::set_hook(Box::new(move |info| {
-        logging.log.write(Level::Quiet, Line::new("panic").text("error", info));
+        let error = format_args!("{info}; {REPORT}");
+        logging.log.write(Level::Quiet, Line::new("panic").text("error", error));
     }));
     // Told once all is open: who reads it can count on the server.
     let mut lines = Vec::new();
@@ -182,5 +186,18 @@ fn reload(source: &PolicySource, service: &Service) {
         Err(StartError::System(error)) => {
             service.log.write(Level::Quiet, Line::new("reload-failed").text("error", error));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_section_of_the_readme_that_a_panic_names_is_there() {
+        let (_, section) = REPORT.split_once('\'').unwrap();
+        let (section, _) = section.split_once('\'').unwrap();
+        let readme = include_str!("../README.md");
+        assert!(readme.lines().any(|line| line == format!("## {section}")), "{section}");
     }
 }
