@@ -6,7 +6,8 @@ use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use crate::sys;
+use crate::sys::{self, PollFd};
+use crate::wait::{Wait, WaitError};
 
 /// How long one address has before the next is tried beside it, RFC 8305 section 5.
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
@@ -51,17 +52,69 @@ pub struct Target {
 /// tried beside it.
 ///
 /// # Errors
-/// The error of the last attempt that failed; `TimedOut` at `deadline`.
-pub fn connect(targets: &[Target], deadline: Instant) -> io::Result<(TcpStream, usize)> {
-    match *targets {
-        [Target { addr, source: None }] => {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(io::ErrorKind::TimedOut.into());
+/// `Failed` with the error of the last attempt, where all have failed; else why the wait was in
+/// vain.
+pub fn connect(targets: &[Target], wait: &Wait<'_>) -> Result<(TcpStream, usize), WaitError> {
+    let mut turns = interleave(targets).peekable();
+    let mut pending: Vec<Attempt> = Vec::new();
+    let mut failure = io::Error::from(io::ErrorKind::AddrNotAvailable);
+    let mut next_at = Instant::now();
+    loop {
+        while pending.is_empty() || Instant::now() >= next_at {
+            let Some((index, target)) = turns.next() else { break };
+            if pending.len() == PENDING_MAX {
+                pending.remove(0);
             }
-            TcpStream::connect_timeout(&addr, left).map(|stream| (stream, 0))
+            match start(target) {
+                Ok(fd) => {
+                    pending.push(Attempt { fd, index });
+                    next_at = Instant::now() + ATTEMPT_DELAY;
+                }
+                Err(error) => failure = error,
+            }
         }
-        _ => race(interleave(targets), deadline),
+        if pending.is_empty() {
+            return Err(WaitError::Failed(failure));
+        }
+        let mut fds =
+            pending.iter().map(|attempt| PollFd::new(&attempt.fd, sys::POLLOUT)).collect();
+        let until = turns.peek().map(|_| next_at);
+        if !wait.poll(&mut fds, until)? {
+            continue;
+        }
+        let mut ready: Vec<bool> = fds.iter().rev().map(|fd| fd.has(!0)).collect();
+        let is_over = |_: &Attempt| ready.pop().unwrap_or(false);
+        let (over, waiting) = pending.into_iter().partition(is_over);
+        pending = waiting;
+        for attempt in over {
+            match attempt.end() {
+                Ok(connected) => return Ok(connected),
+                Err(error) => {
+                    failure = error;
+                    // A failure need not wait for the delay to be followed by the next attempt.
+                    next_at = Instant::now();
+                }
+            }
+        }
+    }
+}
+
+/// A connection that is being made.
+struct Attempt {
+    fd: OwnedFd,
+    /// The target's index.
+    index: usize,
+}
+
+impl Attempt {
+    /// The connection, if the attempt has come to one.
+    fn end(self) -> io::Result<(TcpStream, usize)> {
+        let stream = TcpStream::from(self.fd);
+        if let Some(error) = stream.take_error()? {
+            return Err(error);
+        }
+        stream.set_nonblocking(false)?;
+        Ok((stream, self.index))
     }
 }
 
@@ -80,72 +133,6 @@ fn interleave(targets: &[Target]) -> impl Iterator<Item = (usize, Target)> {
         if turn { a.next().or_else(|| b.next()) } else { b.next().or_else(|| a.next()) }
     })
     .take(ATTEMPTS_MAX)
-}
-
-fn race(
-    mut targets: impl Iterator<Item = (usize, Target)>,
-    deadline: Instant,
-) -> io::Result<(TcpStream, usize)> {
-    let mut pending: Vec<(OwnedFd, usize)> = Vec::new();
-    let mut failure = io::Error::from(io::ErrorKind::AddrNotAvailable);
-    let mut next_at = Instant::now();
-    let mut more = true;
-    loop {
-        let now = Instant::now();
-        if now >= deadline {
-            return Err(io::ErrorKind::TimedOut.into());
-        }
-        if more && (now >= next_at || pending.is_empty()) {
-            match targets.next() {
-                None => more = false,
-                Some((index, target)) => {
-                    if pending.len() == PENDING_MAX {
-                        pending.remove(0);
-                    }
-                    match start(target) {
-                        Ok(fd) => {
-                            pending.push((fd, index));
-                            next_at = now + ATTEMPT_DELAY;
-                        }
-                        Err(error) => failure = error,
-                    }
-                }
-            }
-            continue;
-        }
-        if pending.is_empty() {
-            return Err(failure);
-        }
-        let until = if more { next_at.min(deadline) } else { deadline };
-        let mut fds: Vec<_> =
-            pending.iter().map(|(fd, _)| sys::PollFd::new(fd, sys::POLLOUT)).collect();
-        match sys::poll(&mut fds, Some(until.saturating_duration_since(now))) {
-            Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => return Err(error),
-        }
-        let ready: Vec<bool> = fds.iter().map(|fd| fd.has(!0)).collect();
-        let mut waiting = Vec::new();
-        for ((fd, index), ready) in std::mem::take(&mut pending).into_iter().zip(ready) {
-            if !ready {
-                waiting.push((fd, index));
-                continue;
-            }
-            let stream = TcpStream::from(fd);
-            match stream.take_error()? {
-                None => {
-                    stream.set_nonblocking(false)?;
-                    return Ok((stream, index));
-                }
-                Some(error) => {
-                    failure = error;
-                    // A failure need not wait for the delay to be followed by the next attempt.
-                    next_at = now;
-                }
-            }
-        }
-        pending = waiting;
-    }
 }
 
 /// Starts one connection; it is made once the descriptor can be written to without an error.
@@ -167,10 +154,14 @@ pub fn start(Target { addr, source }: Target) -> io::Result<OwnedFd> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wait::testing::Scene;
     use std::net::TcpListener;
 
-    fn soon() -> Instant {
-        Instant::now() + Duration::from_secs(5)
+    fn failure(result: Result<(TcpStream, usize), WaitError>) -> io::ErrorKind {
+        match result {
+            Err(WaitError::Failed(error)) => error.kind(),
+            other => panic!("{other:?}"),
+        }
     }
 
     fn targets<const N: usize>(addrs: [SocketAddr; N]) -> [Target; N] {
@@ -192,7 +183,8 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let target = listener.local_addr().unwrap();
         let begun = Instant::now();
-        let (stream, index) = connect(&targets([refusing(), target]), soon()).unwrap();
+        let (stream, index) =
+            connect(&targets([refusing(), target]), &Scene::new().wait(5_000)).unwrap();
         assert_eq!(index, 1);
         assert_eq!(stream.peer_addr().unwrap(), target);
         assert!(begun.elapsed() < ATTEMPT_DELAY);
@@ -207,23 +199,32 @@ mod tests {
         let _fill: Vec<_> = (0..3).map(|_| start(targets([silent])[0])).collect();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let target = listener.local_addr().unwrap();
-        let (stream, index) = connect(&targets([silent, target]), soon()).unwrap();
+        let (stream, index) =
+            connect(&targets([silent, target]), &Scene::new().wait(5_000)).unwrap();
         assert_eq!(index, 1);
         assert_eq!(stream.peer_addr().unwrap(), target);
 
-        let deadline = Instant::now() + Duration::from_millis(100);
-        let error = connect(&targets([silent, silent]), deadline).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::TimedOut, "V4-32");
-        let deadline = Instant::now() + Duration::from_millis(100);
-        let error = connect(&targets([silent]), deadline).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::TimedOut, "V4-32");
+        for targets in [&targets([silent, silent])[..], &targets([silent])] {
+            let connected = connect(targets, &Scene::new().wait(100));
+            assert!(matches!(connected, Err(WaitError::TimedOut)), "V4-32");
+            let mut scene = Scene::new();
+            scene.reset();
+            let connected = connect(targets, &scene.wait(60_000));
+            assert!(matches!(connected, Err(WaitError::ClientGone)));
+            let mut scene = Scene::new();
+            drop(scene.server.take());
+            let connected = connect(targets, &scene.wait(60_000));
+            assert!(matches!(connected, Err(WaitError::Stopped)));
+        }
     }
 
     #[test]
     fn the_error_of_the_last_attempt_is_told() {
-        let error = connect(&targets([refusing(), refusing()]), soon()).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
-        assert!(connect(&targets([]), soon()).is_err());
+        let scene = Scene::new();
+        let connected = connect(&targets([refusing(), refusing()]), &scene.wait(5_000));
+        assert_eq!(failure(connected), io::ErrorKind::ConnectionRefused);
+        let connected = connect(&[], &scene.wait(5_000));
+        assert_eq!(failure(connected), io::ErrorKind::AddrNotAvailable);
     }
 
     #[test]
@@ -231,7 +232,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let source = Some(IpAddr::from([127, 0, 0, 5]));
         let target = Target { addr: listener.local_addr().unwrap(), source };
-        let (stream, _) = connect(&[target], soon()).unwrap();
+        let (stream, _) = connect(&[target], &Scene::new().wait(5_000)).unwrap();
         assert_eq!(stream.local_addr().unwrap().ip(), IpAddr::from([127, 0, 0, 5]));
         assert_eq!(listener.accept().unwrap().1, stream.local_addr().unwrap());
     }

@@ -12,7 +12,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::counts::Counts;
-use crate::sync::{Queue, lock};
+use crate::sync::lock;
+use crate::wait::{Answer, Wait, WaitError};
 
 /// How long a thread of the pool waits for a name before it ends.
 const STAY: Duration = Duration::from_secs(10);
@@ -65,9 +66,11 @@ struct State {
     waiting: Counts<IpAddr>,
     threads: usize,
     idle: usize,
+    last_ticket: u64,
 }
 
 struct Waiter {
+    ticket: u64,
     client: IpAddr,
     deadline: Instant,
     done: Box<dyn FnOnce(Resolved) + Send>,
@@ -92,36 +95,48 @@ impl Resolver {
         lock(&self.inner.state).lookups.len()
     }
 
-    /// Resolves `name` for `client`, as [`crate::policy::nets::client_block`] has it, waiting until
-    /// `deadline`.
+    /// Resolves `name` for `client`, as [`crate::net::client_block`] counts it, on the terms of
+    /// `wait`.
     ///
     /// # Errors
-    /// Every [`ResolveError`].
-    pub fn resolve(&self, client: IpAddr, name: &[u8], deadline: Instant) -> Resolved {
-        let answer = Arc::<Queue<Resolved>>::default();
-        let answered = Arc::clone(&answer);
-        // Nobody listens any more past the deadline.
-        self.request(client, name, deadline, move |resolved| answered.put(resolved));
-        answer.take(Some(deadline)).unwrap_or(Err(ResolveError::TimedOut))
+    /// Why the wait was in vain.
+    pub fn resolve(
+        &self,
+        client: IpAddr,
+        name: &[u8],
+        wait: &Wait<'_>,
+    ) -> Result<Resolved, WaitError> {
+        let answer = Arc::new(Answer::new()?);
+        let left = Arc::clone(&answer);
+        let ticket =
+            self.request(client, name, wait.deadline, move |resolved| left.leave(resolved));
+        wait.answer(&answer).inspect_err(|_| self.forget(client, name, ticket))
     }
 
     /// Resolves `name` for `client` and hands the result to `done`, here or on a thread of the
-    /// pool, where it must not block. Past `deadline` `done` may be dropped uncalled.
+    /// pool, where it must not block. Past `deadline` `done` may be dropped uncalled. Returns a
+    /// number by which [`Resolver::forget`] knows the request.
     pub fn request(
         &self,
         client: IpAddr,
         name: &[u8],
         deadline: Instant,
         done: impl FnOnce(Resolved) + Send + 'static,
-    ) {
-        let Some(name) = host_name(name) else { return done(Err(ResolveError::Invalid)) };
+    ) -> u64 {
+        let Some(name) = host_name(name) else {
+            done(Err(ResolveError::Invalid));
+            return 0;
+        };
         let mut state = lock(&self.inner.state);
         if state.waiting.of(&client) >= WAITING_MAX {
             drop(state);
-            return done(Err(ResolveError::TooMany));
+            done(Err(ResolveError::TooMany));
+            return 0;
         }
         state.waiting.add(client);
-        let waiter = Waiter { client, deadline, done: Box::new(done) };
+        state.last_ticket += 1;
+        let ticket = state.last_ticket;
+        let waiter = Waiter { ticket, client, deadline, done: Box::new(done) };
         match state.lookups.get_mut(&name) {
             // Running, or in the queue; there it may wait for a share that this client has left.
             Some(waiting) => waiting.push(waiter),
@@ -146,11 +161,31 @@ impl Resolver {
                     for waiter in lookups.into_values().flatten() {
                         (waiter.done)(Err(ResolveError::NoThread));
                     }
-                    return;
+                    return ticket;
                 }
             }
         }
         self.inner.changed.notify_one();
+        ticket
+    }
+
+    /// Takes back a request whose client waits no longer. A look-up under way goes on, and keeps
+    /// its place in the client's share: nothing ends getaddrinfo.
+    fn forget(&self, client: IpAddr, name: &[u8], ticket: u64) {
+        let Some(name) = host_name(name) else { return };
+        let mut state = lock(&self.inner.state);
+        let State { queue, lookups, waiting: counts, .. } = &mut *state;
+        let Some(waiting) = lookups.get_mut(&name) else { return };
+        if let Some(index) = waiting.iter().position(|waiter| waiter.ticket == ticket) {
+            waiting.remove(index);
+            counts.remove(client);
+        }
+        if waiting.is_empty()
+            && let Some(index) = queue.iter().position(|queued| *queued == name)
+        {
+            queue.remove(index);
+            lookups.remove(&name);
+        }
     }
 }
 
@@ -255,17 +290,23 @@ fn look_up(name: &[u8]) -> Resolved {
 mod tests {
     use super::*;
 
+    use crate::wait::testing::Scene;
+
     const CLIENT: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
 
     fn soon() -> Instant {
         Instant::now() + Duration::from_secs(10)
     }
 
+    fn resolve(resolver: &Resolver, name: &[u8]) -> Resolved {
+        resolver.resolve(CLIENT, name, &Scene::new().wait(10_000)).unwrap()
+    }
+
     #[test]
     fn localhost_resolves_in_any_case_and_with_a_trailing_dot() {
         let resolver = Resolver::new(1);
         for name in [&b"localhost"[..], b"LOCALHOST", b"localhost."] {
-            let ips = resolver.resolve(CLIENT, name, soon()).unwrap();
+            let ips = resolve(&resolver, name).unwrap();
             assert!(ips.iter().all(IpAddr::is_loopback), "{ips:?}");
         }
     }
@@ -290,14 +331,14 @@ mod tests {
             b"a/b",
             b"a:1",
         ] {
-            assert_eq!(resolver.resolve(CLIENT, name, soon()), Err(ResolveError::Invalid));
+            assert_eq!(resolve(&resolver, name), Err(ResolveError::Invalid));
         }
-        assert_eq!(resolver.resolve(CLIENT, &long, soon()), Err(ResolveError::NotFound));
+        assert_eq!(resolve(&resolver, &long), Err(ResolveError::NotFound));
         assert_eq!(lock(&resolver.inner.state).threads, 1);
     }
 
     fn waiter(client: IpAddr, deadline: Instant) -> Waiter {
-        Waiter { client, deadline, done: Box::new(drop) }
+        Waiter { ticket: 0, client, deadline, done: Box::new(drop) }
     }
 
     #[test]
@@ -348,7 +389,8 @@ mod tests {
             answers.recv_timeout(Duration::from_secs(5)).unwrap(),
             (WAITING_MAX, Err(ResolveError::TooMany))
         );
-        assert!(resolver.resolve(other, b"localhost", soon()).is_ok());
+        let scene = Scene::new();
+        assert!(resolver.resolve(other, b"localhost", &scene.wait(10_000)).unwrap().is_ok());
         let state = lock(&resolver.inner.state);
         assert_eq!((state.waiting.of(&CLIENT), state.waiting.of(&other)), (WAITING_MAX, 0));
         assert_eq!(u64::try_from(state.lookups.len()).unwrap(), WAITING_MAX);
@@ -365,6 +407,27 @@ mod tests {
     }
 
     #[test]
+    fn a_client_that_leaves_takes_its_names_back() {
+        let resolver = Resolver::new(4);
+        let leave = |name: &[u8]| {
+            let mut scene = Scene::new();
+            scene.reset();
+            let resolved = resolver.resolve(CLIENT, name, &scene.wait(60_000));
+            assert!(matches!(resolved, Err(WaitError::ClientGone)), "{resolved:?}");
+        };
+        // As if the client's share were taken: one name is looked up, the others wait for that.
+        lock(&resolver.inner.state).running.add(CLIENT);
+        lock(&resolver.inner.state).lookups.insert(b"runs.example".to_vec(), Vec::new());
+        for name in ["runs.example", "waits.example", "Waits.Example.", "other.example"] {
+            leave(name.as_bytes());
+        }
+        let state = lock(&resolver.inner.state);
+        assert_eq!((state.waiting.of(&CLIENT), state.running.of(&CLIENT)), (0, 1));
+        assert!(state.queue.is_empty());
+        assert_eq!(state.lookups.keys().collect::<Vec<_>>(), [b"runs.example"]);
+    }
+
+    #[test]
     fn threads_are_bounded_and_every_name_gets_its_turn() {
         let resolver = Arc::new(Resolver::new(2));
         let askers: Vec<_> = (0..50)
@@ -372,7 +435,9 @@ mod tests {
                 let resolver = Arc::clone(&resolver);
                 thread::spawn(move || {
                     let name = format!("127.0.{n}.1.");
-                    resolver.resolve(IpAddr::from([10, 0, 0, n]), name.as_bytes(), soon())
+                    let scene = Scene::new();
+                    let client = IpAddr::from([10, 0, 0, n]);
+                    resolver.resolve(client, name.as_bytes(), &scene.wait(10_000)).unwrap()
                 })
             })
             .collect();

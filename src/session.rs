@@ -30,9 +30,8 @@ use crate::session::intake::Intake;
 use crate::session::live::Grant;
 use crate::session::record::{Record, Stop};
 use crate::session::service::Service;
-use crate::sys;
 use crate::threads::Reserved;
-use crate::wait::InVain;
+use crate::wait::WaitError;
 use crate::wire::socks4::{self, Cd};
 use crate::wire::socks5::{self, Rep};
 use crate::wire::{Command, DecodeError, Destination, NO_ADDRESS, Request, Version};
@@ -191,7 +190,7 @@ impl<'a> Session<'a, '_> {
         }
         let candidates = match asked {
             Some(dst) if !dst.is_unspecified() || command == Command::CONNECT => {
-                means.candidates(&policy, &asker, dst)?
+                means.candidates(&policy, &asker, dst, &intake.wait(means.resolve_timeout))?
             }
             // Any peer of a BIND, any destination of an association.
             _ => Vec::new(),
@@ -214,7 +213,8 @@ impl<'a> Session<'a, '_> {
             // Before the reply: a relay that cannot be run must not be granted.
             let helper = threads.reserve().map_err(Failure::NoThread)?;
             let opened = if command == Command::CONNECT {
-                let opened = connect::open(means, &asker, candidates)?;
+                let opened =
+                    connect::open(means, &asker, candidates, &intake.wait(means.connect_timeout))?;
                 self.record.local = Some(opened.bnd);
                 opened
             } else {
@@ -222,9 +222,7 @@ impl<'a> Session<'a, '_> {
                 let bound = bind::open(means, &asker, &dst, &candidates, &rule, local)?;
                 self.record.local = Some(bound.bnd);
                 self.granted(version, bound.bnd, intake)?;
-                // A client that sends no more could not want much of its peer.
-                let wait = intake.wait(means.bind_timeout, sys::POLLRDHUP);
-                bound.wait(&policy, &asker, &wait)?
+                bound.wait(&policy, &asker, &intake.wait_until_fin(means.bind_timeout))?
             };
             let Opened { target, peer, bnd, admission } = opened;
             self.record.peer = Some(peer);
@@ -261,7 +259,7 @@ impl<'a> Session<'a, '_> {
                 }
                 Ok(ident)
             }
-            Err(IdentError::InVain(gone @ (InVain::ClientGone | InVain::Stopped))) => {
+            Err(IdentError::Wait(gone @ (WaitError::ClientGone | WaitError::Stopped))) => {
                 Err(gone.into())
             }
             Err(error) => {
@@ -276,8 +274,7 @@ impl<'a> Session<'a, '_> {
 
     /// Asks the client's host (RFC 1413), from the address the client reached.
     fn ask_identd(&self, intake: &Intake<'_>) -> Result<Vec<u8>, IdentError> {
-        // It may have sent all it has to send behind its request.
-        let wait = intake.wait(self.service.ident_timeout, 0);
+        let wait = intake.wait(self.service.ident_timeout);
         let (local, client) = (intake.local()?, self.client.ok_or(IdentError::NoHost)?);
         let mut addr = client;
         addr.set_port(self.service.ident_port);
@@ -285,11 +282,7 @@ impl<'a> Session<'a, '_> {
         // host's; the system then finds one.
         let usable = |ip: &IpAddr| ip.is_ipv4() || !Set::Linklocal.holds(*ip);
         let source = Some(local.ip()).filter(|ip| self.reached.is_none() && usable(ip));
-        let stream = TcpStream::from(dial::start(Target { addr, source })?);
-        wait.on(&stream, sys::POLLOUT)?;
-        if let Some(error) = stream.take_error()? {
-            return Err(error.into());
-        }
+        let (stream, _) = dial::connect(&[Target { addr, source }], &wait)?;
         let port = self.reached.unwrap_or(local).port();
         ident::ask(stream, client.port(), port, &wait)
     }

@@ -791,8 +791,7 @@ impl Drop for Balancer {
 /// A connection to the frontend of one family, from a client of that family.
 fn client(family: usize) -> TcpStream {
     let source: IpAddr = CLIENTS[family].parse().unwrap();
-    let target = socksd::dial::Target { addr: sock(FRONTENDS[family]), source: Some(source) };
-    let (stream, _) = socksd::dial::connect(&[target], Instant::now() + SOON).unwrap();
+    let stream = connect_from_ip(source, sock(FRONTENDS[family]));
     stream.set_read_timeout(Some(2 * SOON)).unwrap();
     stream.set_nodelay(true).unwrap();
     stream

@@ -11,7 +11,7 @@ use std::net::TcpStream;
 
 use crate::log::Escaped;
 use crate::sys;
-use crate::wait::{InVain, Wait};
+use crate::wait::{Wait, WaitError};
 use crate::wire::ident::{ANSWER_MAX, Answer, decode_answer, encode_query};
 
 /// Most octets of an error type that are told: no token is longer (RFC 1413 note 3 on syntax).
@@ -23,7 +23,7 @@ pub enum IdentError {
     /// The client came by a UNIX socket: there is no host to ask.
     NoHost,
     /// The answer was not whole when the wait for it ended.
-    InVain(InVain),
+    Wait(WaitError),
     /// The daemon closed before the end of line, which is as good as UNKNOWN-ERROR.
     Closed,
     /// The connection broke, which is as good as UNKNOWN-ERROR too; or a system call failed.
@@ -40,11 +40,11 @@ impl From<io::Error> for IdentError {
     }
 }
 
-impl From<InVain> for IdentError {
-    fn from(in_vain: InVain) -> Self {
-        match in_vain {
-            InVain::Failed(error) => Self::Failed(error),
-            _ => Self::InVain(in_vain),
+impl From<WaitError> for IdentError {
+    fn from(error: WaitError) -> Self {
+        match error {
+            WaitError::Failed(error) => Self::Failed(error),
+            _ => Self::Wait(error),
         }
     }
 }
@@ -53,7 +53,7 @@ impl fmt::Display for IdentError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoHost => f.write_str("the client has no address"),
-            Self::InVain(_) => f.write_str("identd did not answer in time"),
+            Self::Wait(_) => f.write_str("identd did not answer in time"),
             Self::Closed => f.write_str("identd closed without an answer"),
             Self::Failed(error) => write!(f, "identd connection failed: {error}"),
             Self::Refused(word) => {
@@ -106,9 +106,9 @@ pub fn ask(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wait::testing::Scene;
     use std::io::{BufRead as _, BufReader};
     use std::net::TcpListener;
-    use std::os::fd::AsFd as _;
     use std::thread;
     use std::time::{Duration, Instant};
 
@@ -130,10 +130,8 @@ mod tests {
 
     /// Asks with nobody leaving for this long.
     fn ask_for(time: Duration, stream: TcpStream) -> Result<Vec<u8>, IdentError> {
-        let (client, _other) = pair();
-        let (ended, _open) = io::pipe().unwrap();
-        let (ended, deadline) = (ended.as_fd(), Instant::now() + time);
-        ask(stream, 6193, 23, &Wait { client: &client, leaves_by: 0, ended, deadline })
+        let millis = u64::try_from(time.as_millis()).unwrap();
+        ask(stream, 6193, 23, &Scene::new().wait(millis))
     }
 
     /// Asks a daemon that has this to say; the daemon must come to an end once it was asked.
@@ -208,7 +206,7 @@ mod tests {
             query(&stream);
             assert_eq!(query(&stream), "");
         });
-        assert!(matches!(result, Err(IdentError::InVain(InVain::TimedOut))), "{result:?}");
+        assert!(matches!(result, Err(IdentError::Wait(WaitError::TimedOut))), "{result:?}");
         assert!(begun.elapsed() >= SHORT);
     }
 
@@ -219,7 +217,7 @@ mod tests {
                 thread::sleep(Duration::from_millis(20));
             }
         });
-        assert!(matches!(result, Err(IdentError::InVain(InVain::TimedOut))), "{result:?}");
+        assert!(matches!(result, Err(IdentError::Wait(WaitError::TimedOut))), "{result:?}");
     }
 
     #[test]
@@ -229,7 +227,7 @@ mod tests {
         while stream.write(&[0; 65_536]).is_ok() {}
         let begun = Instant::now();
         let result = ask_for(SHORT, stream);
-        assert!(matches!(result, Err(IdentError::InVain(InVain::TimedOut))), "{result:?}");
+        assert!(matches!(result, Err(IdentError::Wait(WaitError::TimedOut))), "{result:?}");
         assert!(begun.elapsed() < SHORT + AMPLE);
     }
 

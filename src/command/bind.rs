@@ -13,7 +13,7 @@ use crate::net::{canonical, unspecified};
 use crate::policy::rules::Rule;
 use crate::policy::{Asker, Policy};
 use crate::sys;
-use crate::wait::Wait;
+use crate::wait::{Wait, WaitError};
 use crate::wire::Destination;
 
 /// A listening BIND.
@@ -88,7 +88,10 @@ impl Bound {
     /// `WrongPeer`, `NoPeer`, `ClientGone`, `Stopped`, or what a system call said.
     pub fn wait(self, policy: &Policy, asker: &Asker, wait: &Wait<'_>) -> Result<Opened, Failure> {
         let (target, peer) = loop {
-            wait.on(&self.listener, sys::POLLIN)?;
+            wait.on(&self.listener, sys::POLLIN).map_err(|error| match error {
+                WaitError::TimedOut => Failure::NoPeer,
+                error => error.into(),
+            })?;
             match self.listener.accept() {
                 Ok((target, peer)) => break (target, canonical(peer)),
                 // Gone again before it was accepted.

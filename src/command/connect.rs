@@ -10,6 +10,7 @@ use crate::command::resources::{Admission, Candidate, Means, Opened};
 use crate::dial::{self, Target};
 use crate::net::canonical;
 use crate::policy::{Asker, Denial};
+use crate::wait::Wait;
 
 /// Connects to the first of `candidates`, the addresses of one destination, that answers.
 ///
@@ -20,6 +21,7 @@ pub fn open(
     means: &Means,
     asker: &Asker,
     mut candidates: Vec<Candidate>,
+    wait: &Wait<'_>,
 ) -> Result<Opened, Failure> {
     if candidates.iter().any(|candidate| candidate.addr.port() == 0) {
         return Err(Failure::PortZero);
@@ -49,7 +51,7 @@ pub fn open(
     }
     let (targets, rules): (Vec<Target>, Vec<_>) = targets.into_iter().unzip();
     let begun = Instant::now();
-    let connected = dial::connect(&targets, begun + means.connect_timeout);
+    let connected = dial::connect(&targets, &wait.within(means.connect_timeout));
     means.stats.connect.observe(begun.elapsed());
     let (target, index) = connected?;
     let bnd = canonical(target.local_addr()?);

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 
 use crate::policy::Denial;
 use crate::resolve::ResolveError;
-use crate::wait::InVain;
+use crate::wait::WaitError;
 use crate::wire::socks4::Cd;
 use crate::wire::socks5::Rep;
 
@@ -137,14 +137,13 @@ impl From<io::Error> for Failure {
     }
 }
 
-impl From<InVain> for Failure {
-    fn from(in_vain: InVain) -> Self {
-        match in_vain {
-            // The only wait for which that is a failure.
-            InVain::TimedOut => Self::NoPeer,
-            InVain::ClientGone => Self::ClientGone,
-            InVain::Stopped => Self::Stopped,
-            InVain::Failed(error) => Self::Io(error),
+impl From<WaitError> for Failure {
+    fn from(error: WaitError) -> Self {
+        match error {
+            WaitError::TimedOut => Self::Io(io::ErrorKind::TimedOut.into()),
+            WaitError::ClientGone => Self::ClientGone,
+            WaitError::Stopped => Self::Stopped,
+            WaitError::Failed(error) => Self::Io(error),
         }
     }
 }

@@ -15,6 +15,7 @@ use crate::policy::rules::Rule;
 use crate::policy::{Asker, Policy};
 use crate::resolve::{ResolveError, Resolver};
 use crate::stats::Stats;
+use crate::wait::{Wait, WaitError};
 use crate::wire::{Destination, Version};
 
 /// What commands work with, the same for all sessions.
@@ -89,13 +90,14 @@ impl Means {
     /// with the rule that does. What is denied by name is not resolved.
     ///
     /// # Errors
-    /// `Denied`, `Unresolved`, `Family`.
+    /// `Denied`, `Unresolved`, `Family`, `ClientGone`, `Stopped`.
     #[inline(never)]
     pub fn candidates(
         &self,
         policy: &Policy,
         asker: &Asker,
         dst: &Destination,
+        wait: &Wait<'_>,
     ) -> Result<Vec<Candidate>, Failure> {
         let judge = |addr: SocketAddr| {
             let rule = policy.judge(asker, dst, addr.ip())?;
@@ -113,10 +115,14 @@ impl Means {
         };
         policy.admit(asker, Some(dst)).map_err(Failure::Denied)?;
         let begun = Instant::now();
-        let deadline = begun + self.resolve_timeout;
-        let resolved = self.resolver.resolve(client_block(asker.client), name, deadline);
+        let wait = wait.within(self.resolve_timeout);
+        let resolved = self.resolver.resolve(client_block(asker.client), name, &wait);
         self.stats.resolve.observe(begun.elapsed());
-        let ips = resolved.map_err(Failure::Unresolved)?;
+        let ips = match resolved {
+            Ok(resolved) => resolved.map_err(Failure::Unresolved)?,
+            Err(WaitError::TimedOut) => return Err(Failure::Unresolved(ResolveError::TimedOut)),
+            Err(error) => return Err(error.into()),
+        };
         let (mut usable, mut denied) = (Vec::new(), None);
         for &ip in ips.iter().filter(|&&ip| speaks(ip) && self.reaches(ip)) {
             match judge(SocketAddr::new(ip, port)) {

@@ -2,7 +2,6 @@
 //! and SOCKS 5 with its methods and passwords.
 
 use std::sync::atomic::Ordering;
-use std::thread;
 use std::time::Instant;
 
 use crate::auth::users::Users;
@@ -115,7 +114,7 @@ impl Session<'_, '_> {
         let checked = users.check(&claim, intake.deadline, shut_out);
         if let Err(AuthError::Wrong | AuthError::Expired) = checked {
             self.service.means.stats.auth_failures.fetch_add(1, Ordering::Relaxed);
-            self.penalize(intake.deadline);
+            self.penalize(intake);
         }
         let sent = self.send(intake, &userpass::encode_reply(checked.is_ok()));
         // A guess is told of as one even where the guesser does not stay for the answer.
@@ -135,7 +134,7 @@ impl Session<'_, '_> {
     }
 
     /// Counts a wrong password and waits before its answer.
-    fn penalize(&self, deadline: Instant) {
+    fn penalize(&self, intake: &Intake<'_>) {
         let (penalties, now) = (&self.service.penalties, Instant::now());
         let penalty = penalties.fail(client_block(self.ip()), now);
         if penalty.shuts_out {
@@ -144,7 +143,8 @@ impl Session<'_, '_> {
                 .field("seconds", penalties.time().as_secs());
             self.service.log.write(Level::Quiet, line);
         }
-        thread::sleep(penalty.delay.min(deadline.saturating_duration_since(now)));
+        // A guess counts as one even where the guesser does not stay for the answer.
+        let _ = intake.wait(intake.deadline.saturating_duration_since(now)).sleep(penalty.delay);
     }
 
     fn note(&mut self, request: &Request) {

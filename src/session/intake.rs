@@ -1,6 +1,7 @@
 //! What a client sends before the relay: read under one deadline, decoded message by message, and
 //! what comes behind the last one kept for the relay.
 
+use std::cell::Cell;
 use std::io::{self, Read as _};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
 use std::os::fd::BorrowedFd;
@@ -10,7 +11,7 @@ use crate::net::canonical;
 use crate::relay::End;
 use crate::session::record::Stop;
 use crate::sys::{self, PollFd};
-use crate::wait::Wait;
+use crate::wait::{Fin, Wait};
 use crate::wire::{DecodeError, Reader};
 
 /// Octets a whole handshake may take. The longest there can be, a greeting, a password and a
@@ -28,6 +29,8 @@ pub(super) struct Intake<'a> {
     pub(super) deadline: Instant,
     /// Hangs up when the server ends.
     ended: BorrowedFd<'a>,
+    /// What a FIN of the client means while it has others waited for.
+    fin: Cell<Fin>,
     /// Octets read and not yet decoded.
     octets: Vec<u8>,
     /// Octets decoded.
@@ -38,7 +41,8 @@ pub(super) struct Intake<'a> {
 
 impl<'a> Intake<'a> {
     pub(super) fn new(stream: TcpStream, deadline: Instant, ended: BorrowedFd<'a>) -> Self {
-        Self { stream, deadline, ended, octets: Vec::new(), taken: 0, fault: None }
+        let fin = Cell::new(Fin::LeavesSoon);
+        Self { stream, deadline, ended, fin, octets: Vec::new(), taken: 0, fault: None }
     }
 
     /// The address at which the client reached this server; loopback for a UNIX socket, which has
@@ -137,10 +141,24 @@ impl<'a> Intake<'a> {
         }
     }
 
-    /// The terms on which the client has somebody else waited for; see [`Wait::leaves_by`].
-    pub(super) fn wait(&self, time: Duration, leaves_by: i16) -> Wait<'_> {
-        let deadline = Instant::now() + time;
-        Wait { client: &self.stream, leaves_by, ended: self.ended, deadline }
+    /// A wait of `time` on behalf of the client. What it has sent behind its request makes a FIN a
+    /// half-close.
+    pub(super) fn wait(&self, time: Duration) -> Wait<'_> {
+        match (self.octets.is_empty(), self.fin.get()) {
+            (false, _) => self.fin.set(Fin::HalfCloses),
+            // What was unread then may have been the request.
+            (true, Fin::HalfCloses) => self.fin.set(Fin::LeavesSoon),
+            _ => {}
+        }
+        let Self { stream: client, fin, ended, .. } = self;
+        Wait { client, fin, ended: *ended, deadline: Instant::now() + time }
+    }
+
+    /// A wait for the peer of a BIND, of which a client that sends no more could not want much.
+    pub(super) fn wait_until_fin(&self, time: Duration) -> Wait<'_> {
+        let wait = self.wait(time);
+        self.fin.set(Fin::Leaves);
+        wait
     }
 
     /// After a refusal: ends the output and reads away what the client still sends, within bounds.

@@ -39,6 +39,9 @@ unsafe extern "C" {
         len: usize,
         flags: c_uint,
     ) -> isize;
+    // eventfd(2)
+    #[link_name = "eventfd"]
+    safe fn c_eventfd(count: c_uint, flags: c_int) -> c_int;
     // umask(2)
     #[link_name = "umask"]
     safe fn c_umask(mask: c_uint) -> c_uint;
@@ -142,6 +145,18 @@ pub fn splice(from: &impl AsFd, to: &impl AsFd, octets: usize) -> io::Result<usi
     // this process.
     let moved = unsafe { c_splice(from, null, to, null, octets, flags) };
     usize::try_from(moved).map_err(|_| io::Error::last_os_error())
+}
+
+/// A counter of 0 as a descriptor, which can be read once something was written to it. eventfd(2).
+///
+/// # Errors
+/// As eventfd(2).
+pub fn eventfd() -> io::Result<OwnedFd> {
+    const EFD_CLOEXEC: c_int = 0o2_000_000;
+    const EFD_NONBLOCK: c_int = 0o4000;
+    let fd = cvt(c_eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK))?;
+    // SAFETY: the call has just made the descriptor, so nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Sets the mode bits that new files do not get; returns those before. umask(2).

@@ -6,6 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use socksd::dial;
+use socksd::sys::{self, PollFd};
 use socksd::wire::{self, udp};
 
 use crate::servers::Running;
@@ -170,7 +171,12 @@ impl Bench<'_> {
 fn connect(addr: SocketAddr, from: Ipv4Addr) -> io::Result<TcpStream> {
     // std cannot bind before it connects; the library can.
     let target = dial::Target { addr, source: Some(from.into()) };
-    let (stream, _) = dial::connect(&[target], Instant::now() + SOON)?;
+    let stream = TcpStream::from(dial::start(target)?);
+    sys::poll(&mut [PollFd::new(&stream, sys::POLLOUT)], Some(SOON))?;
+    if let Some(error) = stream.take_error()? {
+        return Err(error);
+    }
+    stream.set_nonblocking(false)?;
     stream.set_read_timeout(Some(SOON))?;
     stream.set_write_timeout(Some(SOON))?;
     stream.set_nodelay(true)?;

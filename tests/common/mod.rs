@@ -27,6 +27,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use socksd::sync::lock;
+use socksd::sys::{self, PollFd};
 
 /// How long anything that ought to happen may take.
 pub const SOON: Duration = Duration::from_secs(5);
@@ -218,9 +219,17 @@ pub fn connect(addr: SocketAddr) -> TcpStream {
 
 /// Connects to `addr` from the address `from`.
 pub fn connect_from(from: Ipv4Addr, addr: SocketAddr) -> TcpStream {
+    connect_from_ip(from.into(), addr)
+}
+
+/// The same for any family.
+pub fn connect_from_ip(from: IpAddr, addr: SocketAddr) -> TcpStream {
     // std cannot bind before it connects; the library under test can.
-    let target = socksd::dial::Target { addr, source: Some(from.into()) };
-    let (stream, _) = socksd::dial::connect(&[target], Instant::now() + SOON).unwrap();
+    let target = socksd::dial::Target { addr, source: Some(from) };
+    let stream = TcpStream::from(socksd::dial::start(target).unwrap());
+    sys::poll(&mut [PollFd::new(&stream, sys::POLLOUT)], Some(SOON)).unwrap();
+    assert!(stream.take_error().unwrap().is_none());
+    stream.set_nonblocking(false).unwrap();
     stream.set_read_timeout(Some(SOON)).unwrap();
     stream
 }
@@ -390,8 +399,8 @@ fn echo(mut stream: TcpStream) {
 
 /// A port of 127.0.0.1 that refuses connections for as long as the socket bound to it is kept.
 pub fn refusing_port() -> (SocketAddr, TcpStream) {
-    let fd = socksd::sys::tcp_socket(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
-    socksd::sys::bind_socket(&fd, SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+    let fd = sys::tcp_socket(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+    sys::bind_socket(&fd, SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
     // Bound, so that nobody else gets it, but not listening.
     let socket = TcpStream::from(fd);
     (socket.local_addr().unwrap(), socket)
