@@ -1,11 +1,11 @@
-//! Hashing of passwords, crypt(5). Not here: comparing hashes and choosing salts (`crate::auth`,
-//! `crate::hash`).
+//! Password hashes, crypt(5). Not here: comparing them (`crate::auth`) and choosing salts
+//! (`crate::hash`).
 
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::io;
 
-/// crypt.h `struct crypt_data`: 32,768 octets in libxcrypt, 260 in musl; crypt_r gets the largest.
-/// The alignment is that of any scalar or vector libcrypt may place in it.
+/// crypt.h `struct crypt_data`: 32,768 octets in libxcrypt, 260 in musl; crypt_r gets the larger.
+/// The alignment fits any scalar or vector in it.
 #[repr(C, align(64))]
 #[derive(Clone, Copy)]
 struct CryptChunk([u8; 64]);
@@ -18,11 +18,11 @@ unsafe extern "C" {
     fn crypt_r(phrase: *const c_char, setting: *const c_char, data: *mut c_void) -> *mut c_char;
 }
 
-/// Hashes `phrase` with the method, cost and salt of `setting`, which may be a whole hash; returns
-/// the hash. crypt_r(3).
+/// The hash of `phrase` by the method, cost and salt of `setting`, which may be a whole hash.
+/// crypt_r(3).
 ///
 /// # Errors
-/// EINVAL where `setting` is of no method this libcrypt has, or either text holds a NUL.
+/// `InvalidInput` where libcrypt lacks the method of `setting`, or either text holds a NUL.
 pub fn crypt(phrase: &[u8], setting: &[u8]) -> io::Result<Vec<u8>> {
     let phrase = CString::new(phrase)?;
     let setting = CString::new(setting)?;
@@ -35,8 +35,8 @@ pub fn crypt(phrase: &[u8], setting: &[u8]) -> io::Result<Vec<u8>> {
     }
     // SAFETY: crypt_r returned a NUL-terminated text, in `data` or static, both still alive.
     let hash = unsafe { CStr::from_ptr(hash) }.to_bytes();
-    // "*0" and "*1" are how libcrypt reports failure in band. musl takes a method it does not have,
-    // such as $y$, for the salt of a DES hash, which does not begin as the setting does.
+    // libcrypt reports failure as "*0" or "*1". musl reads a method it lacks, such as $y$, as a DES
+    // salt; that hash does not begin with the method.
     let setting = setting.as_bytes();
     let method = setting.iter().skip(1).position(|&octet| octet == b'$').map_or(0, |at| at + 2);
     if hash.starts_with(b"*") || hash.get(..method) != setting.get(..method) {

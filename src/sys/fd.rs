@@ -1,6 +1,5 @@
-//! Descriptors, whatever they stand for, pipes among them: taking and replacing one by its number,
-//! the limit on them, what errors say of them, and the mode bits of new files. Not here: sockets
-//! (`sock`), terminals (`tty`), and waiting for a descriptor (`poll`).
+//! Descriptors of any kind, and pipes: inheriting, replacing and splicing them, their limit and
+//! errors, and the umask. Not here: sockets (`sock`), terminals (`tty`), waiting (`poll`).
 
 use std::collections::BTreeSet;
 use std::ffi::{c_int, c_uint, c_ulong};
@@ -10,14 +9,14 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::sys::cvt;
 
-/// asm-generic/fcntl.h: calls on the open file never wait.
+/// asm-generic/fcntl.h: no call on the file waits.
 pub const O_NONBLOCK: i32 = 0o4000;
-/// asm-generic/fcntl.h: a terminal that is opened does not become the controlling one.
+/// asm-generic/fcntl.h: an opened terminal does not become the controlling one.
 pub const O_NOCTTY: i32 = 0o400;
-/// asm-generic/fcntl.h: what is opened is only a place, neither read nor written.
+/// asm-generic/fcntl.h: the descriptor names a file, and can neither read nor write it.
 pub const O_PATH: i32 = 0o10_000_000;
 
-/// bits/resource.h `struct rlimit`: of 64 bits in musl, of a long in glibc.
+/// bits/resource.h `struct rlimit`; its members are 64 bits in musl, a long in glibc.
 #[repr(C)]
 struct Rlimit {
     cur: u64,
@@ -58,8 +57,8 @@ pub fn is_out_of_descriptors(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(EMFILE | ENFILE))
 }
 
-/// Whether `error` condemns the descriptor itself (EBADF, EINVAL, ENOTSOCK, EFAULT):
-/// the same call can never succeed again.
+/// Whether `error` blames the descriptor itself (EBADF, EINVAL, ENOTSOCK, EFAULT): no repetition of
+/// the call can succeed.
 #[must_use]
 pub fn is_bad_descriptor(error: &io::Error) -> bool {
     const EBADF: i32 = 9;
@@ -69,15 +68,15 @@ pub fn is_bad_descriptor(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(EBADF | EFAULT | EINVAL | ENOTSOCK))
 }
 
-/// The numbers that [`take_fd`] has taken. Its lock keeps two threads from taking the same one.
+/// The numbers that [`take_fd`] has taken. The lock keeps two threads from taking the same one.
 static TAKEN: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
 
-/// Takes a descriptor by its number that this process was started with, and keeps it from programs
-/// started by this one: FD_CLOEXEC, fcntl(2). Each number can be taken once.
+/// Takes ownership of an inherited descriptor by its number, and sets FD_CLOEXEC on it. Each number
+/// can be taken once. fcntl(2).
 ///
 /// # Errors
-/// EBADF where it is not open, was not left open for this process, was taken before, or is 0, 1 or
-/// 2, which nobody owns.
+/// EBADF where the number is not open, was not inherited (it has FD_CLOEXEC), was taken before, or
+/// is 0, 1 or 2, which have no owner.
 pub fn take_fd(number: i32) -> io::Result<OwnedFd> {
     const EBADF: i32 = 9;
     const F_GETFD: c_int = 1;
@@ -92,14 +91,14 @@ pub fn take_fd(number: i32) -> io::Result<OwnedFd> {
     // SAFETY: fcntl(2) with F_SETFD takes an int and touches no memory.
     cvt(unsafe { fcntl(number, F_SETFD, FD_CLOEXEC) })?;
     taken.insert(number);
-    // SAFETY: the descriptor is open, as fcntl(2) has just told, and nobody owns it. It came from the
-    // parent: std, this module and the C library open all others than 0, 1 and 2 with FD_CLOEXEC,
-    // and it was without. And it was not taken before, which `taken` knows, locked since before the
-    // flag was read.
+    // SAFETY: fcntl(2) has just found the descriptor open, and it has no owner. It was inherited:
+    // all descriptors that std, this module and the C library open have FD_CLOEXEC, except 0, 1 and
+    // 2. No call before this one has returned it: `taken` lists those, and has been locked since
+    // before the flag was read.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
-/// Has `number`, one of 0, 1 and 2, stand for what `fd` is. dup2(2).
+/// Makes `number`, one of 0, 1 and 2, a duplicate of `fd`. dup2(2).
 ///
 /// # Errors
 /// As dup2(2); EINVAL for another number.
@@ -107,14 +106,14 @@ pub fn replace_fd(fd: &impl AsFd, number: i32) -> io::Result<()> {
     if !(0..=2).contains(&number) {
         return Err(io::ErrorKind::InvalidInput.into());
     }
-    // Nobody owns the standard descriptors, so that none is pulled away from under anybody.
+    // The standard descriptors have no owner that could lose its own.
     cvt(dup2(fd.as_fd().as_raw_fd(), number)).map(drop)
 }
 
-/// Has a pipe hold `octets`, rounded up to pages. F_SETPIPE_SZ, fcntl(2).
+/// Sets the capacity of a pipe to `octets`, rounded up to pages. F_SETPIPE_SZ, fcntl(2).
 ///
 /// # Errors
-/// EPERM above the limit of the system, or where the user has too many pipes.
+/// EPERM above the limit of the system, or where the pipes of the user hold too much.
 pub fn set_pipe_size(pipe: &impl AsFd, octets: usize) -> io::Result<()> {
     const F_SETPIPE_SZ: c_int = 1_031;
     let octets = c_int::try_from(octets).map_err(io::Error::other)?;
@@ -122,10 +121,10 @@ pub fn set_pipe_size(pipe: &impl AsFd, octets: usize) -> io::Result<()> {
     cvt(unsafe { fcntl(pipe.as_fd().as_raw_fd(), F_SETPIPE_SZ, octets) }).map(|_| ())
 }
 
-/// How many octets a pipe holds. F_GETPIPE_SZ, fcntl(2).
+/// The capacity of a pipe in octets. F_GETPIPE_SZ, fcntl(2).
 ///
 /// # Errors
-/// EBADF for what is no pipe.
+/// EBADF where `pipe` is not a pipe.
 pub fn pipe_size(pipe: &impl AsFd) -> io::Result<usize> {
     const F_GETPIPE_SZ: c_int = 1_032;
     // SAFETY: the descriptor is borrowed, so open; the call takes no argument.
@@ -133,11 +132,12 @@ pub fn pipe_size(pipe: &impl AsFd) -> io::Result<usize> {
     usize::try_from(size).map_err(io::Error::other)
 }
 
-/// Moves up to `octets` from one descriptor to another, at least one of which is a pipe, without
-/// copying them; returns how many. 0 is the end of input, or an urgent octet comes next. splice(2).
+/// Moves up to `octets` from one descriptor to another, at least one of them a pipe, without
+/// copying; returns the number moved. 0 means the end of input, or that an urgent octet comes next.
+/// splice(2).
 ///
 /// # Errors
-/// EINVAL where neither is a pipe, or one cannot be spliced; else as read(2) and write(2).
+/// EINVAL where neither is a pipe, or one does not support it; else as read(2) and write(2).
 pub fn splice(from: &impl AsFd, to: &impl AsFd, octets: usize) -> io::Result<usize> {
     let (from, to) = (from.as_fd().as_raw_fd(), to.as_fd().as_raw_fd());
     let (null, flags) = (std::ptr::null_mut(), 0);
@@ -159,7 +159,8 @@ pub fn eventfd() -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Sets the mode bits that new files do not get; returns those before. umask(2).
+/// Sets the mode bits that new files of the process, in all its threads, do not get; returns the
+/// old ones. umask(2).
 pub fn umask(mask: u32) -> u32 {
     c_umask(mask)
 }
@@ -192,14 +193,20 @@ mod tests {
     use std::thread;
 
     #[test]
-    fn what_was_not_inherited_is_not_taken() {
+    fn a_descriptor_that_was_not_inherited_cannot_be_taken() {
         let (reader, _writer) = io::pipe().unwrap();
         assert!(take_fd(reader.as_raw_fd()).is_err());
         assert!(take_fd(i32::MAX).is_err());
         assert!(take_fd(2).is_err());
     }
 
-    /// A descriptor as a parent leaves it to its child: open in the child, and owned by nobody.
+    #[test]
+    fn the_limit_on_descriptors_is_known() {
+        let (soft, hard) = getrlimit_nofile().unwrap();
+        assert!(soft <= hard);
+    }
+
+    /// An inherited descriptor: open, without FD_CLOEXEC and without an owner.
     fn leave_open(least: i32) -> i32 {
         const F_DUPFD: c_int = 0;
         let (reader, _writer) = io::pipe().unwrap();

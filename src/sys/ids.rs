@@ -1,5 +1,5 @@
-//! Users and groups: looking them up by name and number, becoming one of them, and giving up that
-//! programs gain privileges. Not here: the order in which to do so (`crate::server`).
+//! Users and groups: their databases, the ids of the process, and PR_SET_NO_NEW_PRIVS. Not here:
+//! the order in which privileges are dropped (`crate::server`).
 
 use std::ffi::{CString, c_char, c_int, c_uint, c_ulong};
 use std::io;
@@ -30,7 +30,7 @@ struct Group {
 }
 const _: () = assert!(size_of::<Group>() == 4 * size_of::<usize>());
 
-/// Octets for the texts of a user or a group, which has all its members: tens of thousands.
+/// Room for the texts of an entry: a group lists its members, perhaps tens of thousands.
 const ENTRY_OCTETS: usize = 1 << 20;
 
 unsafe extern "C" {
@@ -71,11 +71,11 @@ unsafe extern "C" {
     fn prctl(option: c_int, ...) -> c_int;
 }
 
-/// An entry that `call` finds in the database of users or groups. Its texts are gone.
+/// The entry that `call` finds in the database of users or groups. Its pointers dangle.
 fn entry<T>(
     call: impl FnOnce(*mut T, *mut c_char, usize, *mut *mut T) -> c_int,
 ) -> io::Result<Option<T>> {
-    // What some C libraries say instead of finding nothing.
+    // Some C libraries return one of these for an entry that does not exist.
     const ENOENT: c_int = 2;
     const ESRCH: c_int = 3;
     let mut entry = MaybeUninit::uninit();
@@ -89,7 +89,7 @@ fn entry<T>(
     }
 }
 
-/// The number of the user `name` and that of its primary group, if there is one. getpwnam_r(3).
+/// The uid and the primary gid of the user `name`, if it exists. getpwnam_r(3).
 ///
 /// # Errors
 /// As getpwnam_r(3); EINVAL for a name with a NUL.
@@ -103,7 +103,7 @@ pub fn getpwnam(name: &str) -> io::Result<Option<(u32, u32)>> {
     Ok(found.map(|Passwd { uid, gid, .. }| (uid, gid)))
 }
 
-/// The number of the primary group of user `uid`, if there is one. getpwuid_r(3).
+/// The primary gid of the user `uid`, if it exists. getpwuid_r(3).
 ///
 /// # Errors
 /// As getpwuid_r(3).
@@ -115,7 +115,7 @@ pub fn getpwuid(uid: u32) -> io::Result<Option<u32>> {
     Ok(found.map(|Passwd { gid, .. }| gid))
 }
 
-/// The number of the group `name`, if there is one. getgrnam_r(3).
+/// The gid of the group `name`, if it exists. getgrnam_r(3).
 ///
 /// # Errors
 /// As getgrnam_r(3); EINVAL for a name with a NUL.
@@ -129,37 +129,37 @@ pub fn getgrnam(name: &str) -> io::Result<Option<u32>> {
     Ok(found.map(|Group { gid, .. }| gid))
 }
 
-/// Has the process be in the groups `gids` besides its own. setgroups(2).
+/// Sets the supplementary groups of the process. setgroups(2).
 ///
 /// # Errors
 /// EPERM without privilege, or in a user namespace that forbids it.
 pub fn setgroups(gids: &[u32]) -> io::Result<()> {
-    // SAFETY: `gids` are as many numbers as told, which the call only reads.
+    // SAFETY: `gids` has the length given, and the call only reads it.
     cvt(unsafe { c_setgroups(gids.len(), gids.as_ptr()) }).map(drop)
 }
 
-/// Sets the group of the process; with privilege the real, the effective and the saved one.
+/// Sets the gid of the process: with privilege the real, the effective and the saved one.
 /// setgid(2).
 ///
 /// # Errors
-/// EPERM without privilege, EINVAL for a number this user namespace lacks.
+/// EPERM without privilege, EINVAL for a number that this user namespace lacks.
 pub fn setgid(gid: u32) -> io::Result<()> {
     cvt(c_setgid(gid)).map(drop)
 }
 
-/// Sets the user of the process; with privilege the real, the effective and the saved one.
+/// Sets the uid of the process: with privilege the real, the effective and the saved one.
 /// setuid(2).
 ///
 /// # Errors
-/// EPERM without privilege, EINVAL for a number this user namespace lacks.
+/// EPERM without privilege, EINVAL for a number that this user namespace lacks.
 pub fn setuid(uid: u32) -> io::Result<()> {
     cvt(c_setuid(uid)).map(drop)
 }
 
-/// The real, the effective and the saved user of the process. getresuid(2).
+/// The real, the effective and the saved uid of the process. getresuid(2).
 ///
 /// # Errors
-/// None that getresuid(2) knows of.
+/// getresuid(2) documents none that can occur here.
 pub fn getresuid() -> io::Result<[u32; 3]> {
     let [mut real, mut effective, mut saved] = [0; 3];
     // SAFETY: the call may fill the three numbers.
@@ -167,10 +167,10 @@ pub fn getresuid() -> io::Result<[u32; 3]> {
     Ok([real, effective, saved])
 }
 
-/// The real, the effective and the saved group of the process. getresgid(2).
+/// The real, the effective and the saved gid of the process. getresgid(2).
 ///
 /// # Errors
-/// None that getresgid(2) knows of.
+/// getresgid(2) documents none that can occur here.
 pub fn getresgid() -> io::Result<[u32; 3]> {
     let [mut real, mut effective, mut saved] = [0; 3];
     // SAFETY: the call may fill the three numbers.
@@ -178,7 +178,7 @@ pub fn getresgid() -> io::Result<[u32; 3]> {
     Ok([real, effective, saved])
 }
 
-/// Has no program that this thread, or one it starts, executes gain privileges.
+/// Keeps programs executed by this thread, or by those it starts later, from gaining privileges.
 /// PR_SET_NO_NEW_PRIVS, prctl(2).
 ///
 /// # Errors

@@ -1,5 +1,5 @@
-//! Landlock, landlock(7), which neither std nor the C library wraps. Not here: what this server may
-//! touch (`crate::server::landlock`).
+//! Landlock, landlock(7); the C library has no wrappers for it either. Not here: the files that the
+//! server needs (`crate::server::landlock`).
 
 use std::ffi::{c_int, c_long, c_ulong, c_void};
 use std::io;
@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd};
 
 use crate::sys::cvt;
 
-/// linux/landlock.h `struct landlock_ruleset_attr`, its first member: all of it in version 1.
+/// linux/landlock.h `struct landlock_ruleset_attr`, its first member, the only one in version 1.
 #[repr(C)]
 struct RulesetAttr {
     handled_access_fs: u64,
@@ -43,14 +43,15 @@ unsafe extern "C" {
     fn syscall(number: c_long, ...) -> c_long;
 }
 
+/// [`cvt`] for syscall(2), which returns a long.
 fn cvt_long(result: c_long) -> io::Result<c_int> {
     cvt(c_int::try_from(result).map_err(io::Error::other)?)
 }
 
-/// The version of Landlock that the kernel has, from 1. landlock_create_ruleset(2).
+/// The Landlock version of the kernel, from 1. landlock_create_ruleset(2).
 ///
 /// # Errors
-/// ENOSYS or EOPNOTSUPP where it has none.
+/// ENOSYS or EOPNOTSUPP in a kernel without Landlock.
 pub fn landlock_version() -> io::Result<i32> {
     const LANDLOCK_CREATE_RULESET_VERSION: c_ulong = 1;
     let (null, size): (*const c_void, c_ulong) = (std::ptr::null(), 0);
@@ -60,7 +61,7 @@ pub fn landlock_version() -> io::Result<i32> {
     })
 }
 
-/// A set of rules that forbids the accesses to the file system in `handled` unless a rule allows
+/// Makes a ruleset that forbids the file system accesses in `handled`, except where a rule allows
 /// them. landlock_create_ruleset(2).
 ///
 /// # Errors
@@ -71,16 +72,16 @@ pub fn landlock_create_ruleset(handled: u64) -> io::Result<OwnedFd> {
     // SAFETY: `attr` is a struct of the size given, which the call only reads.
     let result = unsafe { syscall(SYS_LANDLOCK_CREATE_RULESET, &raw const attr, size, flags) };
     let fd = cvt_long(result)?;
-    // SAFETY: `fd` was just returned, so it is open and nobody else owns it.
+    // SAFETY: `fd` was just returned, so it is open and nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Adds a rule that allows `allowed` for the file `place`, or for all beneath it if it is a
+/// Adds a rule that allows `allowed` on the file `place`, or on everything beneath it if it is a
 /// directory. landlock_add_rule(2).
 ///
 /// # Errors
-/// EINVAL for an access that was not handled, or that only a directory can have; EBADFD for what is
-/// in no file system, such as a pipe.
+/// EINVAL for an access that the ruleset does not handle, or that only directories have; EBADFD for
+/// a file outside any file system, such as a pipe.
 pub fn landlock_add_path(ruleset: &OwnedFd, allowed: u64, place: &impl AsFd) -> io::Result<()> {
     const LANDLOCK_RULE_PATH_BENEATH: c_ulong = 1;
     let parent_fd = place.as_fd().as_raw_fd();
@@ -92,11 +93,11 @@ pub fn landlock_add_path(ruleset: &OwnedFd, allowed: u64, place: &impl AsFd) -> 
     cvt_long(unsafe { syscall(number, ruleset.as_raw_fd(), kind, attr, flags) }).map(drop)
 }
 
-/// Holds this thread, and those it starts from now on, to `ruleset` for ever.
+/// Enforces `ruleset` on this thread and on those it starts later; there is no way back.
 /// landlock_restrict_self(2).
 ///
 /// # Errors
-/// EPERM where programs may still gain privileges, E2BIG where it is held to 16 sets already.
+/// EPERM where programs may still gain privileges, E2BIG for the 17th ruleset of a thread.
 pub fn landlock_restrict_self(ruleset: &OwnedFd) -> io::Result<()> {
     let flags: c_ulong = 0;
     // SAFETY: the descriptor is borrowed, so open; the call takes no memory.

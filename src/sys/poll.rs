@@ -1,5 +1,4 @@
-//! Waiting for descriptors. Not here: how often, and for what, which `crate::wait` and the callers
-//! say.
+//! Waiting for descriptors, poll(2). Not here: deadlines and retries (`crate::wait` and others).
 
 use std::ffi::{c_int, c_short, c_ulong};
 use std::io;
@@ -8,7 +7,7 @@ use std::time::Duration;
 
 use crate::sys::cvt;
 
-/// One descriptor for [`poll`]: what to wait for, and what came.
+/// A descriptor for [`poll`], with the events to wait for and those that came.
 #[repr(C)]
 #[derive(Debug)]
 pub struct PollFd<'fd> {
@@ -18,13 +17,13 @@ pub struct PollFd<'fd> {
 }
 const _: () = assert!(size_of::<PollFd<'_>>() == 8);
 
-/// There is something to read, or the end of it.
+/// Data can be read, or the end of it.
 pub const POLLIN: i16 = 0x001;
-/// There is room to write.
+/// Data can be written.
 pub const POLLOUT: i16 = 0x004;
-/// An error is pending; always reported.
+/// An error is pending; reported even if not waited for.
 pub const POLLERR: i16 = 0x008;
-/// The peer has closed its sending side (or everything).
+/// The peer has shut down its sending side, or both sides.
 pub const POLLRDHUP: i16 = 0x2000;
 
 unsafe extern "C" {
@@ -46,8 +45,8 @@ impl<'fd> PollFd<'fd> {
     }
 }
 
-/// Waits until one of `fds` is ready or `timeout` is over (`None`: for ever; rounded up to a
-/// millisecond); returns how many are ready. poll(2).
+/// Waits until one of `fds` is ready or `timeout` has passed (`None`: no limit; rounded up to
+/// milliseconds); returns the number of those that are ready. poll(2).
 ///
 /// # Errors
 /// As poll(2); EINTR can come after the process was stopped and continued.
@@ -70,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn poll_tells_that_time_is_over() {
+    fn poll_returns_0_after_its_timeout() {
         let (reader, _writer) = io::pipe().unwrap();
         let mut fds = [PollFd::new(&reader, POLLIN)];
         assert_eq!(poll(&mut fds, Some(Duration::from_millis(1))).unwrap(), 0);

@@ -1,4 +1,4 @@
-//! Signals: blocking them, and waiting for those that are blocked. There are no handlers here.
+//! Signals: blocking them, and waiting for blocked ones. Not here: handlers; there are none.
 
 use std::ffi::c_int;
 use std::io;
@@ -49,17 +49,17 @@ fn sigset(signums: &[i32]) -> io::Result<SigSet> {
 /// Blocks `signums` in this thread and in those it starts afterwards. pthread_sigmask(3).
 ///
 /// # Errors
-/// EINVAL for a number that is no signal.
+/// EINVAL for a number that is not a signal.
 pub fn block_signals(signums: &[i32]) -> io::Result<()> {
     let set = sigset(signums)?;
-    // SAFETY: `set` is initialised; the old mask is not asked for.
+    // SAFETY: `set` is initialised; null stands for the old mask, which is not needed.
     cvt_errno(unsafe { pthread_sigmask(SIG_BLOCK, &raw const set, std::ptr::null_mut()) })
 }
 
 /// Waits for one of the blocked `signums` and returns it. sigwait(3).
 ///
 /// # Errors
-/// EINVAL for a number that is no signal.
+/// EINVAL for a number that is not a signal.
 pub fn sigwait(signums: &[i32]) -> io::Result<i32> {
     let set = sigset(signums)?;
     let mut signum = 0;

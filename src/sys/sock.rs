@@ -1,6 +1,5 @@
-//! Sockets: making, binding, connecting and listening, their options and the kinds of them, and
-//! what the errors of their calls mean. Not here: what any descriptor can do (`fd`), waiting
-//! (`poll`), and all that std does with a socket.
+//! Sockets: creation, binding, connecting, options, state and errors. Not here: calls for any
+//! descriptor (`fd`), and waiting (`poll`).
 
 use std::ffi::{c_int, c_uint, c_void};
 use std::io;
@@ -103,10 +102,11 @@ pub fn tcp_socket(addr: SocketAddr) -> io::Result<OwnedFd> {
     let family = if addr.is_ipv4() { AF_INET } else { AF_INET6 };
     let kind = SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC;
     let fd = cvt(socket(c_int::from(family), kind, IPPROTO_TCP))?;
-    // SAFETY: `fd` was just returned by socket(2), so it is open and nobody else owns it.
+    // SAFETY: `fd` was just returned by socket(2), so it is open and nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// Calls bind(2) or connect(2) with `addr` as a sockaddr.
 fn with_sockaddr(
     fd: BorrowedFd<'_>,
     addr: SocketAddr,
@@ -146,7 +146,7 @@ pub fn bind_socket(fd: &impl AsFd, addr: SocketAddr) -> io::Result<()> {
 /// Starts to connect a socket to `addr`. connect(2).
 ///
 /// # Errors
-/// EINPROGRESS where a non-blocking socket has to wait; else as connect(2).
+/// EINPROGRESS on a non-blocking socket that has to wait; else as connect(2).
 pub fn connect_socket(fd: &impl AsFd, addr: SocketAddr) -> io::Result<()> {
     with_sockaddr(fd.as_fd(), addr, connect)
 }
@@ -173,7 +173,7 @@ pub fn is_family_or_address_missing(error: &io::Error) -> bool {
     is_family_missing(error) || error.raw_os_error() == Some(EADDRNOTAVAIL)
 }
 
-/// Turns a bound socket into a listening one, or sets the backlog of one that listens. listen(2).
+/// Makes a bound socket listen, or changes the backlog of a listening one. listen(2).
 ///
 /// # Errors
 /// As listen(2).
@@ -203,14 +203,13 @@ pub fn set_reuseport(fd: &impl AsFd) -> io::Result<()> {
     set_int(fd.as_fd(), SOL_SOCKET, SO_REUSEPORT, 1)
 }
 
-/// SO_ATTACH_FILTER, socket(7), with a filter that drops the first segment of every new connection.
-/// Those that are on their way already come through; the others try again a second later.
+/// Attaches a filter that drops the first segment of every new connection. Handshakes under way
+/// complete; other clients try again a second later. SO_ATTACH_FILTER, socket(7).
 ///
 /// # Errors
 /// As setsockopt(2).
 pub fn drop_new_connections(listener: &impl AsFd) -> io::Result<()> {
-    /// linux/filter.h `struct sock_filter`: what to do, how far to jump if true and if false, and
-    /// the operand.
+    /// linux/filter.h `struct sock_filter`: instruction, jump if true, jump if false, operand.
     #[repr(C)]
     struct SockFilter(u16, u8, u8, u32);
     /// linux/filter.h `struct sock_fprog`.
@@ -252,7 +251,7 @@ pub fn set_nodelay(fd: &impl AsFd) -> io::Result<()> {
     set_int(fd.as_fd(), IPPROTO_TCP, TCP_NODELAY, 1)
 }
 
-/// SO_OOBINLINE, socket(7): an urgent octet is read with the others, in its place.
+/// SO_OOBINLINE, socket(7): an urgent octet is read in its place among the others.
 ///
 /// # Errors
 /// As setsockopt(2).
@@ -268,8 +267,8 @@ pub fn set_v6only(fd: &impl AsFd, on: bool) -> io::Result<()> {
     set_int(fd.as_fd(), IPPROTO_IPV6, IPV6_V6ONLY, c_int::from(on))
 }
 
-/// IP_BIND_ADDRESS_NO_PORT, ip(7): a bind to port 0 takes its port only when connecting, so that
-/// ports can be shared between destinations. Serves IPv6 sockets as well.
+/// IP_BIND_ADDRESS_NO_PORT, ip(7): a socket bound to port 0 gets its port when it connects, so that
+/// several destinations can share one. Works for IPv6 sockets as well.
 ///
 /// # Errors
 /// As setsockopt(2).
@@ -289,7 +288,7 @@ pub fn set_keepalive(fd: &impl AsFd, idle: i32, interval: i32, count: i32) -> io
     set_int(fd, IPPROTO_TCP, TCP_KEEPCNT, count)
 }
 
-/// SO_LINGER with a time of 0, socket(7): closing sends a reset and drops what is unsent.
+/// SO_LINGER with a time of 0, socket(7): closing sends a reset and discards unsent data.
 ///
 /// # Errors
 /// As setsockopt(2).
@@ -342,7 +341,7 @@ pub fn is_unix(fd: &impl AsFd) -> io::Result<bool> {
 /// As getsockopt(2).
 pub fn is_tcp_closed(fd: &impl AsFd) -> io::Result<bool> {
     const TCP_CLOSE: u8 = 7;
-    // tcpi_state is the first octet of struct tcp_info; the kernel fills as many as are asked for.
+    // tcpi_state is the first octet of struct tcp_info; the kernel fills no more than `len`.
     let mut state = 0_u8;
     let mut len: c_uint = 1;
     let fd = fd.as_fd().as_raw_fd();
@@ -352,7 +351,7 @@ pub fn is_tcp_closed(fd: &impl AsFd) -> io::Result<bool> {
     Ok(state == TCP_CLOSE)
 }
 
-/// Ends both directions of a socket; on Linux a listening one then fails to accept. shutdown(2).
+/// Shuts both directions of a socket down; accept(2) then fails on a listening one. shutdown(2).
 ///
 /// # Errors
 /// As shutdown(2).
@@ -361,16 +360,16 @@ pub fn shutdown(fd: &impl AsFd) -> io::Result<()> {
     cvt(c_shutdown(fd.as_fd().as_raw_fd(), SHUT_RDWR)).map(drop)
 }
 
-/// Writes to a socket what it takes at once; returns how many octets that were. send(2) with
-/// MSG_DONTWAIT, and with MSG_NOSIGNAL.
+/// Sends as many of `octets` as a socket has room for, without waiting; returns their number.
+/// send(2) with MSG_DONTWAIT and MSG_NOSIGNAL.
 ///
 /// # Errors
-/// EAGAIN where it takes nothing now; else as send(2).
+/// EAGAIN where there is no room; else as send(2).
 pub fn send_dontwait(socket: &impl AsFd, octets: &[u8]) -> io::Result<usize> {
     const MSG_DONTWAIT: c_int = 0x40;
     const MSG_NOSIGNAL: c_int = 0x4000;
     let (fd, flags) = (socket.as_fd().as_raw_fd(), MSG_DONTWAIT | MSG_NOSIGNAL);
-    // SAFETY: the descriptor is borrowed, so open; `octets` are as many as told, and only read.
+    // SAFETY: the descriptor is borrowed, so open; `octets` has the length given and is only read.
     let sent = unsafe { send(fd, octets.as_ptr().cast(), octets.len(), flags) };
     usize::try_from(sent).map_err(|_| io::Error::last_os_error())
 }
@@ -378,13 +377,10 @@ pub fn send_dontwait(socket: &impl AsFd, octets: &[u8]) -> io::Result<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sys::getrlimit_nofile;
 
     #[test]
-    fn a_fresh_socket_is_closed_and_an_unused_descriptor_limit_is_known() {
+    fn a_fresh_socket_is_closed() {
         let fd = tcp_socket("127.0.0.1:0".parse().unwrap()).unwrap();
         assert!(is_tcp_closed(&fd).unwrap());
-        let (soft, hard) = getrlimit_nofile().unwrap();
-        assert!(soft <= hard);
     }
 }

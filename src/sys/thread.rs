@@ -1,5 +1,5 @@
-//! Threads leaner than those of std, and the memory that threads leave behind. Not here: who gets a
-//! thread (`crate::threads`).
+//! Threads with fewer mappings than those of std, and the return of unused memory. Not here: the
+//! cache of threads (`crate::threads`).
 
 use std::cell::Cell;
 use std::ffi::{c_int, c_ulong, c_void};
@@ -33,8 +33,8 @@ unsafe extern "C" {
     ) -> c_int;
 }
 
-/// Attributes that pthread_attr_init has filled; dropping this calls pthread_attr_destroy. A reference,
-/// since they must not move in between.
+/// Attributes between pthread_attr_init and pthread_attr_destroy. The reference keeps them in
+/// place.
 struct Attr<'a>(&'a mut PthreadAttr);
 
 impl<'a> Attr<'a> {
@@ -47,17 +47,17 @@ impl<'a> Attr<'a> {
 
 impl Drop for Attr<'_> {
     fn drop(&mut self) {
-        // SAFETY: pthread_attr_init has filled it, and nothing uses it afterwards: a thread does not
-        // refer to the attributes it was made with.
+        // SAFETY: pthread_attr_init has filled them. Nothing uses them afterwards: a thread does
+        // not refer to the attributes it was created with.
         let _ = unsafe { pthread_attr_destroy(self.0) };
     }
 }
 
-/// Starts a thread with `stack` octets of stack and a guard page, detached. Unlike a thread of std it
-/// has no second stack for signal handlers, which would take two more mappings and never be used.
+/// Starts a detached thread with `stack` octets of stack and a guard page. Unlike a thread of std
+/// it has no second stack for signal handlers, which takes two more mappings and is never used.
 /// pthread_create(3).
 ///
-/// `body` must not panic: that would end the process.
+/// A panic of `body` aborts the process.
 ///
 /// # Errors
 /// EAGAIN where the system gives no more threads, EINVAL for too small a stack.
@@ -67,12 +67,12 @@ pub fn pthread_create(stack: usize, body: Box<dyn FnOnce() + Send>) -> io::Resul
         body: Box<dyn FnOnce() + Send>,
     }
     extern "C" fn start(arg: *mut c_void) -> *mut c_void {
-        // SAFETY: `arg` is what pthread_create was called with below, and this the only call.
+        // SAFETY: `arg` is the box given to pthread_create below, which calls this once.
         let arg = unsafe { Box::from_raw(arg.cast::<Arg>()) };
         let here = 0_u8;
-        // The C library has a few KiB above this first frame.
+        // The C library uses a few KiB above this first frame.
         STACK_FLOOR.set((&raw const here).addr().saturating_sub(arg.stack / 2));
-        // The box is freed at the end: a thread that frees something has a cache for that.
+        // The box is freed last: the first free in a thread sets up a cache of the allocator.
         (arg.body)();
         std::ptr::null_mut()
     }
@@ -85,31 +85,31 @@ pub fn pthread_create(stack: usize, body: Box<dyn FnOnce() + Send>) -> io::Resul
     cvt_errno(unsafe { pthread_attr_setdetachstate(attr.0, PTHREAD_CREATE_DETACHED) })?;
     let arg = Box::into_raw(Box::new(Arg { stack, body }));
     let mut thread: c_ulong = 0;
-    // SAFETY: `thread` has room for a pthread_t, `attr` is as above, and `start` takes `arg`, which
-    // is nobody else's from now on.
-    let started =
-        cvt_errno(unsafe { c_pthread_create(&raw mut thread, attr.0, start, arg.cast()) });
-    if started.is_err() {
-        // SAFETY: there is no thread that could have taken it.
+    // SAFETY: `thread` has room for a pthread_t, `attr` is as above, and `start` owns `arg` from
+    // now on.
+    let errno = unsafe { c_pthread_create(&raw mut thread, attr.0, start, arg.cast()) };
+    if errno != 0 {
+        // SAFETY: no thread was started, so `arg` is still owned here.
         drop(unsafe { Box::from_raw(arg) });
     }
-    started
+    cvt_errno(errno)
 }
 
 thread_local! {
-    /// An address in the stack of a thread that [`pthread_create`] has started, half of its size
-    /// below its first frame; 0 in others.
+    /// In a thread of [`pthread_create`]: the address half the stack size below its first frame. 0
+    /// in other threads.
     static STACK_FLOOR: Cell<usize> = const { Cell::new(0) };
 }
 
-/// Gives back the memory of this thread's stack below the frames in use, down to half of its size.
-/// Does nothing on a thread that [`pthread_create`] has not started. madvise(2) with MADV_DONTNEED.
+/// Returns the memory of this thread's stack below the frames in use, down to half of its size, to
+/// the system. Does nothing in threads that [`pthread_create`] has not started. madvise(2) with
+/// MADV_DONTNEED.
 #[inline(never)]
 pub fn madvise_unused_stack() {
     const MADV_DONTNEED: c_int = 4;
-    // Where pages are larger, the kernel refuses what is not whole pages.
+    // Where pages are larger, the kernel refuses a range that is not aligned to them.
     const PAGE: usize = 4_096;
-    // More than this frame, and that of the call, have below this variable.
+    // More than this frame, and that of the call, take below `here`.
     const MARGIN: usize = 512;
     let here = 0_u8;
     let end = (&raw const here).addr().saturating_sub(MARGIN) / PAGE * PAGE;
@@ -118,13 +118,12 @@ pub fn madvise_unused_stack() {
         _ => return,
     };
     let octets = end - begin;
-    // SAFETY: the range is within this thread's stack, which reaches further down than the floor, and
-    // below all its frames. A handler of a signal that ran on this stack would be over by now: none
-    // of its frames is in the range.
+    // SAFETY: the range is within this thread's stack, which reaches below the floor, and below all
+    // frames. A signal handler that ran on this stack has returned, so it has no frames there.
     let _ = unsafe { madvise(std::ptr::without_provenance_mut(begin), octets, MADV_DONTNEED) };
 }
 
-/// Gives back what the allocator keeps and nobody uses. malloc_trim(3); musl does so by itself.
+/// Returns free memory of the allocator to the system. malloc_trim(3); musl does so by itself.
 pub fn malloc_trim() {
     #[cfg(target_env = "gnu")]
     c_malloc_trim(0);

@@ -1,5 +1,5 @@
-//! The monotonic clock as a number. Not here: `Instant`, which is the same clock, from std, and
-//! dates (`crate::date`).
+//! The monotonic clock as a number. Not here: the same clock as an `Instant` (std), and dates
+//! (`crate::date`).
 
 use std::ffi::{c_int, c_long};
 use std::io;
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::sys::cvt;
 
-/// time.h `struct timespec` as clock_gettime has it that is not redirected to one of 64 bits.
+/// time.h `struct timespec` of plain clock_gettime, the symbol without 64-bit redirection.
 #[repr(C)]
 struct Timespec {
     sec: c_long,
@@ -21,7 +21,7 @@ unsafe extern "C" {
     fn clock_gettime(clock: c_int, time: *mut Timespec) -> c_int;
 }
 
-/// What CLOCK_MONOTONIC tells. clock_gettime(3).
+/// The time of CLOCK_MONOTONIC. clock_gettime(3).
 ///
 /// # Errors
 /// As clock_gettime(3).
@@ -39,7 +39,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_monotonic_clock_goes_on() {
+    fn the_monotonic_clock_advances() {
         let earlier = clock_gettime_monotonic().unwrap();
         std::thread::sleep(Duration::from_millis(1));
         assert!(earlier + Duration::from_millis(1) <= clock_gettime_monotonic().unwrap());

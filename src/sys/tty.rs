@@ -1,4 +1,4 @@
-//! Terminals: whether they show what is typed. Not here: asking for a password (`crate::hash`).
+//! Terminals: turning echo off and on. Not here: asking for a password (`crate::hash`).
 
 use std::ffi::{c_int, c_uint};
 use std::io;
@@ -14,7 +14,7 @@ pub struct Termios {
     oflag: c_uint,
     cflag: c_uint,
     lflag: c_uint,
-    /// c_line, c_cc, c_ispeed and c_ospeed, in whatever order.
+    /// c_line, c_cc, c_ispeed and c_ospeed; their order differs by architecture.
     rest: [c_uint; 11],
 }
 const _: () = assert!(size_of::<Termios>() == 60);
@@ -30,7 +30,7 @@ unsafe extern "C" {
 }
 
 impl Termios {
-    /// The same, but what is typed is not shown.
+    /// The same settings without echo.
     #[must_use]
     pub fn without_echo(mut self) -> Self {
         self.lflag &= !ECHO;
@@ -49,11 +49,11 @@ pub fn tcgetattr(fd: &impl AsFd) -> io::Result<Termios> {
     Ok(termios)
 }
 
-/// Sets a terminal as tcsetattr(3) does with TCSAFLUSH: once its output is out, and dropping input
-/// that nobody has read.
+/// Changes the settings of a terminal after its output is written, and discards unread input.
+/// tcsetattr(3) with TCSAFLUSH.
 ///
 /// # Errors
-/// ENOTTY where `fd` is no terminal, EIO where it is that of others.
+/// ENOTTY where `fd` is no terminal, EIO in an orphaned background process group.
 pub fn tcsetattr_flush(fd: &impl AsFd, termios: &Termios) -> io::Result<()> {
     // SAFETY: `fd` is borrowed, so open; `termios` is a struct termios, which the call only reads.
     cvt(unsafe { c_tcsetattr(fd.as_fd().as_raw_fd(), TCSAFLUSH, termios) }).map(drop)
@@ -64,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_no_terminal_has_no_settings() {
+    fn a_pipe_has_no_terminal_settings() {
         let (reader, _writer) = io::pipe().unwrap();
         assert!(tcgetattr(&reader).is_err());
     }
