@@ -21,7 +21,7 @@ run: all
 test:
 	sh tests/setup.sh
 	$(MAKE) check
-	$(CARGO) test --locked
+	$(CARGO) test --locked --no-fail-fast
 
 # Measures socksd beside microsocks, danted and 3proxy, those of them that are on PATH.
 bench:

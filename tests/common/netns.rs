@@ -1,6 +1,7 @@
 //! Tests in namespaces of their own: a network with nothing but loopback, where every port is free,
 //! routes can be made, and `/etc/resolv.conf` names a server of the test on 127.0.0.1:53.
 
+use std::any::type_name;
 use std::env;
 use std::fs;
 use std::net::{SocketAddr, SocketAddrV6};
@@ -14,8 +15,11 @@ const INSIDE: &str = "SOCKSD_TEST_INSIDE";
 
 /// Runs `body`, the whole of the test called `name`, in new namespaces for network and mounts: runs
 /// this very test program once more in there, for this one test, and fails if that did not pass.
-pub fn isolated(name: &str, body: impl FnOnce()) {
-    if env::var(INSIDE).is_ok_and(|inside| inside == name) {
+pub fn isolated<F: FnOnce()>(name: &str, body: F) {
+    // The type of a closure is named after the program, the module and the function it stands in.
+    let module = type_name::<F>().split("::").nth(1).unwrap();
+    let name = &format!("{module}::{name}");
+    if env::var(INSIDE).is_ok_and(|inside| inside == *name) {
         return body();
     }
     let resolv_conf = TempFile::new("nameserver 127.0.0.1\n");

@@ -1,8 +1,5 @@
 //! What a session costs, as far as no clock tells it: system calls and memory; and that much is
 //! spliced where it may be, and only there.
-#![allow(clippy::panic, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
-
-mod common;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,7 +10,7 @@ use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
-use common::{SOCKSD, Server, TempFile, eventually, read, through};
+use crate::common::{SOCKSD, Server, TempFile, eventually, read, through};
 
 /// A server of which strace(1) writes down the system calls.
 struct Traced {
@@ -96,6 +93,7 @@ fn short_session(server: &Server) {
 
 #[test]
 fn a_short_session_takes_at_most_29_system_calls_of_one_thread() {
+    let _alone = crate::alone();
     let traced = Traced::start("all", &ALLOW);
     short_session(&traced.server);
     let before = traced.calls().len();
@@ -154,6 +152,7 @@ fn spliced(args: &[&str], octets: usize) -> usize {
 
 #[test]
 fn most_of_what_is_much_is_spliced() {
+    let _alone = crate::alone();
     // Twice that, less what passes before a direction is known to be busy. It may be quiet between,
     // where the machine has other things to do.
     let moved = spliced(&ALLOW, 64 << 20);
@@ -162,6 +161,7 @@ fn most_of_what_is_much_is_spliced() {
 
 #[test]
 fn nothing_is_spliced_of_little_or_at_a_rate_or_with_no_splice() {
+    let _alone = crate::alone();
     assert_eq!(spliced(&ALLOW, 1), 0);
     assert_eq!(spliced(&ALLOW, 100_000), 0);
     assert_eq!(spliced(&["--rule", "allow to all rate 1000000000"], 64 << 20), 0);
@@ -170,6 +170,7 @@ fn nothing_is_spliced_of_little_or_at_a_rate_or_with_no_splice() {
 
 #[test]
 fn with_an_idle_limit_no_more_is_spliced_at_once_than_would_be_copied() {
+    let _alone = crate::alone();
     // Else a session whose reader takes longer than the limit for what is in a pipe would be idle.
     let most = |args: &[&str]| {
         let args = [&ALLOW[..], args].concat();
@@ -181,6 +182,7 @@ fn with_an_idle_limit_no_more_is_spliced_at_once_than_would_be_copied() {
 
 #[test]
 fn where_splicing_is_forbidden_or_unknown_octets_are_copied() {
+    let _alone = crate::alone();
     for error in ["EPERM", "ENOSYS", "EINVAL"] {
         let traced = Traced::injected(&format!("inject=splice:error={error}"), &ALLOW);
         let (client, target) = through(&traced.server);
@@ -211,6 +213,7 @@ const KIB: usize = 32;
 
 #[test]
 fn a_session_that_stands_takes_two_threads_four_mappings_and_little_memory() {
+    let _alone = crate::alone();
     let server = Server::open(&[]);
     let stand = |count| -> Vec<(TcpStream, TcpStream)> {
         let sessions = (0..count).map(|_| {
@@ -240,6 +243,7 @@ fn a_session_that_stands_takes_two_threads_four_mappings_and_little_memory() {
 
 #[test]
 fn a_session_that_goes_quiet_gives_its_pipes_back() {
+    let _alone = crate::alone();
     const ONE_AFTER_ANOTHER: usize = 6;
     let server = Server::open(&[]);
     let (before, _) = server.holds();
@@ -259,6 +263,7 @@ fn a_session_that_goes_quiet_gives_its_pipes_back() {
 
 #[test]
 fn pipes_are_kept_for_a_few_sessions_and_not_for_many() {
+    let _alone = crate::alone();
     const AT_ONCE: usize = 10;
     let server = Server::open(&[]);
     let (before, _) = server.holds();
@@ -275,6 +280,7 @@ fn pipes_are_kept_for_a_few_sessions_and_not_for_many() {
 
 #[test]
 fn a_user_who_may_have_no_more_pages_for_pipes_has_octets_copied() {
+    let _alone = crate::alone();
     // Takes all there is, so that new ones have two pages, and becomes the program of its arguments,
     // in which these pipes stay open.
     const HOG: &str = "
@@ -310,6 +316,7 @@ os.execvp(sys.argv[1], sys.argv[1:])
 
 #[test]
 fn a_trickle_takes_no_pipe_however_long_it_lasts() {
+    let _alone = crate::alone();
     const SECONDS: u32 = 3;
     let server = Server::open(&[]);
     let (before, _) = server.holds();
@@ -325,6 +332,7 @@ fn a_trickle_takes_no_pipe_however_long_it_lasts() {
 
 #[test]
 fn a_session_half_closed_early_keeps_one_thread() {
+    let _alone = crate::alone();
     const HALF_CLOSED: usize = 20;
     let server = Server::open(&[]);
     let before = proc(&server, "status", "Threads:");

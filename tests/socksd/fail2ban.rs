@@ -1,8 +1,5 @@
 //! The filter for fail2ban in the manual, run by fail2ban itself on the log of a real server: it
 //! finds those who failed to authenticate, and nobody can make it find somebody else.
-#![allow(clippy::panic, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
-
-mod common;
 
 use std::fs;
 use std::io::Write as _;
@@ -10,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::process::Command;
 use std::time::{Duration, SystemTime};
 
-use common::{
+use crate::common::{
     HELLO, SOCKSD, Server, Target, TempFile, connect, connect_from, eventually, field,
     in_network_of, in_new_network, read, read_to_end, refusing_port, reply5, request4, request5,
     request5_name, root,

@@ -1,14 +1,5 @@
 //! What the rules of a running server let through, and what they keep out: whom, where to, by which
 //! method, how many and how fast. What a rule means is tested beside it, in `policy`.
-#![allow(
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::print_stdout,
-    clippy::unwrap_used
-)]
-
-mod common;
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -18,10 +9,10 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::dns::Dns;
-use common::netns::{ip, isolated};
-use common::udp::{self, Association};
-use common::*;
+use crate::common::dns::Dns;
+use crate::common::netns::{ip, isolated};
+use crate::common::udp::{self, Association};
+use crate::common::*;
 
 /// REP of what is denied, and of a session for which there is no room.
 const DENIED: u8 = 0x02;

@@ -1,14 +1,5 @@
 //! Metrics over HTTP: the counters agree with what sessions did, whatever comes over HTTP is
 //! answered within bounds and disturbs nobody, and nothing a peer made gets out of its place.
-#![allow(
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::print_stdout,
-    clippy::unwrap_used
-)]
-
-mod common;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -20,8 +11,8 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::udp::{Association, echo_on};
-use common::{
+use crate::common::udp::{Association, echo_on};
+use crate::common::{
     HELLO, Random, SOON, Server, Target, TempFile, assert_ends_silently, connect, eventually,
     field, login, read, read_to_end, refusing_port, reply4, reply5, request4, request5,
     request5_name, tunnel,
@@ -612,7 +603,7 @@ fn no_client_comes_to_the_metrics_through_the_server() {
 #[test]
 fn metrics_at_a_busy_port_keep_the_server_from_starting() {
     let (_server, addr) = open();
-    let output = Command::new(common::SOCKSD)
+    let output = Command::new(crate::common::SOCKSD)
         .args(["--listen", "127.0.0.1:0", "--reuse-port", "--metrics", &addr.to_string()])
         .output()
         .unwrap();

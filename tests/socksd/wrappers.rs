@@ -2,15 +2,6 @@
 //! socat, stunnel, s6 and systemd. Each runs in a network of its own, most by the file in
 //! man/examples, in which nothing but paths and users is changed. The server's log is the witness:
 //! some clients go round a proxy where the target is on loopback, and say nothing.
-#![allow(
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::print_stdout,
-    clippy::unwrap_used
-)]
-
-mod common;
 
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
@@ -24,8 +15,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::netns::isolated;
-use common::{
+use crate::common::netns::isolated;
+use crate::common::{
     HELLO, SOCKSD, SOON, Target, assert_ends_silently, connect_from, eventually, field, is_root,
     read, read_to_end, reply5, request5, root,
 };
@@ -742,7 +733,7 @@ fn complaints_do_not_go_to_the_client_who_is_standard_error() {
                     let mut client = wrapper.connect();
                     if wait {
                         // Nobody accepts it; nothing must come meanwhile.
-                        common::assert_silent(&mut client);
+                        crate::common::assert_silent(&mut client);
                         continue;
                     }
                     let mut got = Vec::new();
@@ -1074,7 +1065,7 @@ fn expected(allowed: bool, got: &[u8]) -> Vec<u8> {
     }
 }
 
-/// Where the Makefile builds a static binary, in the directory that tests/install.rs uses too.
+/// Where the Makefile builds a static binary, in the directory that the tests of `install` use too.
 fn static_binary() -> PathBuf {
     let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("static");
     let binary = directory.join("static/socksd");

@@ -1,8 +1,5 @@
 //! What `make` builds and installs: a static binary that needs nothing of its host, and the files
 //! where they belong.
-#![allow(clippy::panic, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
-
-mod common;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::OnceLock;
 
-use common::{
+use crate::common::{
     Killed, Server, TempDir, TempFile, eventually, in_network_of, in_new_network, is_root, root,
 };
 

@@ -1,8 +1,5 @@
 //! Names: resolved through a name server of the test's own, in a network of the test's own; and
 //! addresses that only such a network has: public ones, and ones with every kind of route.
-#![allow(clippy::panic, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
-
-mod common;
 
 use std::fs;
 use std::io::{self, Write as _};
@@ -11,10 +8,10 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::dns::Dns;
-use common::netns::{ip, isolated, link_up};
-use common::udp::{self, Association};
-use common::{
+use crate::common::dns::Dns;
+use crate::common::netns::{ip, isolated, link_up};
+use crate::common::udp::{self, Association};
+use crate::common::{
     HELLO, SOCKSD, Server, Target, connect, connect_from, eventually, read, read_to_end, reply4,
     reply5, request4a, request5, request5_name, tunnel,
 };

@@ -1,14 +1,5 @@
-//! The relay: every octet, every kind of ending. tests/relay_copying.rs has all of this once more
-//! with `--no-splice`.
-#![allow(
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::print_stdout,
-    clippy::unwrap_used
-)]
-
-mod common;
+//! The relay: every octet, every kind of ending. All of this runs twice, the second time, as
+//! `relay_copying`, with `--no-splice`.
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{Shutdown, TcpListener};
@@ -17,11 +8,11 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::*;
+use crate::common::*;
 
-/// A server that splices, unless this file is not a test program but a module of the other one.
+/// A server that splices, unless this file is the other module.
 fn open(args: &[&str]) -> Server {
-    let copying = module_path!() != "relay";
+    let copying = module_path!().ends_with("copying");
     Server::open(&[args, if copying { &["--no-splice"] } else { &[] }].concat())
 }
 

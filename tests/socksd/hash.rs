@@ -1,7 +1,4 @@
 //! `--hash`: what it takes, what it prints, and that nobody gets to see the password.
-#![allow(clippy::panic, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
-
-mod common;
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -9,7 +6,7 @@ use std::process::{Child, ChildStdin, Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-use common::{SOCKSD, Server, TempFile, eventually, read, root};
+use crate::common::{SOCKSD, Server, TempFile, eventually, read, root};
 use socksd::sync::lock;
 
 const EXPECTED: &str = "socksd: expected a password of 1 to 255 octets without NUL\n";

@@ -1,20 +1,11 @@
 //! User names and passwords (RFC 1929).
-#![allow(
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::print_stdout,
-    clippy::unwrap_used
-)]
-
-mod common;
 
 use std::io::Write as _;
 use std::net::{Ipv4Addr, TcpStream, UdpSocket};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::*;
+use crate::common::*;
 
 const OFFER: &[u8] = &[5, 1, 2];
 const RIGHT: &[u8] = b"\x01\x05alice\x06secret";

@@ -1,8 +1,5 @@
 //! A crowd of sessions at once, under the limit on descriptors that many systems have. The only test
 //! here: both ends of all of them are in this process, and take most of its descriptors too.
-#![allow(clippy::panic, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
-
-mod common;
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -11,7 +8,7 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{SOCKSD, SOON, Server, eventually, read, tunnel};
+use crate::common::{SOCKSD, SOON, Server, eventually, read, tunnel};
 
 const CROWD: usize = 9_500;
 
@@ -70,6 +67,7 @@ fn rests(server: &Server, before: (usize, usize), memory: usize) {
 
 #[test]
 fn sessions_9500_at_once_are_all_served_and_leave_nothing_behind() {
+    let _alone = crate::alone();
     let (_, hard) = socksd::sys::getrlimit_nofile().unwrap();
     assert!(hard >= DESCRIPTORS, "this test takes {DESCRIPTORS} descriptors, ulimit -Hn is {hard}");
     socksd::sys::setrlimit_nofile(hard, hard).unwrap();

@@ -1,14 +1,5 @@
 //! What a server gives up: root, the root directory, new privileges, and all files but its own.
 //! What only root can do is tested as root; others are told so.
-#![allow(
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::print_stdout,
-    clippy::unwrap_used
-)]
-
-mod common;
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -17,8 +8,8 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use common::netns::isolated;
-use common::*;
+use crate::common::netns::isolated;
+use crate::common::*;
 
 const NOBODY: u32 = 65534;
 

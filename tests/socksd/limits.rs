@@ -1,8 +1,5 @@
 //! Limits: of sessions, descriptors, time and memory; and what the server stands on, its log and
 //! its listeners, when that fails.
-#![allow(clippy::panic, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
-
-mod common;
 
 use std::fs::{self, File};
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
@@ -14,9 +11,9 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::netns::isolated;
-use common::udp::{self, Association};
-use common::{
+use crate::common::netns::isolated;
+use crate::common::udp::{self, Association};
+use crate::common::{
     HELLO, SOCKSD, SOON, Server, Target, TempFile, assert_ends_silently, connect, connect_from,
     eventually, field, is_root, read, read_to_end, refusing_port, reply4, reply5, request4,
     request4a, request5, request5_name, tunnel,

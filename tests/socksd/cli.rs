@@ -1,8 +1,5 @@
 //! The face: which options, messages, exit statuses and log lines there are, and that the manual
 //! tells of exactly these.
-#![allow(clippy::panic, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
-
-mod common;
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -13,7 +10,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Command, Output, Stdio};
 
-use common::{
+use crate::common::{
     HELLO, SOCKSD, SOON, Server, Target, TempFile, assert_ends_silently, connect, eventually,
     field, read, read_to_end, refusing_port, reply5, request5, root, tunnel,
 };

@@ -1,14 +1,5 @@
 //! How a server ends: what goes on, who is still served, when it is over, and how another one takes
 //! its place.
-#![allow(
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::print_stdout,
-    clippy::unwrap_used
-)]
-
-mod common;
 
 use std::fs;
 use std::io::{ErrorKind, Read as _, Write as _};
@@ -21,9 +12,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::netns::isolated;
-use common::udp::{self, Association};
-use common::*;
+use crate::common::netns::isolated;
+use crate::common::udp::{self, Association};
+use crate::common::*;
 use socksd::wire::NO_ADDRESS;
 
 const ADDR: &str = "127.0.0.1:1080";

@@ -1,14 +1,5 @@
 //! Behind a balancer: PROXY headers by hand, and real HAProxy in front of two servers, with the
 //! configuration that is installed as an example.
-#![allow(
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::print_stdout,
-    clippy::unwrap_used
-)]
-
-mod common;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -22,9 +13,9 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::netns::{ip, isolated};
-use common::udp;
-use common::*;
+use crate::common::netns::{ip, isolated};
+use crate::common::udp;
+use crate::common::*;
 use socksd::sync::lock;
 use socksd::wire::NO_ADDRESS;
 

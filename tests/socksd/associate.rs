@@ -1,21 +1,12 @@
 //! UDP ASSOCIATE (RFC 1928 sections 6 and 7).
-#![allow(
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::print_stdout,
-    clippy::unwrap_used
-)]
-
-mod common;
 
 use std::io::Write as _;
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::netns::{isolated, link_local};
-use common::*;
+use crate::common::netns::{isolated, link_local};
+use crate::common::*;
 use socksd::wire::udp;
 
 /// An association, its control connection, and a socket of its client.

@@ -1,15 +1,6 @@
 //! IDENT: who the client's host says the client is takes part in what the client may do.
 //!
 //! Most of it against a stub that answers as told; at the end against oidentd(8).
-#![allow(
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::print_stdout,
-    clippy::unwrap_used
-)]
-
-mod common;
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -21,9 +12,9 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::netns::{isolated, link_local};
-use common::udp::{Association, echo_on};
-use common::*;
+use crate::common::netns::{isolated, link_local};
+use crate::common::udp::{Association, echo_on};
+use crate::common::*;
 use socksd::sync::lock;
 use socksd::wire::NO_ADDRESS;
 

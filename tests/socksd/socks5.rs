@@ -1,18 +1,9 @@
 //! SOCKS 5 over TCP: method selection, CONNECT and its refusals (RFC 1928).
-#![allow(
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::print_stdout,
-    clippy::unwrap_used
-)]
-
-mod common;
 
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpListener};
 
-use common::*;
+use crate::common::*;
 
 /// Sends a request behind a greeting and asserts that it is refused with `rep` and an end of
 /// input, whatever follows it.

@@ -1,11 +1,6 @@
 //! Programs of others around the real binary. Several of them go round a proxy where the target is
 //! on loopback, and say nothing: so every test takes the server's own log as its witness.
 
-#![allow(clippy::panic, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
-#![allow(missing_docs)]
-
-mod common;
-
 use std::fs;
 use std::io::{self, BufRead as _, BufReader, PipeReader, Write as _};
 use std::net::{TcpStream, UdpSocket};
@@ -14,7 +9,7 @@ use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::thread;
 
-use common::{SOCKSD, Server, Target, TempDir, TempFile, eventually, field};
+use crate::common::{SOCKSD, Server, Target, TempDir, TempFile, eventually, field};
 
 /// Debian's own, which has Debian's modules; a `python3` found first on PATH may have none.
 const PYTHON: &str = "/usr/bin/python3";

@@ -1,13 +1,4 @@
 //! SIGHUP: what a server reads anew, what it keeps, and which sessions may stay.
-#![allow(
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::print_stdout,
-    clippy::unwrap_used
-)]
-
-mod common;
 
 use std::fs;
 use std::io::{ErrorKind, Write as _};
@@ -17,8 +8,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use common::udp::{self, Association};
-use common::*;
+use crate::common::udp::{self, Association};
+use crate::common::*;
 
 const ANY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
 

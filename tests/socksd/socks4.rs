@@ -1,19 +1,10 @@
 //! SOCKS 4 and 4A CONNECT, and their refusals (draft-vance-socks-v4-08, draft-vance-socks-v4a).
-#![allow(
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::print_stdout,
-    clippy::unwrap_used
-)]
-
-mod common;
 
 use std::io::Write as _;
 use std::net::{Shutdown, SocketAddr};
 use std::time::Duration;
 
-use common::*;
+use crate::common::*;
 
 const GRANTED: u8 = 90;
 const REJECTED: u8 = 91;

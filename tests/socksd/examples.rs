@@ -1,20 +1,11 @@
 //! The manual of the rules and the examples beside it: the server takes them, they decide as they
 //! say, and the manual has every word and every message of the language.
-#![allow(
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::print_stdout,
-    clippy::unwrap_used
-)]
-
-mod common;
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::process::{Command, Output, Stdio};
 
-use common::{SOCKSD, TempFile, root};
+use crate::common::{SOCKSD, TempFile, root};
 use socksd::cli;
 
 /// Runs socksd in the directory of the examples; it is to end by itself.

@@ -1,14 +1,5 @@
 //! Where the log goes and what it looks like, and who is told that the server is ready: syslog,
 //! JSON, the log opened anew, the pid file, sd_notify(3) and the descriptor of s6.
-#![allow(
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::print_stdout,
-    clippy::unwrap_used
-)]
-
-mod common;
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -21,8 +12,8 @@ use std::process::{Child, Command, Output, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use common::netns::isolated;
-use common::{
+use crate::common::netns::isolated;
+use crate::common::{
     HELLO, SOCKSD, SOON, Server, Target, TempFile, assert_ends_silently, connect, eventually,
     field, read, request4, request5,
 };
@@ -235,7 +226,7 @@ fn python_reads_every_line_in_json() {
     let _server = Quiet::start(&[&["--listen", "127.0.0.1:0"], &args[..]].concat());
     let lines = || fs::read_to_string(&log).unwrap_or_default();
     eventually("it listens", || lines().contains(r#""event":"policy""#));
-    let text = common::json::to_text(lines().lines().next().unwrap());
+    let text = crate::common::json::to_text(lines().lines().next().unwrap());
     let addr: SocketAddr = field(&text, "addr").parse().unwrap();
 
     let target = Target::echo();

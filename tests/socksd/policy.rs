@@ -1,18 +1,9 @@
 //! The built-in policy and its guard: what is denied is not connected to.
-#![allow(
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::print_stdout,
-    clippy::unwrap_used
-)]
-
-mod common;
 
 use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
 
-use common::*;
+use crate::common::*;
 
 #[test]
 fn v4_03_v5_18_v5_24_sec_01_to_sec_08_the_guard_is_on_by_default() {

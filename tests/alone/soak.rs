@@ -1,8 +1,5 @@
 //! Thousands of sessions of every kind of ending: afterwards the server holds what it held before,
 //! and has said what became of each.
-#![allow(clippy::panic, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
-
-mod common;
 
 use std::collections::HashMap;
 use std::io::{ErrorKind, Read as _, Write as _};
@@ -10,8 +7,8 @@ use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::udp::{self, Association};
-use common::{
+use crate::common::udp::{self, Association};
+use crate::common::{
     HELLO, SOON, Server, Target, assert_ends_silently, connect_from, eventually, field, read,
     read_to_end, refusing_port, reply4, reply5, request4, request4a, request5,
 };
@@ -317,6 +314,7 @@ fn ending(client: usize, number: usize) -> Ending {
 
 #[test]
 fn sec_18_real_21_20000_sessions_leave_nothing_behind_and_one_log_line_each() {
+    let _alone = crate::alone();
     let (refusing, _kept) = refusing_port();
     let world = World {
         server: Server::open(&["--max-per-client", "1000"]),

@@ -1,0 +1,26 @@
+//! Tests that need the machine to themselves: they measure what the server takes of it, or take most
+//! of it themselves. Each waits until no other runs.
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::unwrap_used
+)]
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod crowd;
+mod frugal;
+mod soak;
+mod whole;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Waits for the turn of a test, which lasts as long as what is returned.
+fn alone() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    // A test that failed has had its turn like any other.
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,42 @@
+//! The real server from outside, as clients, targets, wrappers and its administrator see it: all
+//! tests but those that need the machine or a process to themselves (`tests/alone`,
+//! `tests/allocations.rs`). They run as threads of one process, and so change nothing of it.
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::unwrap_used
+)]
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod associate;
+mod auth;
+mod balancer;
+mod bind;
+mod cli;
+mod dns;
+mod drain;
+mod examples;
+mod fail2ban;
+mod hash;
+mod ident;
+mod install;
+mod interop;
+mod layers;
+mod limits;
+mod logging;
+mod metrics;
+mod policy;
+mod privileges;
+mod relay;
+#[allow(clippy::duplicate_mod, reason = "its tests run once more, where nothing is spliced")]
+#[path = "relay.rs"]
+mod relay_copying;
+mod reload;
+mod rules;
+mod socks4;
+mod socks5;
+mod wrappers;
