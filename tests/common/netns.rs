@@ -13,13 +13,23 @@ use super::TempFile;
 /// Tells the copy of a test inside the namespaces that it is there; its value is the test's name.
 const INSIDE: &str = "SOCKSD_TEST_INSIDE";
 
-/// Runs `body`, the whole of the test called `name`, in new namespaces for network and mounts: runs
-/// this very test program once more in there, for this one test, and fails if that did not pass.
-pub fn isolated<F: FnOnce()>(name: &str, body: F) {
-    // The type of a closure is named after the program, the module and the function it stands in.
-    let module = type_name::<F>().split("::").nth(1).unwrap();
-    let name = &format!("{module}::{name}");
-    if env::var(INSIDE).is_ok_and(|inside| inside == *name) {
+/// Runs `body`, the whole of the test it is written in, in new namespaces for network and mounts:
+/// runs this very test program once more in there, for this one test, and fails if that did not
+/// pass.
+pub fn isolated<F: FnOnce()>(body: F) {
+    isolated_as(test_of::<F>(), body);
+}
+
+/// The name of the test that a closure is written in: its type is called after that,
+/// `program::module::test::{{closure}}`.
+pub fn test_of<F>() -> &'static str {
+    let (_, name) = type_name::<F>().split_once("::").unwrap();
+    name.trim_end_matches("::{{closure}}")
+}
+
+/// The same as [`isolated`] for the test called `name`, by a helper that it calls.
+pub fn isolated_as(name: &str, body: impl FnOnce()) {
+    if env::var(INSIDE).is_ok_and(|inside| inside == name) {
         return body();
     }
     let resolv_conf = TempFile::new("nameserver 127.0.0.1\n");

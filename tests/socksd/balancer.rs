@@ -476,7 +476,7 @@ fn identd(ip: &str) -> (Target, Arc<Mutex<Vec<Query>>>) {
 
 #[test]
 fn ident_asks_the_host_of_the_client_in_the_header_about_its_ports() {
-    isolated("ident_asks_the_host_of_the_client_in_the_header_about_its_ports", || {
+    isolated(|| {
         ip("addr add 192.0.2.7/32 dev lo");
         ip("addr add 2001:db8::7/128 dev lo nodad");
         let (four, asked) = identd("192.0.2.7");
@@ -808,7 +808,7 @@ const V1_IPV6: &[(&str, &str)] = &[
 
 #[test]
 fn through_haproxy_all_commands_work_with_both_headers_and_families() {
-    isolated("through_haproxy_all_commands_work_with_both_headers_and_families", || {
+    isolated(|| {
         addresses();
         let nodes = [node(5), node(6)];
         let (target, echo) = (Target::echo(), udp::echo_on("127.0.0.1"));
@@ -880,7 +880,7 @@ fn through_haproxy_all_commands_work_with_both_headers_and_families() {
 
 #[test]
 fn haproxy_drains_a_node_which_ends_with_its_last_session_and_comes_back() {
-    isolated("haproxy_drains_a_node_which_ends_with_its_last_session_and_comes_back", || {
+    isolated(|| {
         addresses();
         let checked = Target::on_addr(sock("10.0.0.1:9"), drop);
         let mut a = node(5);
@@ -941,7 +941,7 @@ fn transfer(family: usize, target: SocketAddr, random: &mut Random) {
 fn a_rolling_restart_of_both_nodes_under_load_fails_none_of_2000_sessions() {
     const SESSIONS: usize = 2_000;
     const THREADS: u64 = 16;
-    isolated("a_rolling_restart_of_both_nodes_under_load_fails_none_of_2000_sessions", || {
+    isolated(|| {
         addresses();
         let mut nodes = [node(5), node(6)];
         let mut old = Vec::new();

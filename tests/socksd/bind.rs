@@ -198,7 +198,7 @@ fn real_29_an_ipv6_client_gets_an_ipv6_listener() {
 
 #[test]
 fn a_link_local_client_gets_a_listener_on_its_own_link() {
-    isolated("a_link_local_client_gets_a_listener_on_its_own_link", || {
+    isolated(|| {
         let here = link_local();
         let listen = ["--rule=allow to all", "--listen", "[::]:1080"];
         let server = Server::spawn(std::process::Command::new(SOCKSD).args(listen));

@@ -84,7 +84,7 @@ impl Silent {
 
 #[test]
 fn v4a_20_a_name_whose_server_never_answers_is_refused_at_the_resolve_timeout() {
-    isolated("v4a_20_a_name_whose_server_never_answers_is_refused_at_the_resolve_timeout", || {
+    isolated(|| {
         let dns = Dns::start(&[]);
         let server = Server::open(&["--resolve-timeout", "1"]);
         let mut askers: Vec<_> = [(4, REJECTED), (5, 0x04)]
@@ -121,7 +121,7 @@ fn get_stuck(server: &Server, from: Ipv4Addr, count: usize) -> Vec<TcpStream> {
 
 #[test]
 fn sec_10_names_that_hang_keep_no_more_than_a_quarter_of_the_pool() {
-    isolated("sec_10_names_that_hang_keep_no_more_than_a_quarter_of_the_pool", || {
+    isolated(|| {
         let dns = Dns::start(&[("good.test", &["127.0.0.1"])]);
         let target = Target::echo();
         let server = Server::open(&["-v", "--resolvers", "8", "--resolve-timeout", "3"]);
@@ -146,7 +146,7 @@ fn sec_10_names_that_hang_keep_no_more_than_a_quarter_of_the_pool() {
 
 #[test]
 fn sec_10_a_name_of_the_same_client_is_served_while_20_hang() {
-    isolated("sec_10_a_name_of_the_same_client_is_served_while_20_hang", || {
+    isolated(|| {
         let dns = Dns::start(&[("good.test", &["127.0.0.1"])]);
         let target = Target::echo();
         let server = Server::open(&["-v"]);
@@ -161,7 +161,7 @@ fn sec_10_a_name_of_the_same_client_is_served_while_20_hang() {
 
 #[test]
 fn sec_10_a_name_that_waits_for_one_clients_share_is_looked_up_for_another() {
-    isolated("sec_10_a_name_that_waits_for_one_clients_share_is_looked_up_for_another", || {
+    isolated(|| {
         let dns = Dns::start(&[("good.test", &["127.0.0.1"])]);
         let target = Target::echo();
         let server = Server::open(&["-v", "--resolvers", "8", "--resolve-timeout", "3"]);
@@ -197,7 +197,7 @@ fn settle(server: &Server) {
 
 #[test]
 fn sec_20_a_name_that_many_ask_for_at_once_is_looked_up_once() {
-    isolated("sec_20_a_name_that_many_ask_for_at_once_is_looked_up_once", || {
+    isolated(|| {
         const ASKERS: u8 = 30;
         let dns = Dns::start(&[("good.test", &["127.0.0.1"])]);
         let target = Target::echo();
@@ -229,7 +229,7 @@ fn sec_20_a_name_that_many_ask_for_at_once_is_looked_up_once() {
 
 #[test]
 fn v4a_11_real_15_of_several_addresses_the_first_that_answers_is_used() {
-    isolated("v4a_11_real_15_of_several_addresses_the_first_that_answers_is_used", || {
+    isolated(|| {
         // The C library may sort the addresses, so that each has to be the one that refuses.
         Dns::start(&[("two.test", &["127.0.0.9", "127.0.0.1"])]);
         let server = Server::open(&[]);
@@ -250,7 +250,7 @@ fn v4a_11_real_15_of_several_addresses_the_first_that_answers_is_used() {
 
 #[test]
 fn v4a_10_a_name_with_ipv6_addresses_only_is_for_version_5() {
-    isolated("v4a_10_a_name_with_ipv6_addresses_only_is_for_version_5", || {
+    isolated(|| {
         Dns::start(&[("six.test", &["::1"])]);
         let target = Target::echo_on("::1");
         let server = Server::open(&[]);
@@ -263,7 +263,7 @@ fn v4a_10_a_name_with_ipv6_addresses_only_is_for_version_5() {
 
 #[test]
 fn ipv4_only_and_ipv6_only_choose_among_the_addresses_of_a_name() {
-    isolated("ipv4_only_and_ipv6_only_choose_among_the_addresses_of_a_name", || {
+    isolated(|| {
         Dns::start(&[("both.test", &["127.0.0.1", "::1"]), ("four.test", &["127.0.0.1"])]);
         let v4 = Target::echo_on("127.0.0.1");
         let port = v4.addr.port();
@@ -291,7 +291,7 @@ fn ipv4_only_and_ipv6_only_choose_among_the_addresses_of_a_name() {
 
 #[test]
 fn v4a_12_a_name_that_is_unknown_or_has_no_address_is_refused() {
-    isolated("v4a_12_a_name_that_is_unknown_or_has_no_address_is_refused", || {
+    isolated(|| {
         let dns = Dns::start(&[("empty.test", &[])]);
         let server = Server::open(&[]);
         let begun = Instant::now();
@@ -306,7 +306,7 @@ fn v4a_12_a_name_that_is_unknown_or_has_no_address_is_refused() {
 
 #[test]
 fn v4a_25_a_name_that_resolves_to_this_network_is_not_connected_to() {
-    isolated("v4a_25_a_name_that_resolves_to_this_network_is_not_connected_to", || {
+    isolated(|| {
         Dns::start(&[
             ("seven.test", &["0.0.0.7"]),
             ("zero.test", &["0.0.0.0"]),
@@ -332,7 +332,7 @@ fn v4a_25_a_name_that_resolves_to_this_network_is_not_connected_to() {
 
 #[test]
 fn sec_04_sec_07_no_name_leads_inside_past_the_guard() {
-    isolated("sec_04_sec_07_no_name_leads_inside_past_the_guard", || {
+    isolated(|| {
         ip("addr add 10.1.2.3/32 dev lo");
         Dns::start(&[
             ("www.example.com", &["127.0.0.1"]),
@@ -389,7 +389,7 @@ fn sec_04_sec_07_no_name_leads_inside_past_the_guard() {
 
 #[test]
 fn with_the_guard_public_addresses_are_reached() {
-    isolated("with_the_guard_public_addresses_are_reached", || {
+    isolated(|| {
         ip("addr add 93.184.216.34/32 dev lo");
         ip("addr add 2606:2800:220:1::34/128 dev lo nodad");
         Dns::start(&[
@@ -421,7 +421,7 @@ fn with_the_guard_public_addresses_are_reached() {
 
 #[test]
 fn a_silent_address_is_overtaken_by_the_next_one() {
-    isolated("a_silent_address_is_overtaken_by_the_next_one", || {
+    isolated(|| {
         // The C library may sort the addresses, so that each has to be the silent one.
         Dns::start(&[
             ("two.test", &["127.0.0.1", "127.0.0.9"]),
@@ -450,7 +450,7 @@ fn a_silent_address_is_overtaken_by_the_next_one() {
 
 #[test]
 fn a_name_with_many_silent_addresses_holds_few_descriptors() {
-    isolated("a_name_with_many_silent_addresses_holds_few_descriptors", || {
+    isolated(|| {
         const ATTEMPTS_MAX: usize = 8;
         // Neighbours that nobody is: what is sent to them waits for their hardware addresses.
         link_up();
@@ -484,7 +484,7 @@ fn a_name_with_many_silent_addresses_holds_few_descriptors() {
 
 #[test]
 fn every_address_of_this_host_that_leads_back_to_the_server_is_refused() {
-    isolated("every_address_of_this_host_that_leads_back_to_the_server_is_refused", || {
+    isolated(|| {
         link_up();
         // The second one of a subnet is a secondary address, which the system never sends from.
         ip("addr add 10.9.0.1/24 dev link0");
@@ -512,7 +512,7 @@ fn every_address_of_this_host_that_leads_back_to_the_server_is_refused() {
 
 #[test]
 fn v4_34_when_all_addresses_are_silent_the_connect_timeout_ends_it() {
-    isolated("v4_34_when_all_addresses_are_silent_the_connect_timeout_ends_it", || {
+    isolated(|| {
         Dns::start(&[("silent.test", &["127.0.0.9", "127.0.0.10", "127.0.0.11"])]);
         let server = Server::open(&["--connect-timeout", "1"]);
         let first = Silent::at("127.0.0.9:0".parse().unwrap());
@@ -534,7 +534,7 @@ fn v4_34_when_all_addresses_are_silent_the_connect_timeout_ends_it() {
 
 #[test]
 fn real_14_routes_that_lead_nowhere_have_their_own_replies() {
-    isolated("real_14_routes_that_lead_nowhere_have_their_own_replies", || {
+    isolated(|| {
         let routes = [
             ("unreachable", "11.1.0.0/16", "2600:1::/32", 0x04),
             ("prohibit", "11.2.0.0/16", "2600:2::/32", 0x02),
@@ -560,7 +560,7 @@ fn real_14_routes_that_lead_nowhere_have_their_own_replies() {
 
 #[test]
 fn a_datagram_for_a_name_that_hangs_holds_up_no_other() {
-    isolated("a_datagram_for_a_name_that_hangs_holds_up_no_other", || {
+    isolated(|| {
         let dns = Dns::start(&[("good.test", &["127.0.0.1"])]);
         let echo = udp::echo_on("127.0.0.1");
         let server = Server::open(&["--resolve-timeout", "2"]);
@@ -584,7 +584,7 @@ fn a_datagram_for_a_name_that_hangs_holds_up_no_other() {
 
 #[test]
 fn a_session_whose_client_left_during_a_look_up_ends_with_the_look_up() {
-    isolated("a_session_whose_client_left_during_a_look_up_ends_with_the_look_up", || {
+    isolated(|| {
         let dns = Dns::start(&[]);
         let server = Server::open(&["-v", "--resolve-timeout", "1"]);
         let clients = get_stuck(&server, Ipv4Addr::LOCALHOST, 3);

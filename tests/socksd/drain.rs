@@ -58,7 +58,7 @@ const AT_ONCE: Duration = Duration::from_millis(900);
 #[test]
 fn a_hundred_transfers_survive_term_while_another_server_has_the_port() {
     const LEN: usize = 1_000_000;
-    isolated("a_hundred_transfers_survive_term_while_another_server_has_the_port", || {
+    isolated(|| {
         // Sends what belongs to the octet that it gets.
         let source = Target::on("127.0.0.1", |mut stream| {
             let seed = read(&mut stream, 1)[0];
@@ -376,48 +376,45 @@ fn sessions(over: &AtomicBool, done: &AtomicUsize, seed: u64, target: SocketAddr
 
 #[test]
 fn servers_that_reuse_a_port_share_its_clients_and_restart_in_turn_without_a_failure() {
-    isolated(
-        "servers_that_reuse_a_port_share_its_clients_and_restart_in_turn_without_a_failure",
-        || {
-            let target = Target::echo();
-            let start = || at_addr(&["--reuse-port"]);
-            let mut servers = vec![start(), start()];
-            let closed = |server: &Server| {
-                server.log().iter().filter(|line| line.contains("event=close ")).count()
-            };
-            (0..200).for_each(|_| assert_flows(&mut tunnel(&servers[0], target.addr)));
-            let count = || -> usize { servers.iter().map(closed).sum() };
-            eventually("all have ended", || count() == 200);
-            let share = closed(&servers[0]);
-            assert!((40..=160).contains(&share), "{share} of 200");
+    isolated(|| {
+        let target = Target::echo();
+        let start = || at_addr(&["--reuse-port"]);
+        let mut servers = vec![start(), start()];
+        let closed = |server: &Server| {
+            server.log().iter().filter(|line| line.contains("event=close ")).count()
+        };
+        (0..200).for_each(|_| assert_flows(&mut tunnel(&servers[0], target.addr)));
+        let count = || -> usize { servers.iter().map(closed).sum() };
+        eventually("all have ended", || count() == 200);
+        let share = closed(&servers[0]);
+        assert!((40..=160).contains(&share), "{share} of 200");
 
-            let (over, done) = (AtomicBool::new(false), AtomicUsize::new(0));
-            let mut old = Vec::new();
-            thread::scope(|scope| {
-                for seed in 1..=8 {
-                    let (over, done, target) = (&over, &done, target.addr);
-                    scope.spawn(move || sessions(over, done, seed, target));
-                }
-                for _ in 0..20 {
-                    servers.push(start());
-                    let before = done.load(Ordering::SeqCst);
-                    eventually("sessions go on", || done.load(Ordering::SeqCst) > before + 20);
-                    let first = servers.remove(0);
-                    stop(&first);
-                    old.push(first);
-                }
-                over.store(true, Ordering::SeqCst);
-            });
-            let done = done.into_inner();
-            assert!(done > 400, "{done} sessions");
-            for server in &mut old {
-                assert_eq!(server.wait(), Some(0));
+        let (over, done) = (AtomicBool::new(false), AtomicUsize::new(0));
+        let mut old = Vec::new();
+        thread::scope(|scope| {
+            for seed in 1..=8 {
+                let (over, done, target) = (&over, &done, target.addr);
+                scope.spawn(move || sessions(over, done, seed, target));
             }
-            let all = || old.iter().chain(&servers);
-            eventually("all have ended", || all().map(closed).sum::<usize>() == 200 + done);
-            assert!(!all().any(|server| server.log().iter().any(|line| line.contains("refuse"))));
-        },
-    );
+            for _ in 0..20 {
+                servers.push(start());
+                let before = done.load(Ordering::SeqCst);
+                eventually("sessions go on", || done.load(Ordering::SeqCst) > before + 20);
+                let first = servers.remove(0);
+                stop(&first);
+                old.push(first);
+            }
+            over.store(true, Ordering::SeqCst);
+        });
+        let done = done.into_inner();
+        assert!(done > 400, "{done} sessions");
+        for server in &mut old {
+            assert_eq!(server.wait(), Some(0));
+        }
+        let all = || old.iter().chain(&servers);
+        eventually("all have ended", || all().map(closed).sum::<usize>() == 200 + done);
+        assert!(!all().any(|server| server.log().iter().any(|line| line.contains("refuse"))));
+    });
 }
 
 #[test]

@@ -676,7 +676,7 @@ fn ident_16_the_answer_may_come_octet_by_octet() {
 
 #[test]
 fn ident_18_a_bind_is_checked_the_same_way() {
-    isolated("ident_18_a_bind_is_checked_the_same_way", || {
+    isolated(|| {
         let early = Arc::new(AtomicUsize::new(0));
         let seen = Arc::clone(&early);
         let identd = Identd::on("127.0.0.1", move |stream, ports| {
@@ -726,7 +726,7 @@ fn ident_18_a_bind_is_refused_where_nothing_is_proved() {
 
 #[test]
 fn ident_19_the_whole_4a_request_is_read_and_nothing_resolved_before() {
-    isolated("ident_19_the_whole_4a_request_is_read_and_nothing_resolved_before", || {
+    isolated(|| {
         let dns = UdpSocket::bind("127.0.0.1:53").unwrap();
         dns.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
         let bench = Bench::new(Identd::says("<,>:USERID:UNIX:bob\r\n"));
@@ -1077,7 +1077,7 @@ fn ident_03_ident_04_ident_05_an_ipv6_client_is_asked_for_over_ipv6() {
 
 #[test]
 fn ident_03_a_link_local_client_is_asked_for_on_its_own_link() {
-    isolated("ident_03_a_link_local_client_is_asked_for_on_its_own_link", || {
+    isolated(|| {
         let here = link_local();
         let identd = Identd::on("::", says(ALICE));
         let server = server_on("[::]:1080", &identd);
@@ -1140,7 +1140,7 @@ impl Drop for Oidentd {
 
 #[test]
 fn ident_04_to_ident_07_oidentd_names_the_user_of_a_real_client() {
-    isolated("ident_04_to_ident_07_oidentd_names_the_user_of_a_real_client", || {
+    isolated(|| {
         let _plain = [Oidentd::on("127.0.0.1", "deny spoof"), Oidentd::on("::1", "deny spoof")];
         let _hiding = Oidentd::on("127.0.0.2", "force hide");
         let _spaced = Oidentd::on("127.0.0.3", "force reply \"any name here\"");

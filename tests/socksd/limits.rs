@@ -448,7 +448,7 @@ fn a_log_that_may_not_grow_ends_nothing() {
 
 #[test]
 fn a_log_goes_on_with_whole_lines_once_a_full_disk_has_room() {
-    isolated("a_log_goes_on_with_whole_lines_once_a_full_disk_has_room", || {
+    isolated(|| {
         // Hidden in here only, and nothing that a test needs is there.
         let disk = Path::new("/media");
         let mount = ["-t", "tmpfs", "-o", "size=24k", "tmpfs", disk.to_str().unwrap()];
@@ -778,7 +778,7 @@ fn listening(server: &Server) -> Vec<String> {
 
 #[test]
 fn a_port_alone_listens_on_both_loopbacks() {
-    isolated("a_port_alone_listens_on_both_loopbacks", || {
+    isolated(|| {
         let target = Target::echo();
         let server =
             Server::spawn(Command::new(SOCKSD).args(["--rule=allow to all", "-l", "1081"]));
@@ -791,7 +791,7 @@ fn a_port_alone_listens_on_both_loopbacks() {
 
 #[test]
 fn v4_38_v5_01_without_options_it_listens_on_loopback_port_1080() {
-    isolated("v4_38_v5_01_without_options_it_listens_on_loopback_port_1080", || {
+    isolated(|| {
         let server = Server::spawn(&mut Command::new(SOCKSD));
         assert_eq!(listening(&server), ["127.0.0.1:1080"]);
         assert!(serves(connect("127.0.0.1:1080".parse().unwrap())));
@@ -801,7 +801,7 @@ fn v4_38_v5_01_without_options_it_listens_on_loopback_port_1080() {
 
 #[test]
 fn a_port_alone_does_without_ipv6_where_there_is_none() {
-    isolated("a_port_alone_does_without_ipv6_where_there_is_none", || {
+    isolated(|| {
         fs::write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1").unwrap();
         let target = Target::echo();
         let server =
@@ -821,7 +821,7 @@ fn a_port_alone_does_without_ipv6_where_there_is_none() {
 
 #[test]
 fn real_29_a_listener_for_both_families_treats_an_ipv4_client_as_one() {
-    isolated("real_29_a_listener_for_both_families_treats_an_ipv4_client_as_one", || {
+    isolated(|| {
         let target = TcpListener::bind("127.0.0.1:0").unwrap();
         let udp_target = udp::echo_on("127.0.0.1");
         let command = ["--rule=allow to all", "-v", "--listen", "[::]:1080"];
@@ -877,7 +877,7 @@ fn real_29_a_listener_for_both_families_treats_an_ipv4_client_as_one() {
 
 #[test]
 fn both_families_can_have_a_listener_of_their_own_on_one_port() {
-    isolated("both_families_can_have_a_listener_of_their_own_on_one_port", || {
+    isolated(|| {
         let target = Target::echo();
         let (v4, v6) = ("0.0.0.0:1080", "[::]:1080");
         for (first, second) in [(v4, v6), (v6, v4)] {

@@ -12,7 +12,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use crate::common::netns::isolated;
+use crate::common::netns::{isolated_as, test_of};
 use crate::common::{
     HELLO, SOCKSD, SOON, Server, Target, TempFile, assert_ends_silently, connect, eventually,
     field, read, request4, request5,
@@ -86,9 +86,9 @@ fn received(socket: &UnixDatagram) -> String {
 
 const ADDR: &str = "127.0.0.1:1080";
 
-/// Runs `body`, the whole of the test called `name`, where `/dev` is its own and has no log.
-fn with_own_dev(name: &str, body: impl FnOnce(SocketAddr)) {
-    isolated(name, || {
+/// Runs `body`, the whole of the test it stands in, where `/dev` is its own and has no log.
+fn with_own_dev<F: FnOnce(SocketAddr)>(body: F) {
+    isolated_as(test_of::<F>(), || {
         let setup = r#"set -e; new=$(mktemp -d); mount -t tmpfs none "$new"
             for node in full null urandom; do
                 : >"$new/$node"; mount --bind "/dev/$node" "$new/$node"
@@ -101,7 +101,7 @@ fn with_own_dev(name: &str, body: impl FnOnce(SocketAddr)) {
 
 #[test]
 fn syslog_gets_lines_with_facility_and_severity_and_without_time() {
-    with_own_dev("syslog_gets_lines_with_facility_and_severity_and_without_time", |addr| {
+    with_own_dev(|addr| {
         let log = bound("/dev/log");
         let rules = TempFile::new("allow to all");
         let args = ["--listen", ADDR, "--rules", rules.path(), "-v", "--syslog"];
@@ -140,9 +140,7 @@ fn syslog_gets_lines_with_facility_and_severity_and_without_time() {
 
 #[test]
 fn a_syslog_daemon_that_comes_late_or_anew_gets_the_lines_and_the_count_of_those_lost() {
-    const NAME: &str =
-        "a_syslog_daemon_that_comes_late_or_anew_gets_the_lines_and_the_count_of_those_lost";
-    with_own_dev(NAME, |addr| {
+    with_own_dev(|addr| {
         let server = Quiet::start(&["--listen", ADDR, "--syslog", "daemon"]);
         eventually("it listens", || TcpStream::connect(addr).is_ok());
         // Four lines of the start, and one of that connection.
@@ -172,7 +170,7 @@ fn a_syslog_daemon_that_comes_late_or_anew_gets_the_lines_and_the_count_of_those
 
 #[test]
 fn a_syslog_daemon_that_is_replaced_at_once_loses_no_line() {
-    with_own_dev("a_syslog_daemon_that_is_replaced_at_once_loses_no_line", |addr| {
+    with_own_dev(|addr| {
         let mut log = bound("/dev/log");
         let server = Quiet::start(&["--listen", ADDR, "--syslog", "daemon"]);
         while !received(&log).contains("event=landlock ") {}
@@ -188,7 +186,7 @@ fn a_syslog_daemon_that_is_replaced_at_once_loses_no_line() {
 
 #[test]
 fn a_syslog_daemon_that_does_not_read_keeps_nobody_waiting() {
-    with_own_dev("a_syslog_daemon_that_does_not_read_keeps_nobody_waiting", |addr| {
+    with_own_dev(|addr| {
         const CLIENTS: usize = 600;
         let log = bound("/dev/log");
         let server = Quiet::start(&["--listen", ADDR, "--syslog", "daemon"]);

@@ -99,7 +99,7 @@ fn reload(server: &Server, event: &str) -> String {
 
 #[test]
 fn a_server_binds_port_80_and_becomes_nobody() {
-    isolated("a_server_binds_port_80_and_becomes_nobody", || {
+    isolated(|| {
         if !can_change_users() {
             return;
         }

@@ -173,7 +173,7 @@ fn v4_23_a_bind_is_judged_by_its_dst_and_by_its_peer() {
 
 #[test]
 fn what_the_name_alone_decides_is_not_looked_up() {
-    isolated("what_the_name_alone_decides_is_not_looked_up", || {
+    isolated(|| {
         let dns = Dns::start(&[("www.good.test", &["127.0.0.1"])]);
         let target = Target::echo();
         let rules = "deny to .blocked.test\n\
@@ -267,7 +267,7 @@ const NO_WAY_INSIDE: [&str; 6] = [
 
 #[test]
 fn sec_04_a_public_name_does_not_lead_inside() {
-    isolated("sec_04_a_public_name_does_not_lead_inside", || {
+    isolated(|| {
         let net = Rebinding::start();
         let inside =
             ["inside.example.org", "six.example.org", "mapped.example.org", "nat64.example.org"];
@@ -317,7 +317,7 @@ fn sec_04_a_public_name_does_not_lead_inside() {
 
 #[test]
 fn sec_08_a_public_name_does_not_lead_datagrams_inside() {
-    isolated("sec_08_a_public_name_does_not_lead_datagrams_inside", || {
+    isolated(|| {
         let net = Rebinding::start();
         let inside = UdpSocket::bind(("127.0.0.5", net.port)).unwrap();
         let outside = UdpSocket::bind((PUBLIC, net.port)).unwrap();
@@ -357,7 +357,7 @@ fn sec_08_a_public_name_does_not_lead_datagrams_inside() {
 
 #[test]
 fn under_a_rule_of_names_nobody_but_those_names_answers_a_datagram() {
-    isolated("under_a_rule_of_names_nobody_but_those_names_answers_a_datagram", || {
+    isolated(|| {
         let net = Rebinding::start();
         let named = UdpSocket::bind((PUBLIC, net.port)).unwrap();
         let strangers = [
@@ -862,7 +862,7 @@ fn a_rule_may_have_nothing_logged_or_more_than_is_usual() {
 
 #[test]
 fn of_a_name_the_addresses_are_used_whose_rules_have_room() {
-    isolated("of_a_name_the_addresses_are_used_whose_rules_have_room", || {
+    isolated(|| {
         Dns::start(&[("two.test", &["127.0.0.5", "127.0.0.6"])]);
         let five = SocketAddr::from(([127, 0, 0, 5], 80));
         let six = SocketAddr::from(([127, 0, 0, 6], 80));
@@ -1239,7 +1239,7 @@ impl Question {
 
 #[test]
 fn explain_agrees_with_the_server_on_500_random_questions() {
-    isolated("explain_agrees_with_the_server_on_500_random_questions", || {
+    isolated(|| {
         const SETS: usize = 25;
         const QUESTIONS: usize = 20;
         for address in [PUBLIC, PUBLIC_STRANGER, "10.9.0.1"] {
@@ -1475,42 +1475,39 @@ fn cve_2007_2031_a_request_of_http_is_no_request_at_all() {
 
 #[test]
 fn cve_2023_38545_a_name_too_long_is_refused_and_not_looked_up_however_slowly_it_comes() {
-    isolated(
-        "cve_2023_38545_a_name_too_long_is_refused_and_not_looked_up_however_slowly_it_comes",
-        || {
-            let dns = Dns::start(&[]);
-            let target = Target::echo();
-            let server = Ruled::by("allow to all");
-            let long = "localhost.".repeat(26);
-            for (len, slow) in [(256, false), (256, true), (260, false)] {
-                let name = &long.as_bytes()[..len];
-                let request = request4a(1, 1, name, target.addr.port(), b"");
-                let mut client = server.connect();
-                for part in request.chunks(if slow { 16 } else { 1_024 }) {
-                    let _ = client.write_all(part);
-                    thread::sleep(Duration::from_millis(2));
-                }
-                assert_eq!(read(&mut client, 8)[..2], [0, REJECTED]);
-            }
-            // One of 255 octets is longer than any name can be, and cut short nowhere either.
-            let name = &long.as_bytes()[..255];
-            let request = [HELLO, &request5_name(1, name, target.addr.port())].concat();
+    isolated(|| {
+        let dns = Dns::start(&[]);
+        let target = Target::echo();
+        let server = Ruled::by("allow to all");
+        let long = "localhost.".repeat(26);
+        for (len, slow) in [(256, false), (256, true), (260, false)] {
+            let name = &long.as_bytes()[..len];
+            let request = request4a(1, 1, name, target.addr.port(), b"");
             let mut client = server.connect();
-            for part in request.chunks(16) {
-                client.write_all(part).unwrap();
+            for part in request.chunks(if slow { 16 } else { 1_024 }) {
+                let _ = client.write_all(part);
                 thread::sleep(Duration::from_millis(2));
             }
-            assert_eq!(read(&mut client, 2), [5, 0]);
-            assert_ne!(reply5(&mut client).0, 0);
-            assert_eq!(dns.all_asked(), [""; 0]);
-            target.assert_untouched();
-        },
-    );
+            assert_eq!(read(&mut client, 8)[..2], [0, REJECTED]);
+        }
+        // One of 255 octets is longer than any name can be, and cut short nowhere either.
+        let name = &long.as_bytes()[..255];
+        let request = [HELLO, &request5_name(1, name, target.addr.port())].concat();
+        let mut client = server.connect();
+        for part in request.chunks(16) {
+            client.write_all(part).unwrap();
+            thread::sleep(Duration::from_millis(2));
+        }
+        assert_eq!(read(&mut client, 2), [5, 0]);
+        assert_ne!(reply5(&mut client).0, 0);
+        assert_eq!(dns.all_asked(), [""; 0]);
+        target.assert_untouched();
+    });
 }
 
 #[test]
 fn ghsa_qwrf_gfpj_qvj6_no_spelling_of_what_is_denied_gets_past() {
-    isolated("ghsa_qwrf_gfpj_qvj6_no_spelling_of_what_is_denied_gets_past", || {
+    isolated(|| {
         // As inet_aton(3) and the resolver would have them.
         let dns = Dns::start(&[
             ("blocked.test", &["127.0.0.1"]),

@@ -366,7 +366,7 @@ impl Wrapper<'_> {
 
 #[test]
 fn xinetd_serves() {
-    isolated("xinetd_serves", || {
+    isolated(|| {
         let stage = Stage::new();
         let conf = stage.example("xinetd.conf", "");
         stage.start(TCP, &xinetd(&conf)).assert_serves(Client::Own, 200);
@@ -381,7 +381,7 @@ fn xinetd(conf: &str) -> [&str; 6] {
 
 #[test]
 fn xinetd_serves_with_wait() {
-    isolated("xinetd_serves_with_wait", || {
+    isolated(|| {
         let stage = Stage::new();
         let wait = [("wait        = no", "wait = yes")];
         let conf = stage.example_with("xinetd.conf", "", &wait);
@@ -392,7 +392,7 @@ fn xinetd_serves_with_wait() {
 
 #[test]
 fn openbsd_inetd_serves() {
-    isolated("openbsd_inetd_serves", || {
+    isolated(|| {
         let stage = Stage::new();
         let conf = stage.example("inetd.conf", "");
         stage.start(TCP, &openbsd_inetd(&conf)).assert_serves(Client::Own, 200);
@@ -406,7 +406,7 @@ fn openbsd_inetd(conf: &str) -> [&str; 5] {
 
 #[test]
 fn openbsd_inetd_serves_with_wait() {
-    isolated("openbsd_inetd_serves_with_wait", || {
+    isolated(|| {
         let stage = Stage::new();
         let conf = stage.example_with("inetd.conf", "", &[("tcp nowait", "tcp wait")]);
         stage.start(TCP, &openbsd_inetd(&conf)).assert_serves(Client::Own, 200);
@@ -416,7 +416,7 @@ fn openbsd_inetd_serves_with_wait() {
 
 #[test]
 fn inetutils_inetd_serves() {
-    isolated("inetutils_inetd_serves", || {
+    isolated(|| {
         let stage = Stage::new();
         let conf = stage.example("inetd.conf", "");
         stage.start(TCP, &inetutils_inetd(&conf)).assert_serves(Client::Own, 200);
@@ -429,7 +429,7 @@ fn inetutils_inetd(conf: &str) -> [&str; 6] {
 
 #[test]
 fn inetutils_inetd_serves_with_wait() {
-    isolated("inetutils_inetd_serves_with_wait", || {
+    isolated(|| {
         let stage = Stage::new();
         let conf = stage.example_with("inetd.conf", "", &[("tcp nowait", "tcp wait")]);
         stage.start(TCP, &inetutils_inetd(&conf)).assert_serves(Client::Own, 200);
@@ -439,7 +439,7 @@ fn inetutils_inetd_serves_with_wait() {
 
 #[test]
 fn tcpserver_serves() {
-    isolated("tcpserver_serves", || {
+    isolated(|| {
         demand("tcpserver");
         let stage = Stage::new();
         let run = stage.example("tcpserver.run", "");
@@ -449,7 +449,7 @@ fn tcpserver_serves() {
 
 #[test]
 fn tcpsvd_serves() {
-    isolated("tcpsvd_serves", || {
+    isolated(|| {
         let stage = Stage::new();
         let socksd = stage.socksd(&["--inetd"]);
         let words = ["tcpsvd", "-l", "0", "-c", "256", "127.0.0.1", "1080"];
@@ -470,7 +470,7 @@ fn socat<'a>(stage: &'a Stage, args: &[&str], exec: &str) -> Wrapper<'a> {
 
 #[test]
 fn socat_serves_with_the_clients_connection() {
-    isolated("socat_serves_with_the_clients_connection", || {
+    isolated(|| {
         let stage = Stage::new();
         socat(&stage, &["--inetd"], ",nofork").assert_serves(Client::Own, 200);
     });
@@ -478,7 +478,7 @@ fn socat_serves_with_the_clients_connection() {
 
 #[test]
 fn socat_serves_with_a_socket_pair() {
-    isolated("socat_serves_with_a_socket_pair", || {
+    isolated(|| {
         let stage = Stage::new();
         socat(&stage, &["--inetd"], "").assert_serves(Client::Unix, 200);
     });
@@ -486,7 +486,7 @@ fn socat_serves_with_a_socket_pair() {
 
 #[test]
 fn socat_serves_with_the_address_in_the_environment() {
-    isolated("socat_serves_with_the_address_in_the_environment", || {
+    isolated(|| {
         let stage = Stage::new();
         socat(&stage, &["--inetd", "--peer-env"], "").assert_serves(Client::Own, 20);
     });
@@ -494,7 +494,7 @@ fn socat_serves_with_the_address_in_the_environment() {
 
 #[test]
 fn s6_serves_clients_of_a_unix_socket() {
-    isolated("s6_serves_clients_of_a_unix_socket", || {
+    isolated(|| {
         for program in ["s6-ipcserver", "s6-setuidgid"] {
             demand(program);
         }
@@ -507,7 +507,7 @@ fn s6_serves_clients_of_a_unix_socket() {
 
 #[test]
 fn unixserver_serves_though_it_leaves_signals_ignored() {
-    isolated("unixserver_serves_though_it_leaves_signals_ignored", || {
+    isolated(|| {
         let stage = Stage::new();
         let (socket, socksd) = (stage.path("socket"), stage.socksd(&["--inetd"]));
         let wrapper = stage.start(&socket, &joined(&["unixserver", &socket, "--"], &socksd));
@@ -528,7 +528,7 @@ fn activate<'a>(stage: &'a Stage, options: &[&str], args: &[&str]) -> Wrapper<'a
 
 #[test]
 fn systemd_serves_with_its_listener() {
-    isolated("systemd_serves_with_its_listener", || {
+    isolated(|| {
         let stage = Stage::new();
         activate(&stage, &[], &[]).assert_serves(Client::Own, 200);
     });
@@ -536,7 +536,7 @@ fn systemd_serves_with_its_listener() {
 
 #[test]
 fn systemd_serves_with_its_listener_as_descriptor_0() {
-    isolated("systemd_serves_with_its_listener_as_descriptor_0", || {
+    isolated(|| {
         let stage = Stage::new();
         activate(&stage, &["--inetd"], &["--inetd"]).assert_serves(Client::Own, 200);
     });
@@ -544,7 +544,7 @@ fn systemd_serves_with_its_listener_as_descriptor_0() {
 
 #[test]
 fn systemd_serves_a_client_it_has_accepted() {
-    isolated("systemd_serves_a_client_it_has_accepted", || {
+    isolated(|| {
         let stage = Stage::new();
         activate(&stage, &["-a"], &[]).assert_serves(Client::Own, 200);
     });
@@ -552,7 +552,7 @@ fn systemd_serves_a_client_it_has_accepted() {
 
 #[test]
 fn systemd_serves_a_client_it_has_accepted_as_descriptor_0() {
-    isolated("systemd_serves_a_client_it_has_accepted_as_descriptor_0", || {
+    isolated(|| {
         let stage = Stage::new();
         activate(&stage, &["-a", "--inetd"], &["--inetd"]).assert_serves(Client::Own, 200);
     });
@@ -588,7 +588,7 @@ fn stunnel(stage: &Stage, changes: &[(&str, &str)]) -> [String; 2] {
 
 #[test]
 fn stunnel_serves_with_the_address_in_the_environment() {
-    isolated("stunnel_serves_with_the_address_in_the_environment", || {
+    isolated(|| {
         let stage = Stage::new();
         let words = stunnel(&stage, &[]);
         let wrapper = stage.start(TCP, &joined(&[], &words));
@@ -598,7 +598,7 @@ fn stunnel_serves_with_the_address_in_the_environment() {
 
 #[test]
 fn stunnel_serves_its_own_address_where_the_environment_does_not_count() {
-    isolated("stunnel_serves_its_own_address_where_the_environment_does_not_count", || {
+    isolated(|| {
         let stage = Stage::new();
         let words = stunnel(&stage, &[(" --peer-env", "")]);
         let wrapper = stage.start(TCP, &joined(&[], &words));
@@ -608,7 +608,7 @@ fn stunnel_serves_its_own_address_where_the_environment_does_not_count() {
 
 #[test]
 fn the_environment_names_the_client_only_where_it_is_asked_for() {
-    isolated("the_environment_names_the_client_only_where_it_is_asked_for", || {
+    isolated(|| {
         let rules = "allow from 192.0.2.9 to any port 1-1023\ndeny from 192.0.2.9\nallow to all\n";
         // What tcpserver says is overwritten, to tell it from what the connection says.
         for (set, args, client, allowed) in [
@@ -668,7 +668,7 @@ fn the_environment_names_the_client_only_where_it_is_asked_for() {
 
 #[test]
 fn a_rule_follows_the_address_that_stunnel_tells() {
-    isolated("a_rule_follows_the_address_that_stunnel_tells", || {
+    isolated(|| {
         for (rules, changes, allowed) in [
             ("allow from 127.0.0.7 to all\n", &[][..], true),
             ("allow from 127.0.0.1 to all\n", &[], false),
@@ -686,7 +686,7 @@ fn a_rule_follows_the_address_that_stunnel_tells() {
 
 #[test]
 fn without_an_address_in_the_environment_peer_env_serves_nobody() {
-    isolated("without_an_address_in_the_environment_peer_env_serves_nobody", || {
+    isolated(|| {
         for args in [&["-a", "--inetd"][..], &["--inetd"]] {
             let stage = Stage::new();
             let wrapper = activate(&stage, args, &["--inetd", "--peer-env"]);
@@ -702,7 +702,7 @@ fn without_an_address_in_the_environment_peer_env_serves_nobody() {
 /// client of one whose standard error is the client.
 #[test]
 fn complaints_do_not_go_to_the_client_who_is_standard_error() {
-    isolated("complaints_do_not_go_to_the_client_who_is_standard_error", || {
+    isolated(|| {
         for wait in [false, true] {
             for daemon in ["xinetd", "openbsd-inetd", "inetutils-inetd"] {
                 for (old, new) in [
@@ -747,7 +747,7 @@ fn complaints_do_not_go_to_the_client_who_is_standard_error() {
 
 #[test]
 fn a_log_to_standard_error_does_not_go_to_the_client_who_is_that() {
-    isolated("a_log_to_standard_error_does_not_go_to_the_client_who_is_that", || {
+    isolated(|| {
         let (stage, echo) = (Stage::new(), Target::echo());
         let log = format!(" --log {}", stage.path("log"));
         let conf = stage.example("inetd.conf", "--verbose");
@@ -782,7 +782,7 @@ fn descriptor_0_has_to_be_a_stream_socket() {
 
 #[test]
 fn pipes_and_terminals_are_refused_without_a_word_to_the_client() {
-    isolated("pipes_and_terminals_are_refused_without_a_word_to_the_client", || {
+    isolated(|| {
         for exec in [",pipes", ",pty,rawer"] {
             let stage = Stage::new();
             let wrapper = socat(&stage, &["--inetd"], exec);
@@ -801,7 +801,7 @@ fn pipes_and_terminals_are_refused_without_a_word_to_the_client() {
 
 #[test]
 fn closed_descriptors_are_no_obstacle() {
-    isolated("closed_descriptors_are_no_obstacle", || {
+    isolated(|| {
         for closed in ["1>&-", "2>&-", "1>&- 2>&-"] {
             let (stage, echo) = (Stage::new(), Target::echo());
             let script = format!("exec \"$@\" {closed}");
@@ -834,7 +834,7 @@ fn closed_descriptors_are_no_obstacle() {
 
 #[test]
 fn sockets_of_systemd_count_only_for_the_process_they_are_meant_for() {
-    isolated("sockets_of_systemd_count_only_for_the_process_they_are_meant_for", || {
+    isolated(|| {
         let (stage, echo) = (Stage::new(), Target::echo());
         // A shell in between has the number, and descriptor 3, but is not the server.
         let socksd = stage.socksd(&["--listen", "127.0.0.1:1081"]);
@@ -850,7 +850,7 @@ fn sockets_of_systemd_count_only_for_the_process_they_are_meant_for() {
 
 #[test]
 fn several_inherited_listeners_are_served_at_once() {
-    isolated("several_inherited_listeners_are_served_at_once", || {
+    isolated(|| {
         let stage = Stage::with_rules("allow from unix,127.0.0.1,::1 to all\n");
         let (echo, socket, socksd) =
             (Target::echo(), stage.path("socket"), stage.socksd(&["--listen", "127.0.0.1:1083"]));
@@ -905,7 +905,7 @@ fn assert_none_is_lost(wrapper: &Wrapper<'_>) {
 
 #[test]
 fn no_client_is_lost_when_a_server_leaves_xinetd() {
-    isolated("no_client_is_lost_when_a_server_leaves_xinetd", || {
+    isolated(|| {
         let stage = Stage::new();
         let wait = [("wait        = no", "wait = yes")];
         let conf = stage.example_with("xinetd.conf", "--exit-when-idle 1", &wait);
@@ -915,7 +915,7 @@ fn no_client_is_lost_when_a_server_leaves_xinetd() {
 
 #[test]
 fn no_client_is_lost_when_a_server_leaves_inetd() {
-    isolated("no_client_is_lost_when_a_server_leaves_inetd", || {
+    isolated(|| {
         let stage = Stage::new();
         let wait = [("tcp nowait", "tcp wait")];
         let conf = stage.example_with("inetd.conf", "--exit-when-idle 1", &wait);
@@ -925,8 +925,7 @@ fn no_client_is_lost_when_a_server_leaves_inetd() {
 
 #[test]
 fn a_server_that_leaves_systemd_keeps_nobody_waiting_whom_it_has_accepted() {
-    let name = "a_server_that_leaves_systemd_keeps_nobody_waiting_whom_it_has_accepted";
-    isolated(name, || {
+    isolated(|| {
         let (stage, echo) = (Stage::new(), Target::echo());
         let wrapper = activate(&stage, &[], &["--exit-when-idle", "1"]);
         for _ in 0..20 {
@@ -942,7 +941,7 @@ fn a_server_that_leaves_systemd_keeps_nobody_waiting_whom_it_has_accepted() {
 
 #[test]
 fn a_session_under_a_wrapper_ends_with_a_second_term() {
-    isolated("a_session_under_a_wrapper_ends_with_a_second_term", || {
+    isolated(|| {
         for (example, change) in [
             ("tcpserver.run", None),
             ("inetd.conf", None),
@@ -975,7 +974,7 @@ fn a_session_under_a_wrapper_ends_with_a_second_term() {
 
 #[test]
 fn a_unix_socket_is_opened_with_its_mode_and_removed_at_the_end() {
-    isolated("a_unix_socket_is_opened_with_its_mode_and_removed_at_the_end", || {
+    isolated(|| {
         for (args, mode) in
             [(&[][..], 0o600), (&["--unix-mode", "666"], 0o666), (&["--unix-mode", "0660"], 0o660)]
         {
@@ -999,7 +998,7 @@ fn a_unix_socket_is_opened_with_its_mode_and_removed_at_the_end() {
 
 #[test]
 fn socat_reaches_a_unix_socket() {
-    isolated("socat_reaches_a_unix_socket", || {
+    isolated(|| {
         let (stage, echo) = (Stage::new(), Target::echo());
         let socket = stage.path("own");
         let socksd = stage.socksd(&["--listen", &format!("unix:{socket}")]);
@@ -1036,7 +1035,7 @@ fn a_path_that_is_in_use_is_left_alone() {
 
 #[test]
 fn a_rule_knows_the_clients_of_a_unix_socket() {
-    isolated("a_rule_knows_the_clients_of_a_unix_socket", || {
+    isolated(|| {
         for (rules, allowed) in [
             ("allow from unix to all\n", true),
             ("allow from any to all\n", false),
@@ -1083,8 +1082,7 @@ fn static_binary() -> PathBuf {
 #[test]
 fn a_static_server_serves_under_tcpserver_in_a_directory_with_nothing_else() {
     let binary = static_binary();
-    let name = "a_static_server_serves_under_tcpserver_in_a_directory_with_nothing_else";
-    isolated(name, || {
+    isolated(|| {
         let (stage, echo) = (Stage::new(), Target::echo());
         let bare = stage.path("bare");
         fs::create_dir(&bare).unwrap();
@@ -1120,8 +1118,7 @@ exec /lib/systemd/systemd --system --unit=test.target --log-target=console --sho
 
 #[test]
 fn systemd_itself_runs_the_example_units_with_all_they_forbid() {
-    let name = "systemd_itself_runs_the_example_units_with_all_they_forbid";
-    isolated(name, || {
+    isolated(|| {
         if is_mapped() {
             println!("not run: systemd has to be root");
             return;
