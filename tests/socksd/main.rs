@@ -32,9 +32,6 @@ mod metrics;
 mod policy;
 mod privileges;
 mod relay;
-#[allow(clippy::duplicate_mod, reason = "its tests run once more, where nothing is spliced")]
-#[path = "relay.rs"]
-mod relay_copying;
 mod reload;
 mod rules;
 mod socks4;

@@ -1,5 +1,5 @@
-//! The relay: every octet, every kind of ending. All of this runs twice, the second time, as
-//! `relay_copying`, with `--no-splice`.
+//! The relay: every octet, every kind of ending. All of this runs twice, the second time with
+//! `--no-splice`.
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{Shutdown, TcpListener};
@@ -10,10 +10,44 @@ use std::time::{Duration, Instant};
 
 use crate::common::*;
 
-/// A server that splices, unless this file is the other module.
-fn open(args: &[&str]) -> Server {
-    let copying = module_path!().ends_with("copying");
-    Server::open(&[args, if copying { &["--no-splice"] } else { &[] }].concat())
+/// How the server may pass octets on: an option, or none.
+#[derive(Clone, Copy)]
+struct Way(&'static [&'static str]);
+
+impl Way {
+    fn open(self, args: &[&str]) -> Server {
+        Server::open(&[args, self.0].concat())
+    }
+}
+
+/// Makes two tests of each function, one for each way.
+macro_rules! spliced_and_copied {
+    ($($name:ident,)*) => {
+        mod spliced {
+            $(#[test] fn $name() { super::$name(super::Way(&[])); })*
+        }
+        mod copied {
+            $(#[test] fn $name() { super::$name(super::Way(&["--no-splice"])); })*
+        }
+    };
+}
+
+// A function that is missing here is unused, of which the compiler warns.
+spliced_and_copied! {
+    v4_02_large_streams_pass_both_ways_at_once_unchanged,
+    real_04_a_half_close_of_the_client_is_carried_and_the_answer_still_comes,
+    real_05_a_half_close_of_the_target_is_carried_and_more_can_be_sent,
+    real_06_what_was_sent_before_a_close_arrives_whole_at_a_slow_reader,
+    real_07_a_reset_of_one_side_is_a_reset_of_the_other,
+    real_07_a_reset_behind_a_half_close_reaches_a_quiet_other_side,
+    a_reset_after_the_grant_puts_no_reply_into_the_tunnel,
+    a_reset_ends_a_session_whose_other_side_takes_nothing,
+    real_08_a_silent_session_outlives_every_time_limit_of_its_beginning,
+    an_idle_session_ends_at_the_limit_and_traffic_either_way_puts_it_off,
+    a_session_that_is_stuck_in_a_write_ends_at_the_idle_limit_too,
+    a_half_closed_session_without_traffic_ends_at_the_linger_limit,
+    small_pieces_leave_at_once_both_ways,
+    urgent_octets_pass_in_their_place_and_end_nothing,
 }
 
 /// A stream of octets that holds every value and does not repeat soon.
@@ -32,9 +66,8 @@ fn stream(len: usize) -> Vec<u8> {
     octets
 }
 
-#[test]
-fn v4_02_large_streams_pass_both_ways_at_once_unchanged() {
-    let server = open(&[]);
+fn v4_02_large_streams_pass_both_ways_at_once_unchanged(way: Way) {
+    let server = way.open(&[]);
     let (client, target) = through(&server);
     let (up, down) = (stream(20_000_000), stream(30_000_000));
     thread::scope(|scope| {
@@ -51,9 +84,8 @@ fn v4_02_large_streams_pass_both_ways_at_once_unchanged() {
     assert_eq!((field(&line, "up"), field(&line, "down")), ("20000000", "30000000"));
 }
 
-#[test]
-fn real_04_a_half_close_of_the_client_is_carried_and_the_answer_still_comes() {
-    let server = open(&[]);
+fn real_04_a_half_close_of_the_client_is_carried_and_the_answer_still_comes(way: Way) {
+    let server = way.open(&[]);
     let (mut client, mut target) = through(&server);
     client.write_all(b"question").unwrap();
     client.shutdown(Shutdown::Write).unwrap();
@@ -65,9 +97,8 @@ fn real_04_a_half_close_of_the_client_is_carried_and_the_answer_still_comes() {
     server.log_line(&["event=close", "up=8 down=6", "reason=client"]);
 }
 
-#[test]
-fn real_05_a_half_close_of_the_target_is_carried_and_more_can_be_sent() {
-    let server = open(&[]);
+fn real_05_a_half_close_of_the_target_is_carried_and_more_can_be_sent(way: Way) {
+    let server = way.open(&[]);
     let (mut client, mut target) = through(&server);
     target.write_all(b"greeting").unwrap();
     target.shutdown(Shutdown::Write).unwrap();
@@ -79,9 +110,8 @@ fn real_05_a_half_close_of_the_target_is_carried_and_more_can_be_sent() {
     server.log_line(&["event=close", "up=6 down=8", "reason=target"]);
 }
 
-#[test]
-fn real_06_what_was_sent_before_a_close_arrives_whole_at_a_slow_reader() {
-    let server = open(&[]);
+fn real_06_what_was_sent_before_a_close_arrives_whole_at_a_slow_reader(way: Way) {
+    let server = way.open(&[]);
     let sent = stream(3_000_000);
     for up in [true, false] {
         let (client, target) = through(&server);
@@ -105,9 +135,8 @@ fn real_06_what_was_sent_before_a_close_arrives_whole_at_a_slow_reader() {
     }
 }
 
-#[test]
-fn real_07_a_reset_of_one_side_is_a_reset_of_the_other() {
-    let server = open(&[]);
+fn real_07_a_reset_of_one_side_is_a_reset_of_the_other(way: Way) {
+    let server = way.open(&[]);
     for reset_client in [true, false] {
         for busy in [false, true] {
             let (client, target) = through(&server);
@@ -131,10 +160,9 @@ fn real_07_a_reset_of_one_side_is_a_reset_of_the_other() {
     server.log_lines(&["event=close", "reason=target-reset"], 2);
 }
 
-#[test]
-fn real_07_a_reset_behind_a_half_close_reaches_a_quiet_other_side() {
+fn real_07_a_reset_behind_a_half_close_reaches_a_quiet_other_side(way: Way) {
     // Far longer than this may take.
-    let server = open(&["--linger-timeout", "60"]);
+    let server = way.open(&["--linger-timeout", "60"]);
     for by_client in [true, false] {
         let (client, target) = through(&server);
         let (from, mut to) = if by_client { (client, target) } else { (target, client) };
@@ -151,9 +179,8 @@ fn real_07_a_reset_behind_a_half_close_reaches_a_quiet_other_side() {
     server.log_line(&["event=close", "reason=target"]);
 }
 
-#[test]
-fn a_reset_after_the_grant_puts_no_reply_into_the_tunnel() {
-    let server = open(&[]);
+fn a_reset_after_the_grant_puts_no_reply_into_the_tunnel(way: Way) {
+    let server = way.open(&[]);
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let addr = listener.local_addr().unwrap();
     for data in [&b""[..], b"only this"] {
@@ -190,9 +217,8 @@ fn a_reset_after_the_grant_puts_no_reply_into_the_tunnel() {
     server.log_lines(&["event=close", "reason=target-reset"], 7);
 }
 
-#[test]
-fn a_reset_ends_a_session_whose_other_side_takes_nothing() {
-    let server = open(&[]);
+fn a_reset_ends_a_session_whose_other_side_takes_nothing(way: Way) {
+    let server = way.open(&[]);
     let (mut client, mut target) = through(&server);
     // Fills every buffer on the way to the target, so that a thread sits in a write.
     client.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
@@ -206,10 +232,9 @@ fn a_reset_ends_a_session_whose_other_side_takes_nothing() {
     assert!(target.read_to_end(&mut octets).is_err(), "an end of input in place of a reset");
 }
 
-#[test]
-fn real_08_a_silent_session_outlives_every_time_limit_of_its_beginning() {
+fn real_08_a_silent_session_outlives_every_time_limit_of_its_beginning(way: Way) {
     let server =
-        open(&["--handshake-timeout", "1", "--connect-timeout", "1", "--resolve-timeout", "1"]);
+        way.open(&["--handshake-timeout", "1", "--connect-timeout", "1", "--resolve-timeout", "1"]);
     let (mut client, mut target) = through(&server);
     thread::sleep(Duration::from_millis(2_500));
     client.write_all(b"still").unwrap();
@@ -218,9 +243,8 @@ fn real_08_a_silent_session_outlives_every_time_limit_of_its_beginning() {
     assert_eq!(read(&mut client, 5), b"there");
 }
 
-#[test]
-fn an_idle_session_ends_at_the_limit_and_traffic_either_way_puts_it_off() {
-    let server = open(&["--idle-timeout", "1"]);
+fn an_idle_session_ends_at_the_limit_and_traffic_either_way_puts_it_off(way: Way) {
+    let server = way.open(&["--idle-timeout", "1"]);
     let (mut client, mut target) = through(&server);
     let begun = Instant::now();
     for _ in 0..4 {
@@ -238,18 +262,16 @@ fn an_idle_session_ends_at_the_limit_and_traffic_either_way_puts_it_off() {
     server.log_line(&["event=close", "reason=idle"]);
 }
 
-#[test]
-fn a_session_that_is_stuck_in_a_write_ends_at_the_idle_limit_too() {
-    let server = open(&["--idle-timeout", "1"]);
+fn a_session_that_is_stuck_in_a_write_ends_at_the_idle_limit_too(way: Way) {
+    let server = way.open(&["--idle-timeout", "1"]);
     let (mut client, _target) = through(&server);
     client.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
     while client.write(&[1; 65_536]).is_ok() {}
     server.log_line(&["event=close", "reason=idle"]);
 }
 
-#[test]
-fn a_half_closed_session_without_traffic_ends_at_the_linger_limit() {
-    let server = open(&["--linger-timeout", "1"]);
+fn a_half_closed_session_without_traffic_ends_at_the_linger_limit(way: Way) {
+    let server = way.open(&["--linger-timeout", "1"]);
     for by_client in [true, false] {
         let (client, target) = through(&server);
         // The limit counts from the half-close, not from the last octet.
@@ -270,10 +292,9 @@ fn a_half_closed_session_without_traffic_ends_at_the_linger_limit() {
     server.log_lines(&["event=close", "reason=linger"], 2);
 }
 
-#[test]
-fn small_pieces_leave_at_once_both_ways() {
+fn small_pieces_leave_at_once_both_ways(way: Way) {
     const ROUNDS: u32 = 20;
-    let server = open(&[]);
+    let server = way.open(&[]);
     for by_client in [true, false] {
         let (client, target) = through(&server);
         target.set_nodelay(true).unwrap();
@@ -293,8 +314,7 @@ fn small_pieces_leave_at_once_both_ways() {
     }
 }
 
-#[test]
-fn urgent_octets_pass_in_their_place_and_end_nothing() {
+fn urgent_octets_pass_in_their_place_and_end_nothing(way: Way) {
     // As telnet's Synch and ftp's ABOR send them; the standard library cannot.
     const SEND: &str = "
 import socket
@@ -306,7 +326,7 @@ for urgent in b'2', b'3':
 end.sendall(bytes(100))
 end.shutdown(socket.SHUT_WR)
 ";
-    let server = open(&[]);
+    let server = way.open(&[]);
     let expected =
         [&b"1"[..], &vec![0; 8 << 20], b"2", &vec![0; 8 << 20], b"3", &[0; 100]].concat();
     for up in [true, false] {
