@@ -10,7 +10,7 @@ use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
-use crate::common::{SOCKSD, Server, TempFile, eventually, read, through};
+use crate::common::{SOCKSD, Server, TempFile, copy_program, eventually, read, through};
 
 /// A server of which strace(1) writes down the system calls.
 struct Traced {
@@ -36,10 +36,8 @@ impl Traced {
     fn become_one(mut command: Command, expression: &str, args: &[&str]) -> Self {
         // Another user may have no way to the directory of the program.
         let (file, socksd) = (TempFile::new(""), TempFile::new(""));
-        fs::copy(SOCKSD, &socksd.0).unwrap();
-        for (file, mode) in [(&file, 0o666), (&socksd, 0o755)] {
-            fs::set_permissions(&file.0, fs::Permissions::from_mode(mode)).unwrap();
-        }
+        fs::set_permissions(&file.0, fs::Permissions::from_mode(0o666)).unwrap();
+        copy_program(SOCKSD, &socksd.0);
         // The server is this process's own child, and the tracer (-D) nobody's: it ends with the
         // server.
         command.args(["strace", "-D", "-f", "-q", "-s", "0", "-o", file.path(), "-e"]);

@@ -22,7 +22,7 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, Once};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -63,6 +63,7 @@ impl Server {
     /// Runs a command that becomes a server and logs to standard error. What it logs in JSON is
     /// checked, and read as text.
     pub fn spawn(command: &mut Command) -> Self {
+        have_many_descriptors();
         let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -85,6 +86,7 @@ impl Server {
     /// The same as [`Server::open`] with its log in a file, which takes many lines at once where a
     /// pipe would not.
     pub fn logging_to(file: &TempFile, args: &[&str]) -> Self {
+        have_many_descriptors();
         let always = ["--rule", "allow to all", "--listen", "127.0.0.1:0", "--log", file.path()];
         let mut command = Command::new(SOCKSD);
         let child = command.args(always).args(args).stdin(Stdio::null()).spawn().unwrap();
@@ -200,6 +202,45 @@ impl Drop for Server {
             println!("the server's log:\n{}", self.log().join("\n"));
         }
     }
+}
+
+/// Copies a program to where it is to run. By cp(1): a file this process writes is open in every
+/// process another thread is about to start, and as long as it is so it cannot be run.
+pub fn copy_program(from: impl AsRef<Path>, to: impl AsRef<Path>) {
+    let (from, to) = (from.as_ref(), to.as_ref());
+    let status = Command::new("cp").arg(from).arg(to).stdin(Stdio::null()).status().unwrap();
+    assert!(status.success(), "cannot copy {} to {}", from.display(), to.display());
+    fs::set_permissions(to, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+/// Lets this process have many descriptors: all tests have their clients and targets in it, and most
+/// systems begin with 1,024. What it starts may have as many; socksd takes what it needs by itself.
+fn have_many_descriptors() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let (soft, hard) = socksd::sys::getrlimit_nofile().unwrap();
+        socksd::sys::setrlimit_nofile(soft.max(hard.min(16_384)), hard).unwrap();
+    });
+}
+
+/// Waits for a process to listen on a port of IPv4 and returns its address, as the system knows it.
+pub fn listens_at(pid: u32) -> SocketAddr {
+    let mut found = None;
+    eventually("it listens", || {
+        let links = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
+        let owns: Vec<PathBuf> = links.filter_map(|link| fs::read_link(link.path()).ok()).collect();
+        let table = fs::read_to_string(format!("/proc/{pid}/net/tcp")).unwrap();
+        found = table.lines().find_map(|line| {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            // The second word is the address, 0A stands for listening, the tenth is the socket.
+            let owned = owns.contains(&PathBuf::from(format!("socket:[{}]", words.get(9)?)));
+            let (ip, port) = words[1].split_once(':').filter(|_| words[3] == "0A" && owned)?;
+            let ip = u32::from_str_radix(ip, 16).unwrap().to_ne_bytes();
+            Some(SocketAddr::from((ip, u16::from_str_radix(port, 16).unwrap())))
+        });
+        found.is_some()
+    });
+    found.unwrap()
 }
 
 /// The value of a field of a log line.

@@ -8,9 +8,9 @@ use std::process::Command;
 use std::time::{Duration, SystemTime};
 
 use crate::common::{
-    HELLO, SOCKSD, Server, Target, TempFile, connect, connect_from, eventually, field,
-    in_network_of, in_new_network, read, read_to_end, refusing_port, reply5, request4, request5,
-    request5_name, root,
+    HELLO, Killed, SOCKSD, Server, Target, TempFile, connect, connect_from, eventually, field,
+    in_network_of, in_new_network, listens_at, read, read_to_end, refusing_port, reply5, request4,
+    request5, request5_name, root,
 };
 
 /// What a name could hold to be taken for something else. None has a colon, since a users file
@@ -162,22 +162,17 @@ fn the_filter_finds_failed_authentication_and_nothing_else() {
 #[test]
 fn the_filter_finds_a_line_in_the_file_of_a_quiet_server() {
     let (users, log) = (TempFile::alice(), TempFile::new(""));
-    // A server that is quiet does not tell its port: an address that no other test has.
-    let [_, _, hi, lo] = std::process::id().to_be_bytes();
-    let addr = SocketAddr::from(([127, 77, hi, lo], 1080));
-    let mut server = Command::new(SOCKSD)
-        .args(["-q", "--users", users.path(), "--log", log.path(), "-l", &addr.to_string()])
-        .spawn()
-        .unwrap();
-    eventually("it listens", || TcpStream::connect(addr).is_ok());
+    let args = ["-q", "--users", users.path(), "--log", log.path(), "-l", "127.0.0.1:0"];
+    let server = Killed(Command::new(SOCKSD).args(args).spawn().unwrap());
+    // A server that is quiet does not tell its port.
+    let addr = listens_at(server.0.id());
     log_in(connect(addr), b"alice").write_all(b"nonsense").unwrap();
     let client = fail(connect(addr), b"alice", b"wrong");
     let lines = || -> Vec<String> {
         fs::read_to_string(log.path()).unwrap().lines().map(str::to_owned).collect()
     };
     eventually("the failure is logged", || !lines().is_empty());
-    server.kill().unwrap();
-    server.wait().unwrap();
+    drop(server);
     assert_eq!(lines().len(), 1, "{:?}", lines());
     assert_eq!(found(&lines()), [(client.ip(), lines().remove(0))]);
 }

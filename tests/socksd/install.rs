@@ -9,7 +9,8 @@ use std::process::{Command, Output, Stdio};
 use std::sync::OnceLock;
 
 use crate::common::{
-    Killed, Server, TempDir, TempFile, eventually, in_network_of, in_new_network, is_root, root,
+    Killed, Server, TempDir, TempFile, copy_program, eventually, in_network_of, in_new_network,
+    is_root, root,
 };
 
 /// Everything in a directory, by path from it, with its mode.
@@ -55,8 +56,8 @@ fn make(build: &str) -> (Command, PathBuf) {
 }
 
 /// The result of `make static`.
-struct Static {
-    binary: PathBuf,
+pub(crate) struct Static {
+    pub(crate) binary: PathBuf,
     is_musl: bool,
 }
 
@@ -77,9 +78,14 @@ impl Static {
     }
 
     /// As the Makefile builds it here: with musl if rustup has it.
-    fn preferred() -> &'static Self {
+    pub(crate) fn preferred() -> &'static Self {
         static BUILT: OnceLock<Static> = OnceLock::new();
         BUILT.get_or_init(|| Self::build("static", None))
+    }
+
+    /// Where [`Self::preferred`] is, once it is built.
+    pub(crate) fn place() -> PathBuf {
+        make("static").1.join("static/socksd")
     }
 
     /// As the Makefile builds it where there is no rustup: with glibc.
@@ -106,7 +112,7 @@ impl Bare {
     fn start(binary: &Path) -> Self {
         let directory = TempDir::new();
         let inside = |path: &str| directory.0.join(path);
-        fs::copy(binary, inside("socksd")).unwrap();
+        copy_program(binary, inside("socksd"));
         fs::create_dir(inside("etc")).unwrap();
         fs::write(inside("etc/hosts"), "127.0.0.1 web.test\n").unwrap();
         let resolv = "nameserver 127.0.0.1\noptions timeout:1 attempts:1\n";

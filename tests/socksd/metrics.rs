@@ -454,8 +454,6 @@ fn more_connections_than_are_served_at_once_wait_for_their_turn() {
 
 #[test]
 fn five_hundred_sessions_are_told_of_within_a_second_and_go_on() {
-    let (_, hard) = socksd::sys::getrlimit_nofile().unwrap();
-    socksd::sys::setrlimit_nofile(hard, hard).unwrap();
     let args = ["--rule=allow to all", "--max-per-client=600"];
     let ((server, addr), target) = (watched(&args), Target::echo());
     let mut tunnels: Vec<TcpStream> = (0..500).map(|_| tunnel(&server, target.addr)).collect();

@@ -167,8 +167,7 @@ fn root_and_unknown_names_are_refused_by_name() {
 fn whoever_is_not_root_is_told_so() {
     let directory = TempDir::new();
     let binary = directory.path("socksd");
-    fs::copy(SOCKSD, &binary).unwrap();
-    fs::set_permissions(&binary, fs::Permissions::from_mode(0o755)).unwrap();
+    copy_program(SOCKSD, &binary);
     for check in [None, Some("--check")] {
         for (option, value, what) in [
             ("--user", "65533:65533", "change to user 65533:65533".to_owned()),

@@ -931,12 +931,6 @@ impl Outcome {
     }
 }
 
-/// Lets this process, and what it starts, have many descriptors.
-fn raise_descriptors() {
-    let (soft, hard) = socksd::sys::getrlimit_nofile().unwrap();
-    socksd::sys::setrlimit_nofile(soft.max(hard.min(16_384)), hard).unwrap();
-}
-
 /// A target that says a word to whoever connects and keeps the connection, without a thread each.
 struct Keeper {
     addr: SocketAddr,
@@ -1048,7 +1042,6 @@ fn storm(server: SocketAddr, target: SocketAddr, groups: &[Group]) -> Vec<TcpStr
 
 #[test]
 fn sec_12_caps_of_every_kind_hold_exactly_under_2000_clients_at_once() {
-    raise_descriptors();
     let users = staff_and_bob();
     let rules = "allow user alice to all\n\
                  allow from 127.0.2.0/24 to all max-sessions 150\n\
@@ -1086,7 +1079,6 @@ fn sec_12_caps_of_every_kind_hold_exactly_under_2000_clients_at_once() {
 
 #[test]
 fn sec_12_the_cap_of_all_sessions_holds_exactly_under_2000_clients_at_once() {
-    raise_descriptors();
     let limits = ["--max-sessions", "500", "--max-half-open", "100000", "--early-drop", "100-100"];
     let server = Ruled::with("allow to all", &limits);
     let target = Keeper::start();

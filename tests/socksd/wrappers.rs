@@ -15,11 +15,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::common::netns::isolated;
+use crate::common::netns::{is_inside, isolated};
 use crate::common::{
-    HELLO, SOCKSD, SOON, Target, assert_ends_silently, connect_from, eventually, field, is_root,
-    read, read_to_end, reply5, request5, root,
+    HELLO, SOCKSD, SOON, Target, assert_ends_silently, connect_from, copy_program, eventually,
+    field, is_root, read, read_to_end, reply5, request5, root,
 };
+use crate::install::Static;
 
 /// Where programs are looked for, and all the environment they get.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -68,8 +69,7 @@ impl Stage {
         // Wrappers change the user, who has to get at everything here.
         fs::create_dir(&stage.0).unwrap();
         fs::set_permissions(&stage.0, fs::Permissions::from_mode(0o777)).unwrap();
-        fs::copy(SOCKSD, stage.0.join("socksd")).unwrap();
-        fs::set_permissions(stage.0.join("socksd"), fs::Permissions::from_mode(0o755)).unwrap();
+        copy_program(SOCKSD, stage.0.join("socksd"));
         stage.write("rules", rules, 0o644);
         stage.write("log", "", 0o666);
         stage
@@ -1064,29 +1064,18 @@ fn expected(allowed: bool, got: &[u8]) -> Vec<u8> {
     }
 }
 
-/// Where the Makefile builds a static binary, in the directory that the tests of `install` use too.
-fn static_binary() -> PathBuf {
-    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("static");
-    let binary = directory.join("static/socksd");
-    // In a network of its own the test finds it built.
-    if std::env::var("SOCKSD_TEST_INSIDE").is_err() {
-        let mut make = Command::new("make");
-        make.current_dir(root()).arg("static").env("CARGO_TARGET_DIR", directory);
-        make.env_remove("MAKEFLAGS").env_remove("MFLAGS").env_remove("MAKELEVEL");
-        let output = make.output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    }
-    binary
-}
-
 #[test]
 fn a_static_server_serves_under_tcpserver_in_a_directory_with_nothing_else() {
-    let binary = static_binary();
+    let place = Static::place();
+    // In a network of its own the test finds it built.
+    if !is_inside() {
+        assert_eq!(Static::preferred().binary, place);
+    }
     isolated(|| {
         let (stage, echo) = (Stage::new(), Target::echo());
         let bare = stage.path("bare");
         fs::create_dir(&bare).unwrap();
-        fs::copy(binary, stage.path("bare/socksd")).unwrap();
+        copy_program(place, stage.path("bare/socksd"));
         let words = ["tcpserver", "-R", "-H", "-l", "0", "127.0.0.1", "1080", "chroot", &bare];
         let socksd = ["/socksd", "--inetd", "--rule", "deny port 9", "--rule", "allow to all"];
         let wrapper = stage.start(TCP, &[&words[..], &socksd].concat());
