@@ -752,6 +752,7 @@ fn assert_lines_are_of_the_manual(format: &str) {
     let mut limited = Command::new("prlimit");
     limited.args(["--nofile=100", SOCKSD, "--listen", "127.0.0.1:0", &format]);
     let server = Server::spawn(&mut limited);
+    server.log_line(&["event=warning "]);
     // Once it serves, it has opened all it needs.
     drop(server.connect());
     server.log_line(&["event=close "]);

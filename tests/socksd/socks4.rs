@@ -30,7 +30,7 @@ fn v4_01_v4_05_v4_10_v4_40_connect_relays_however_the_request_is_cut() {
         client.shutdown(Shutdown::Write).unwrap();
         assert_eq!(read_to_end(&mut client), b"");
     }
-    assert_eq!(target.accepted(), 3, "V4-10");
+    target.assert_accepted(3); // V4-10
 }
 
 #[test]
@@ -53,7 +53,7 @@ fn v4_08_v4a_18_userids_from_none_to_255_octets_of_any_value_are_granted() {
     }
     let mut client = server.sent(&request4(1, target.addr, &[b'u'; 256]));
     assert_eq!(reply4(&mut client).0, REJECTED);
-    assert_eq!(target.accepted(), 3);
+    target.assert_accepted(3);
 }
 
 #[test]
