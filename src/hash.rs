@@ -83,7 +83,10 @@ fn take() -> Result<Secret, StartError> {
 
 /// Reads up to a newline or the end of input, without the newline, and no more than shows that it
 /// is too long.
-fn line(input: &mut impl io::BufRead) -> io::Result<Secret> {
+///
+/// # Errors
+/// As read(2).
+pub fn line(input: &mut impl io::BufRead) -> io::Result<Secret> {
     let mut line = Vec::new();
     let longest = u64::try_from(STRING_MAX).unwrap_or(u64::MAX).saturating_add(1);
     input.take(longest).read_until(b'\n', &mut line)?;

@@ -267,7 +267,7 @@ impl State {
 /// what can be no such name: letters, digits, hyphen and underscore only in labels that are not
 /// empty, so that no NUL, bracket, scope or control octet reaches the C library, nor a second dot
 /// that it would ignore and rules would not.
-fn host_name(name: &[u8]) -> Option<Vec<u8>> {
+pub fn host_name(name: &[u8]) -> Option<Vec<u8>> {
     let name = name.strip_suffix(b".").unwrap_or(name);
     let part = |octet: &u8| octet.is_ascii_alphanumeric() || b"-_".contains(octet);
     let is_label = |label: &[u8]| !label.is_empty() && label.iter().all(part);

@@ -401,7 +401,7 @@ impl Drop for Waiting {
 /// The reassembly queue and its timer. A position can only follow the one before it: the RFC gives
 /// up a sequence as soon as a lower one comes, so a gap could never be filled.
 #[derive(Default)]
-struct Fragments {
+pub struct Fragments {
     /// The highest position so far; 0 without a sequence.
     highest: u8,
     dst: Option<Destination>,
@@ -417,7 +417,7 @@ impl Fragments {
     }
 
     /// Adds a fragment; returns the whole once the last one has come.
-    fn add(
+    pub fn add(
         &mut self,
         datagram: &Datagram<'_>,
         now: Instant,

@@ -143,7 +143,7 @@ pub fn hide_stderr() -> io::Result<bool> {
 }
 
 /// An address as wrappers write it: IPv6 perhaps in brackets or with an IPv4 address mapped.
-fn parse_ip(text: &str) -> Option<IpAddr> {
+pub fn parse_ip(text: &str) -> Option<IpAddr> {
     let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
     bare.parse().ok().map(|ip: IpAddr| ip.to_canonical())
 }

@@ -2,7 +2,7 @@
 //! a time, answers one request on each, and changes nothing: all that sessions notice is a lock held
 //! while what they have relayed is added up.
 
-mod http;
+pub mod http;
 mod page;
 mod text;
 

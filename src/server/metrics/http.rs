@@ -4,27 +4,27 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 /// Octets the head of a request may have.
-pub(super) const HEAD_MAX: usize = 4_096;
+pub const HEAD_MAX: usize = 4_096;
 
 /// A response, after which the connection ends.
-pub(super) struct Response {
+pub struct Response {
     /// Code and reason.
-    pub(super) status: &'static str,
+    pub status: &'static str,
     /// The media type of the body.
-    pub(super) content: &'static str,
+    pub content: &'static str,
     /// The body.
-    pub(super) body: String,
+    pub body: String,
 }
 
 impl Response {
     /// A line of text.
-    pub(super) fn plain(status: &'static str, text: &str) -> Self {
+    pub fn plain(status: &'static str, text: &str) -> Self {
         Self { status, content: "text/plain; charset=utf-8", body: format!("{text}\n") }
     }
 
     /// The octets, without the body for HEAD. Nothing may be kept, shown in another page, run, or
     /// fetched for it.
-    pub(super) fn encode(&self, with_body: bool) -> Vec<u8> {
+    pub fn encode(&self, with_body: bool) -> Vec<u8> {
         let Self { status, content, body } = self;
         let len = body.len();
         let head = format!(
@@ -45,7 +45,7 @@ impl Response {
 }
 
 /// Whether these octets hold a whole head. Lines may end with LF alone, RFC 9112 section 2.2.
-pub(super) fn is_whole(head: &[u8]) -> bool {
+pub fn is_whole(head: &[u8]) -> bool {
     head.windows(2).any(|end| end == b"\n\n") || head.windows(3).any(|end| end == b"\n\r\n")
 }
 
@@ -55,7 +55,7 @@ pub(super) fn is_whole(head: &[u8]) -> bool {
 ///
 /// # Errors
 /// The response to any other request.
-pub(super) fn path(head: &[u8], any_host: bool) -> Result<&str, Response> {
+pub fn path(head: &[u8], any_host: bool) -> Result<&str, Response> {
     if !is_whole(head) {
         let status = "431 Request Header Fields Too Large";
         return Err(Response::plain(status, "the head may have 4096 octets"));
