@@ -218,8 +218,8 @@ pub fn copy_program(from: impl AsRef<Path>, to: impl AsRef<Path>) {
 fn have_many_descriptors() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        let (soft, hard) = socksd::sys::getrlimit_nofile().unwrap();
-        socksd::sys::setrlimit_nofile(soft.max(hard.min(16_384)), hard).unwrap();
+        let (soft, hard) = sys::getrlimit_nofile().unwrap();
+        sys::setrlimit_nofile(soft.max(hard.min(16_384)), hard).unwrap();
     });
 }
 
