@@ -11,39 +11,52 @@ pub mod users;
 use std::hash::{BuildHasher as _, RandomState};
 use std::sync::{Arc, LazyLock};
 
+/// What proves the name of a user.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Proof {
+    /// Nothing: there is no name.
+    Nothing,
+    /// A password. The number is a keyed digest of its hash in the users file: it changes when the
+    /// password is hashed anew.
+    Password(u64),
+    /// The client's host has said so (RFC 1413).
+    Ident,
+}
+
+impl Proof {
+    /// The proof by the password that has `hash` in the users file.
+    #[must_use]
+    pub fn by_password(hash: &[u8]) -> Self {
+        static KEY: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+        Self::Password(KEY.hash_one(hash))
+    }
+}
+
 /// Somebody who passed authentication, or passed where none is asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct User {
     name: Option<Vec<u8>>,
     groups: Arc<[String]>,
-    /// Stands for the hash of the password that proved the name, if one did.
-    password: Option<u64>,
+    proof: Proof,
 }
 
 impl User {
     /// A client that proves nothing: SOCKS 4, method 00.
     #[must_use]
     pub fn anonymous() -> Self {
-        Self { name: None, groups: Arc::default(), password: None }
+        Self { name: None, groups: Arc::default(), proof: Proof::Nothing }
     }
 
-    /// A client that has proved to be `name`, whom the users file has in `groups`.
+    /// A client that has proved by `proof` to be `name`, whom the users file has in `groups`.
     #[must_use]
-    pub fn proved(name: &[u8], groups: Arc<[String]>) -> Self {
-        Self { name: Some(name.to_vec()), groups, password: None }
+    pub fn proved(name: &[u8], groups: Arc<[String]>, proof: Proof) -> Self {
+        Self { name: Some(name.to_vec()), groups, proof }
     }
 
-    /// The same, proved by the password that has `hash` in the users file.
+    /// What proved the name.
     #[must_use]
-    pub fn with_password(name: &[u8], groups: Arc<[String]>, hash: &[u8]) -> Self {
-        static KEY: LazyLock<RandomState> = LazyLock::new(RandomState::new);
-        Self { password: Some(KEY.hash_one(hash)), ..Self::proved(name, groups) }
-    }
-
-    /// Whether both were proved by the same password, which has not been hashed anew since.
-    #[must_use]
-    pub fn has_password_of(&self, other: &Self) -> bool {
-        self.password.is_some() && self.password == other.password
+    pub fn proof(&self) -> Proof {
+        self.proof
     }
 
     /// The name that was proved, if any was.
@@ -79,7 +92,7 @@ mod tests {
     #[test]
     fn a_user_is_in_the_groups_of_the_users_file_and_in_no_others() {
         let groups = ["staff", "ops"].map(str::to_owned);
-        let user = User::proved(b"alice", Arc::new(groups));
+        let user = User::proved(b"alice", Arc::new(groups), Proof::Ident);
         assert!(user.is_in("staff") && user.is_in("ops"));
         for other in ["", "Staff", "staf", "staff,ops", "alice"] {
             assert!(!user.is_in(other), "{other}");

@@ -18,8 +18,8 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
-use crate::auth::User;
 use crate::auth::users::Users;
+use crate::auth::{Proof, User};
 use crate::policy::nets::{is_nowhere, is_special};
 use crate::policy::rules::{Ident, Place, Question, Rule, To, Truth, Where};
 use crate::wire::socks5::Method;
@@ -214,6 +214,20 @@ impl Policy {
         Err(denied(None, question.ident))
     }
 
+    /// The same user with what the users file says now, or `None` where the proof of then is none
+    /// any more: another password, or an account that is locked, expired or gone.
+    #[must_use]
+    pub fn renewed(&self, user: &User) -> Option<User> {
+        match (user.name(), user.proof()) {
+            (None, _) | (_, Proof::Nothing) => Some(user.clone()),
+            (Some(name), Proof::Password(_)) => {
+                let now = self.users.as_ref()?.with_password(name)?;
+                (now.proof() == user.proof()).then_some(now)
+            }
+            (Some(name), Proof::Ident) => Ident::user(self.users.as_ref(), name),
+        }
+    }
+
     /// Which methods a client of version 5 may choose.
     #[must_use]
     pub fn methods(&self, client: Option<IpAddr>) -> Methods {
@@ -376,7 +390,7 @@ mod tests {
     }
 
     fn alice() -> User {
-        User::proved(b"alice", Arc::new(["staff".to_owned()]))
+        User::proved(b"alice", Arc::new(["staff".to_owned()]), Proof::Password(1))
     }
 
     /// Alice from 10.0.0.5, by version 5.
@@ -660,6 +674,39 @@ mod tests {
             let may = policy(rules).judge(&asker, &dst, ip).is_ok();
             assert_eq!(may, allowed, "{rules} {:?}", asker.ident);
         }
+    }
+
+    #[test]
+    fn a_user_is_renewed_while_the_proof_holds() {
+        let with_users = |text: &str| {
+            let users = Users::parse(text.as_bytes()).unwrap_or_else(|e| panic!("{e:?}"));
+            Policy { users: Some(users), ..policy("allow") }
+        };
+        let digest = "0123456789012345678901234567890123456789012";
+        let (first, other) = (format!("$5$salt${digest}"), format!("$5$other${digest}"));
+        let before = with_users(&format!("alice:{first}::staff\n"));
+        let password = before.users.as_ref().unwrap().with_password(b"alice").unwrap();
+        let ident = User::proved(b"alice", Arc::default(), Proof::Ident);
+        for (line, by_password, by_ident) in [
+            (format!("alice:{first}::ops"), Some("ops"), Some("ops")),
+            (format!("alice:{other}::ops"), None, Some("ops")),
+            ("alice:!::ops".to_owned(), None, Some("ops")),
+            (format!("alice:{first}:2020-01-01:ops"), None, None),
+            ("bob:!".to_owned(), None, Some("")),
+        ] {
+            let policy = with_users(&line);
+            for (user, group) in [(&password, by_password), (&ident, by_ident)] {
+                let renewed = policy.renewed(user);
+                assert_eq!(renewed.is_some(), group.is_some(), "{line} {user:?}");
+                let Some((user, group)) = renewed.zip(group) else { continue };
+                assert_eq!(user.name(), Some(&b"alice"[..]));
+                assert!(group.is_empty() || user.is_in(group), "{line} {user:?}");
+            }
+            assert_eq!(policy.renewed(&User::anonymous()), Some(User::anonymous()));
+        }
+        let without = policy("allow");
+        assert_eq!(without.renewed(&password), None);
+        assert_eq!(without.renewed(&ident), Some(ident));
     }
 
     #[test]

@@ -15,7 +15,7 @@ use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Instant, SystemTime};
 
-use crate::auth::{AuthError, User};
+use crate::auth::{AuthError, Proof, User};
 use crate::date::Date;
 use crate::log::Escaped;
 use crate::sync::lock;
@@ -48,6 +48,11 @@ struct Account {
 impl Account {
     fn groups(&self) -> Arc<[String]> {
         Arc::clone(&self.groups)
+    }
+
+    /// The user called `name` with the password that has `hash`.
+    fn user(&self, name: &[u8], hash: &[u8]) -> User {
+        User::proved(name, self.groups(), Proof::by_password(hash))
     }
 
     fn has_expired(&self, today: Date) -> bool {
@@ -154,21 +159,21 @@ impl Users {
         self.accounts.is_empty()
     }
 
-    /// The user of this name where something else than a password has proved it, in the groups of
-    /// the account if there is one; `None` if that has expired.
+    /// The user of this name where `proof`, which is no password, has proved it, in the groups of the
+    /// account if there is one; `None` if that has expired.
     #[must_use]
-    pub fn proved(&self, name: &[u8]) -> Option<User> {
+    pub fn proved(&self, name: &[u8], proof: Proof) -> Option<User> {
         let account = self.accounts.get(name);
         let expired = account.is_some_and(|account| account.has_expired(today()));
         let groups = account.map(Account::groups).unwrap_or_default();
-        (!expired).then(|| User::proved(name, groups))
+        (!expired).then(|| User::proved(name, groups, proof))
     }
 
     /// The user of this name if there is a password for it now, whatever that is.
     #[must_use]
     pub fn with_password(&self, name: &[u8]) -> Option<User> {
         let account = self.accounts.get(name).filter(|account| !account.has_expired(today()))?;
-        account.hash.as_ref().map(|hash| User::with_password(name, account.groups(), hash))
+        account.hash.as_ref().map(|hash| account.user(name, hash))
     }
 
     /// Checks a password, waiting for a turn until `deadline`; returns the user.
@@ -207,7 +212,7 @@ impl Users {
             && !expired
             && lock(&self.accepted).get(&claim.uname) == Some(&digest)
         {
-            return Ok(User::with_password(&claim.uname, account.groups(), hash));
+            return Ok(account.user(&claim.uname, hash));
         }
         let setting = hash.unwrap_or(&self.stand_in);
         let _turn = self.turn(deadline)?;
@@ -225,7 +230,7 @@ impl Users {
                     return Err(AuthError::Expired);
                 }
                 lock(&self.accepted).insert(claim.uname.clone(), digest);
-                Ok(User::with_password(&claim.uname, account.groups(), hash))
+                Ok(account.user(&claim.uname, hash))
             }
             _ => Err(AuthError::Wrong),
         }

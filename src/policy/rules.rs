@@ -13,8 +13,8 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::auth::User;
 use crate::auth::users::Users;
+use crate::auth::{Proof, User};
 use crate::log::Escaped;
 use crate::policy::list::{List, Name};
 use crate::policy::nets::{Block, Set, spellings};
@@ -73,16 +73,20 @@ impl Ident {
         answer: &[u8],
     ) -> Self {
         // An account that has expired is as good as none.
-        let user = match users {
-            Some(users) => users.proved(answer),
-            None => Some(User::proved(answer, Arc::default())),
-        };
-        let Some(user) = user else { return Self::Unproved };
+        let Some(user) = Self::user(users, answer) else { return Self::Unproved };
         // An empty USERID is nobody's.
         if version != Version::V5 && (userid.is_empty() || userid != answer) {
             return Self::Different;
         }
         Self::Proved(user)
+    }
+
+    /// The user called `name` by its host; `None` if the account has expired.
+    pub(super) fn user(users: Option<&Users>, name: &[u8]) -> Option<User> {
+        match users {
+            Some(users) => users.proved(name, Proof::Ident),
+            None => Some(User::proved(name, Arc::default(), Proof::Ident)),
+        }
     }
 }
 

@@ -14,7 +14,7 @@ use crate::policy::{Asker, Policy};
 use crate::relay::{End, Stopper, Traffic};
 use crate::session::record::Record;
 use crate::sync::lock;
-use crate::wire::{Destination, Version};
+use crate::wire::Destination;
 
 /// What a session was granted.
 pub(super) struct Grant {
@@ -32,16 +32,12 @@ impl Grant {
     /// Whether `policy` would grant this too: to the same user with the same password.
     fn holds_under(&self, policy: &Policy) -> bool {
         let mut asker = self.asker.clone();
-        if let Some(name) = asker.user.name() {
-            let user = policy.users.as_ref().and_then(|users| users.with_password(name));
-            match user.filter(|user| user.has_password_of(&asker.user)) {
-                Some(user) => asker.user = user,
-                None => return false,
-            }
+        match policy.renewed(&asker.user) {
+            Some(user) => asker.user = user,
+            None => return false,
         }
         if let Ident::Proved(user) = &asker.ident {
-            let name = user.name().unwrap_or_default();
-            asker.ident = Ident::of_answer(policy.users.as_ref(), Version::V5, b"", name);
+            asker.ident = policy.renewed(user).map_or(Ident::Unproved, Ident::Proved);
         }
         match &self.target {
             Some((dst, ip)) => policy.judge(&asker, dst, *ip).is_ok(),
