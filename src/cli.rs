@@ -362,12 +362,6 @@ fn config(matches: &Matches) -> Result<Config, UsageError> {
     if only_v4 && only_v6 {
         return Err(UsageError("options -4 and -6 exclude each other".into()));
     }
-    let level = match (matches.opt_present("q"), matches.opt_present("v")) {
-        (true, true) => return Err(UsageError("options -q and -v exclude each other".into())),
-        (true, false) => Level::Quiet,
-        (false, true) => Level::Verbose,
-        (false, false) => Level::Normal,
-    };
     let seconds = |option: &Number| number(matches, option).map(Duration::from_secs);
     let some_seconds = |option: &Number| Ok(Some(seconds(option)?).filter(|time| !time.is_zero()));
     Ok(Config {
@@ -394,7 +388,7 @@ fn config(matches: &Matches) -> Result<Config, UsageError> {
         ident_timeout: seconds(&IDENT_TIMEOUT)?,
         auth_penalty: seconds(&AUTH_PENALTY)?,
         log: log_to(matches)?,
-        level,
+        level: level(matches)?,
         format: format(matches)?,
         pid_file: matches.opt_str("pid-file").map(PathBuf::from),
         ready_fd: ready_fd(matches)?,
@@ -405,12 +399,7 @@ fn config(matches: &Matches) -> Result<Config, UsageError> {
         ipv6: !only_v4,
         allow_4a: !matches.opt_present("no-4a"),
         fragments: !matches.opt_present("no-fragments"),
-        caps: Caps {
-            sessions: number(matches, &MAX_SESSIONS)?,
-            per_client: number(matches, &MAX_PER_CLIENT)?,
-            half_open: number(matches, &MAX_HALF_OPEN)?,
-            early_drop: early_drop(matches)?,
-        },
+        caps: caps(matches)?,
         per_user: number(matches, &MAX_PER_USER)?,
         splice: !matches.opt_present("no-splice"),
         resolvers: count(matches, &RESOLVERS)?,
@@ -421,6 +410,24 @@ fn config(matches: &Matches) -> Result<Config, UsageError> {
         linger_timeout: seconds(&LINGER_TIMEOUT)?,
         idle_timeout: some_seconds(&IDLE_TIMEOUT)?,
         udp_idle_timeout: some_seconds(&UDP_IDLE_TIMEOUT)?,
+    })
+}
+
+fn level(matches: &Matches) -> Result<Level, UsageError> {
+    match (matches.opt_present("q"), matches.opt_present("v")) {
+        (true, true) => Err(UsageError("options -q and -v exclude each other".into())),
+        (true, false) => Ok(Level::Quiet),
+        (false, true) => Ok(Level::Verbose),
+        (false, false) => Ok(Level::Normal),
+    }
+}
+
+fn caps(matches: &Matches) -> Result<Caps, UsageError> {
+    Ok(Caps {
+        sessions: number(matches, &MAX_SESSIONS)?,
+        per_client: number(matches, &MAX_PER_CLIENT)?,
+        half_open: number(matches, &MAX_HALF_OPEN)?,
+        early_drop: early_drop(matches)?,
     })
 }
 

@@ -8,7 +8,7 @@ use std::io::{self, BufRead as _, IsTerminal as _, Read as _, Write as _};
 use std::sync::Arc;
 use std::thread;
 
-use crate::config::StartError;
+use crate::start::StartError;
 use crate::sync::Queue;
 use crate::sys::{self, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP, Termios};
 use crate::wire::STRING_MAX;

@@ -41,8 +41,9 @@ pub mod session;
 // 6 server: listeners, slots, signals.
 pub mod server;
 
-// 7 face: settings, hashes for the users file, options and usage.
+// 7 face: settings, the start, options and usage, hashes for the users file.
 pub mod config;
+pub mod start;
 
 pub mod cli;
 pub mod hash;

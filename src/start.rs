@@ -1,0 +1,470 @@
+//! The start: from settings to a server that runs, and how the policy is read anew while it does.
+//! What can be set is in [`crate::config`], its texts in [`crate::cli`].
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::auth::penalties::Penalties;
+use crate::command::quotas::Caps as SharedCaps;
+use crate::command::resources::Means;
+use crate::config::{Config, LogTo, PolicySource};
+use crate::log::{Level, Line, Log};
+use crate::policy::explain::Request;
+use crate::policy::{Current, Policy};
+use crate::relay::Relays;
+use crate::resolve::Resolver;
+use crate::server::inherit::Inherited;
+use crate::server::landlock::{self, Files};
+use crate::server::listeners::{self, Client, Listen, Listener, Manner};
+use crate::server::notify::{self, Notify};
+use crate::server::pid_file::PidFile;
+use crate::server::privileges::{self, Account};
+use crate::server::slots::{self, Caps};
+use crate::server::walls::{self, Walls};
+use crate::server::{Ending, Limits, Server, signals};
+use crate::session::live::Live;
+use crate::session::service::Service;
+use crate::stats::Stats;
+use crate::sys;
+use crate::threads::Threads;
+
+/// What the log says of a panic, after where and why: it is a bug of this program.
+const REPORT: &str = "please report it: see 'Reporting a problem' in the README";
+
+/// Starts the server and runs it until a signal ends it.
+///
+/// # Errors
+/// What keeps it from starting, or from accepting clients any longer.
+pub fn run(config: Config) -> Result<(), StartError> {
+    let notify = Notify::from_env()
+        .map_err(|error| StartError::system("connect to NOTIFY_SOCKET", &error))?;
+    let ready_fd = config.ready_fd.map(sys::take_fd).transpose();
+    let ready_fd =
+        ready_fd.map_err(|error| StartError::system("use the descriptor of --ready-fd", &error))?;
+    signals::block().map_err(|error| StartError::system("block signals", &error))?;
+    let asked = config.caps;
+    let started = config.start()?;
+    let logging = Arc::clone(&started.service);
+    std::panic::set_hook(Box::new(move |info| {
+        let error = format_args!("{info}; {REPORT}");
+        logging.log.write(Level::Quiet, Line::new("panic").text("error", error));
+    }));
+    let lines = started.lines(asked);
+    let Started {
+        listeners,
+        metrics,
+        clients,
+        limits,
+        service,
+        caps,
+        source,
+        pid_file: _pid_file,
+        ..
+    } = started;
+    let server = Server::start(listeners, metrics, clients, &service, caps)
+        .map_err(|error| StartError::system("start a thread", &error))?;
+    lines.into_iter().for_each(|(level, line)| service.log.write(level, line));
+    notify.ready();
+    if let Some(fd) = ready_fd {
+        notify::end_with_newline(fd);
+    }
+    let reload = || {
+        notify.reloading();
+        reload(&source, &service);
+        notify.ready();
+    };
+    match server.run(limits, reload, || notify.stopping()) {
+        Ending::Signal(_) | Ending::Idle => Ok(()),
+        Ending::Broken(error) => Err(StartError::system("accept clients", &error)),
+    }
+}
+
+/// Tells how much there is to go by.
+fn policy_line(line: Line, service: &Service) -> Line {
+    let policy = service.policy.get();
+    let users = policy.users.as_ref().map_or_else(|| "-".into(), |users| users.len().to_string());
+    line.field("rules", policy.len()).field("users", users)
+}
+
+/// Opens the log and reads rules and users anew. Where anything is wrong with either, what is in
+/// use stays.
+fn reload(source: &PolicySource, service: &Service) {
+    if let Err(error) = service.log.reopen() {
+        service.log.write(Level::Quiet, Line::new("reopen-failed").text("error", error));
+    }
+    match source.load() {
+        Ok(policy) => {
+            service.change_policy(policy);
+            service.log.write(Level::Normal, policy_line(Line::new("reload"), service));
+        }
+        Err(StartError::Config(errors)) => {
+            for error in errors {
+                service.log.write(Level::Quiet, Line::new("reload-failed").text("error", error));
+            }
+        }
+        Err(StartError::System(error)) => {
+            service.log.write(Level::Quiet, Line::new("reload-failed").text("error", error));
+        }
+    }
+}
+
+/// What kept the server from starting; Display gives the message for standard error.
+#[derive(Debug)]
+pub enum StartError {
+    /// Files or settings are wrong, one message each: exit status 100.
+    Config(Vec<String>),
+    /// A system call failed: exit status 111.
+    System(String),
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let messages = match self {
+            Self::Config(messages) => messages.as_slice(),
+            Self::System(message) => std::slice::from_ref(message),
+        };
+        messages.iter().try_for_each(|message| writeln!(f, "socksd: {message}"))
+    }
+}
+
+impl StartError {
+    /// A system call failed while doing `what`.
+    #[must_use]
+    pub fn system(what: &str, error: &io::Error) -> Self {
+        Self::System(format!("cannot {what}: {error}"))
+    }
+}
+
+impl PolicySource {
+    /// Reads and checks all of it.
+    ///
+    /// # Errors
+    /// `Config` with everything that is wrong.
+    pub fn load(&self) -> Result<Policy, StartError> {
+        Policy::load(&self.texts, self.rules.as_deref(), self.users.as_deref())
+            .map_err(StartError::Config)
+    }
+
+    /// What the rules make of `request`, and whether they allow it.
+    ///
+    /// # Errors
+    /// As [`PolicySource::load`].
+    pub fn explain(&self, request: &Request) -> Result<(String, bool), StartError> {
+        Ok(request.explain(&self.load()?))
+    }
+}
+
+/// A server ready to run.
+struct Started {
+    /// Its listeners.
+    listeners: Vec<Listener>,
+    /// The listener for metrics.
+    metrics: Option<Listener>,
+    /// Clients that somebody else has accepted.
+    clients: Vec<Client>,
+    /// When to end.
+    limits: Limits,
+    /// What all sessions share.
+    service: Arc<Service>,
+    /// The caps that can be kept, which may be lower than those asked for.
+    caps: Caps,
+    /// What reads the policy anew.
+    source: PolicySource,
+    /// Whether the server is confined to its files.
+    landlock: landlock::State,
+    /// What is not as it should be.
+    warnings: Vec<String>,
+    /// What the system allows, if that is to be told.
+    walls: Option<Walls>,
+    /// The file with the process number.
+    pid_file: Option<PidFile>,
+}
+
+impl Started {
+    /// The lines of the start, of a server for which the caps `asked` were asked for.
+    fn lines(&self, asked: Caps) -> Vec<(Level, Line)> {
+        let Self { listeners, metrics, service, caps, .. } = self;
+        // Told once all is open: who reads it can count on the server.
+        let mut lines = Vec::new();
+        let mut tell = |level: Level, line: Line| lines.push((level, line));
+        for listener in listeners {
+            tell(Level::Normal, Line::new("listening").field("addr", &listener.place));
+        }
+        if let Some(listener) = metrics {
+            tell(Level::Normal, Line::new("metrics").field("addr", &listener.place));
+        }
+        // Of one session each time, that would be more than of the session itself.
+        if !listeners.is_empty() {
+            let line = Line::new("limits")
+                .field("sessions", caps.sessions)
+                .field("per-client", caps.per_client)
+                .field("half-open", caps.half_open);
+            tell(Level::Normal, line);
+            if let Some(walls) = &self.walls {
+                let line = Line::new("walls");
+                let line = walls.iter().fold(line, |line, (name, value)| line.field(name, value));
+                tell(Level::Verbose, line);
+            }
+            tell(Level::Normal, policy_line(Line::new("policy"), service));
+            tell(Level::Normal, Line::new("landlock").field("state", self.landlock));
+        }
+        for warning in &self.warnings {
+            tell(Level::Quiet, Line::new("warning").text("error", warning));
+        }
+        if caps.sessions < asked.sessions {
+            let line = Line::new("warning").text(
+                "error",
+                format_args!(
+                    "too few descriptors for {} sessions: raise ulimit -n",
+                    asked.sessions
+                ),
+            );
+            tell(Level::Quiet, line);
+        }
+        lines
+    }
+}
+
+/// What is opened before the root directory is another.
+#[derive(Default)]
+struct Opened {
+    listeners: Vec<Listener>,
+    metrics: Option<Listener>,
+    pid_file: Option<PidFile>,
+}
+
+/// What there is once privileges are given up.
+struct Settled {
+    opened: Opened,
+    policy: Policy,
+    log: Log,
+    landlock: landlock::State,
+    warnings: Vec<String>,
+}
+
+/// Most pipes for splicing: half of what a user may have, pipe(7). With more busy directions than that
+/// the processors are the limit.
+const PIPES: u64 = 32;
+
+impl Config {
+    /// Takes what was inherited, reads the files, opens the log and the listeners, and gives up
+    /// privileges. No other thread may be running.
+    ///
+    /// # Errors
+    /// What is wrong with the first of them that cannot be used.
+    fn start(self) -> Result<Started, StartError> {
+        let inherited = self.inherited().map_err(|error| StartError::Config(vec![error]))?;
+        let (caps, pipes) = slots::fit(self.caps, if self.splice { PIPES } else { 0 })
+            .map_err(|error| StartError::system("read the limit on descriptors", &error))?;
+        let walls = (self.level == Level::Verbose).then(walls::read);
+        let Inherited { mut listeners, clients, any } = inherited;
+        let default = if any { Vec::new() } else { vec![Listen::default()] };
+        let wanted = if self.listen.is_empty() { &default } else { &self.listen };
+        let listen = || {
+            listeners.extend(listeners::open(wanted, self.manner).map_err(StartError::System)?);
+            // Each process has metrics of its own.
+            let manner = Manner { reuse_port: false, ..self.manner };
+            let place = self.metrics.clone().map(|place| Listen { place, optional: false });
+            let metrics = listeners::open(place.as_slice(), manner).map_err(StartError::System)?;
+            let pid_file = self.pid_file.clone().map(write_pid_file).transpose()?;
+            Ok(Opened { listeners, metrics: metrics.into_iter().next(), pid_file })
+        };
+        let Settled { opened, policy, log, landlock, warnings } = self.settle(listen)?;
+        let Opened { listeners, metrics, pid_file } = opened;
+        let live = Live::new().map_err(|error| StartError::system("open a pipe", &error))?;
+        let listening = listeners.iter().chain(&metrics).filter_map(Listener::tcp_addr).collect();
+        let (source, limits) = (self.policy.clone(), self.limits);
+        let service = Arc::new(self.service(policy, log, live, listening, pipes));
+        Ok(Started {
+            listeners,
+            metrics,
+            clients,
+            limits,
+            service,
+            caps,
+            source,
+            landlock,
+            warnings,
+            walls,
+            pid_file,
+        })
+    }
+
+    /// What all sessions share, from the settings and what has been opened by them.
+    fn service(
+        self,
+        policy: Policy,
+        log: Log,
+        live: Live,
+        listening: Vec<SocketAddr>,
+        pipes: u64,
+    ) -> Service {
+        Service {
+            policy: Arc::new(Current::new(policy)),
+            penalties: Penalties::new(self.auth_penalty),
+            live: Arc::new(live),
+            strict_reload: self.strict_reload,
+            means: Means {
+                stats: Stats::default(),
+                caps: SharedCaps::new(self.per_user),
+                resolver: Arc::new(Resolver::new(self.resolvers)),
+                resolve_timeout: self.resolve_timeout,
+                connect_timeout: self.connect_timeout,
+                bind_timeout: self.bind_timeout,
+                source: self.source,
+                ipv4: self.ipv4,
+                ipv6: self.ipv6,
+                advertise: self.advertise,
+                ports: self.ports,
+                listening,
+            },
+            relays: Relays::new(usize::try_from(pipes).unwrap_or(0)),
+            threads: Threads::default(),
+            log,
+            allow_4a: self.allow_4a,
+            handshake_timeout: self.handshake_timeout,
+            balancers: self.balancers.0,
+            unix_balancer: self.balancers.1,
+            ident_port: self.ident_port,
+            ident_timeout: self.ident_timeout,
+            idle: self.idle_timeout,
+            linger: self.linger_timeout,
+            fragments: self.fragments,
+            udp_idle: self.udp_idle_timeout,
+        }
+    }
+
+    /// Checks the files. Where privileges are to be given up, gives them up as the start does, and
+    /// returns what is not as it should be. No other thread may be running.
+    ///
+    /// # Errors
+    /// As [`Config::start`].
+    pub fn check(&self) -> Result<Vec<String>, StartError> {
+        if !self.gives_up_privileges() {
+            return self.policy.load().map(|_| Vec::new());
+        }
+        self.settle(|| Ok(Opened::default())).map(|settled| settled.warnings)
+    }
+
+    fn gives_up_privileges(&self) -> bool {
+        self.user.is_some() || self.chroot.is_some()
+    }
+
+    /// The user to become.
+    fn account(&self) -> Result<Option<Account>, StartError> {
+        let Some(user) = &self.user else { return Ok(None) };
+        Account::look_up(user).map(Some).map_err(|error| match error.raw_os_error() {
+            Some(_) => StartError::system(&format!("look up {user}"), &error),
+            None => StartError::Config(vec![format!("--user {user}: {error}")]),
+        })
+    }
+
+    fn open_log(&self) -> Result<Log, StartError> {
+        let (level, format) = (self.level, self.format);
+        match &self.log {
+            LogTo::Stderr => Ok(Log::to_stderr(level, format)),
+            LogTo::File(path) => {
+                Log::to_file(level, format, path.clone()).map_err(StartError::System)
+            }
+            LogTo::Syslog(facility) => Ok(Log::to_syslog(level, format, *facility)),
+        }
+    }
+
+    /// Opens the files, listens with `listen`, and gives up privileges, in the order that is best
+    /// for each of them.
+    fn settle(
+        &self,
+        listen: impl FnOnce() -> Result<Opened, StartError>,
+    ) -> Result<Settled, StartError> {
+        sys::prctl_set_no_new_privs()
+            .map_err(|error| StartError::system("forbid new privileges", &error))?;
+        let account = self.account()?;
+        // What is wrong with the files is told before anything listens, if they can be had then.
+        // Terminals and the syslog daemon are not to be found in another root directory.
+        let here = self.chroot.is_none();
+        let policy = if here { Some(self.policy.load()?) } else { None };
+        // A log file is the user's to open: root would follow a link in a directory of the user's.
+        let as_is = here && self.user.is_none() || !matches!(self.log, LogTo::File(_));
+        let log = if as_is { Some(self.open_log()?) } else { None };
+        let mut opened = listen()?;
+        if let Some(directory) = &self.chroot {
+            let what = format!("change the root directory to {}", directory.display());
+            privileges::change_root(directory)
+                .map_err(|error| StartError::system(&what, &error))?;
+            let Opened { listeners, metrics, .. } = &mut opened;
+            listeners.iter_mut().chain(metrics).for_each(Listener::leave_behind);
+        }
+        let policy = policy.map_or_else(|| self.policy.load(), Ok)?;
+        if let (Some(account), Some(user)) = (account, &self.user) {
+            let what = format!("change to user {user}");
+            account.change_to().map_err(|error| StartError::system(&what, &error))?;
+        }
+        let log = log.map_or_else(|| self.open_log(), Ok)?;
+        let mut warnings = Vec::new();
+        let landlock = self.confine(&policy, &opened).unwrap_or_else(|error| {
+            warnings.push(format!("cannot confine the server to its files: {error}"));
+            landlock::State::Off
+        });
+        if self.gives_up_privileges() {
+            warnings.extend(self.reload_troubles(&log));
+        }
+        Ok(Settled { opened, policy, log, landlock, warnings })
+    }
+
+    fn confine(&self, policy: &Policy, opened: &Opened) -> io::Result<landlock::State> {
+        if !self.landlock {
+            return Ok(landlock::State::Off);
+        }
+        let read = policy.files.iter().chain(&self.policy.users).map(PathBuf::as_path).collect();
+        let log = match &self.log {
+            LogTo::File(path) => Some(path.as_path()),
+            LogTo::Stderr | LogTo::Syslog(_) => None,
+        };
+        // The process number is read before it is removed.
+        let pid_file = self.pid_file.as_deref().filter(|_| self.chroot.is_none());
+        let listeners = opened.listeners.iter().chain(&opened.metrics);
+        let removed = listeners.filter_map(Listener::own_path).chain(pid_file).collect();
+        landlock::confine(&Files { read, log, removed })
+    }
+
+    /// What would go wrong if all files were to be opened anew.
+    fn reload_troubles(&self, log: &Log) -> Vec<String> {
+        let mut troubles = match self.policy.load() {
+            Ok(_) => Vec::new(),
+            Err(StartError::Config(errors)) => errors,
+            Err(StartError::System(error)) => vec![error],
+        };
+        troubles.extend(log.reopen().err());
+        troubles.into_iter().map(|trouble| format!("a reload will fail: {trouble}")).collect()
+    }
+
+    fn inherited(&self) -> Result<Inherited, String> {
+        let mut inherited =
+            if self.inetd { Inherited::from_inetd()? } else { Inherited::from_systemd()? };
+        if self.peer_env {
+            inherited.believe_environment()?;
+        }
+        Ok(inherited)
+    }
+}
+
+fn write_pid_file(path: PathBuf) -> Result<PidFile, StartError> {
+    let what = format!("write {}", path.display());
+    PidFile::write(path).map_err(|error| StartError::system(&what, &error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_section_of_the_readme_that_a_panic_names_is_there() {
+        let (_, section) = REPORT.split_once('\'').unwrap();
+        let (section, _) = section.split_once('\'').unwrap();
+        let readme = include_str!("../README.md");
+        assert!(readme.lines().any(|line| line == format!("## {section}")), "{section}");
+    }
+}
