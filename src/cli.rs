@@ -21,6 +21,7 @@ use crate::policy::nets::Block;
 use crate::server::Limits;
 use crate::server::listeners::{Listen, Manner, Place};
 use crate::server::slots::Caps;
+use crate::wait::Timeouts;
 
 /// One option.
 pub struct Opt {
@@ -362,8 +363,6 @@ fn config(matches: &Matches) -> Result<Config, UsageError> {
     if only_v4 && only_v6 {
         return Err(UsageError("options -4 and -6 exclude each other".into()));
     }
-    let seconds = |option: &Number| number(matches, option).map(Duration::from_secs);
-    let some_seconds = |option: &Number| Ok(Some(seconds(option)?).filter(|time| !time.is_zero()));
     Ok(Config {
         listen: listen(matches)?,
         manner: Manner {
@@ -373,7 +372,10 @@ fn config(matches: &Matches) -> Result<Config, UsageError> {
         metrics: metrics(matches)?,
         inetd: matches.opt_present("inetd"),
         peer_env: matches.opt_present("peer-env"),
-        limits: Limits { drain: seconds(&DRAIN)?, idle: some_seconds(&EXIT_WHEN_IDLE)? },
+        limits: Limits {
+            drain: seconds(matches, &DRAIN)?,
+            idle: some_seconds(matches, &EXIT_WHEN_IDLE)?,
+        },
         balancers: balancers(matches)?,
         user: user(matches)?,
         chroot: matches.opt_str("chroot").map(PathBuf::from),
@@ -385,8 +387,7 @@ fn config(matches: &Matches) -> Result<Config, UsageError> {
         },
         strict_reload: matches.opt_present("strict-reload"),
         ident_port: u16::try_from(number(matches, &IDENT_PORT)?).unwrap_or(u16::MAX),
-        ident_timeout: seconds(&IDENT_TIMEOUT)?,
-        auth_penalty: seconds(&AUTH_PENALTY)?,
+        auth_penalty: seconds(matches, &AUTH_PENALTY)?,
         log: log_to(matches)?,
         level: level(matches)?,
         format: format(matches)?,
@@ -403,13 +404,7 @@ fn config(matches: &Matches) -> Result<Config, UsageError> {
         per_user: number(matches, &MAX_PER_USER)?,
         splice: !matches.opt_present("no-splice"),
         resolvers: count(matches, &RESOLVERS)?,
-        handshake_timeout: seconds(&HANDSHAKE_TIMEOUT)?,
-        resolve_timeout: seconds(&RESOLVE_TIMEOUT)?,
-        connect_timeout: seconds(&CONNECT_TIMEOUT)?,
-        bind_timeout: seconds(&BIND_TIMEOUT)?,
-        linger_timeout: seconds(&LINGER_TIMEOUT)?,
-        idle_timeout: some_seconds(&IDLE_TIMEOUT)?,
-        udp_idle_timeout: some_seconds(&UDP_IDLE_TIMEOUT)?,
+        timeouts: timeouts(matches)?,
     })
 }
 
@@ -438,6 +433,28 @@ fn number(matches: &Matches, option: &Number) -> Result<u64, UsageError> {
         let Number { long, unit, range, .. } = option;
         let (min, max) = (range.start(), range.end());
         UsageError(format!("--{long} {}: must be {min} to {max} {unit}", text.escape_debug()))
+    })
+}
+
+fn seconds(matches: &Matches, option: &Number) -> Result<Duration, UsageError> {
+    number(matches, option).map(Duration::from_secs)
+}
+
+/// The same where 0 stands for ever.
+fn some_seconds(matches: &Matches, option: &Number) -> Result<Option<Duration>, UsageError> {
+    seconds(matches, option).map(|time| Some(time).filter(|time| !time.is_zero()))
+}
+
+fn timeouts(matches: &Matches) -> Result<Timeouts, UsageError> {
+    Ok(Timeouts {
+        handshake: seconds(matches, &HANDSHAKE_TIMEOUT)?,
+        ident: seconds(matches, &IDENT_TIMEOUT)?,
+        resolve: seconds(matches, &RESOLVE_TIMEOUT)?,
+        connect: seconds(matches, &CONNECT_TIMEOUT)?,
+        bind: seconds(matches, &BIND_TIMEOUT)?,
+        idle: some_seconds(matches, &IDLE_TIMEOUT)?,
+        linger: seconds(matches, &LINGER_TIMEOUT)?,
+        udp_idle: some_seconds(matches, &UDP_IDLE_TIMEOUT)?,
     })
 }
 

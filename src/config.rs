@@ -13,6 +13,7 @@ use crate::policy::nets::Block;
 use crate::server::Limits;
 use crate::server::listeners::{Listen, Manner, Place};
 use crate::server::slots::Caps;
+use crate::wait::Timeouts;
 
 /// Everything that can be set. Nothing here has been opened or looked at yet.
 #[derive(Debug)]
@@ -43,8 +44,6 @@ pub struct Config {
     pub strict_reload: bool,
     /// The port at which clients' hosts answer IDENT queries.
     pub ident_port: u16,
-    /// How long such an answer may take.
-    pub ident_timeout: Duration,
     /// How long a client is shut out that fails to authenticate; zero for never.
     pub auth_penalty: Duration,
     /// Where to log.
@@ -79,20 +78,8 @@ pub struct Config {
     pub splice: bool,
     /// Most threads that resolve names.
     pub resolvers: usize,
-    /// How long a client may take from its connection to the end of its request.
-    pub handshake_timeout: Duration,
-    /// How long the look-up of a name may take.
-    pub resolve_timeout: Duration,
-    /// How long a connection to a target may take, all addresses of a name together.
-    pub connect_timeout: Duration,
-    /// How long a BIND waits for its peer.
-    pub bind_timeout: Duration,
-    /// How long a session may pass nothing once one side has closed.
-    pub linger_timeout: Duration,
-    /// How long a session may pass nothing; `None` for ever.
-    pub idle_timeout: Option<Duration>,
-    /// How long an association may pass no datagram; `None` for ever.
-    pub udp_idle_timeout: Option<Duration>,
+    /// How long each wait of a session may take.
+    pub timeouts: Timeouts,
 }
 
 /// Where to log.

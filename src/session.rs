@@ -133,7 +133,7 @@ impl<'a> Session<'a, '_> {
         stream: TcpStream,
         seat: &mut impl Seat,
     ) -> Result<(Box<Granted>, Intake<'a>), Stop> {
-        let deadline = self.record.begun + self.service.handshake_timeout;
+        let deadline = self.record.begun + self.service.means.timeouts.handshake;
         let mut intake = Intake::new(stream, deadline, self.service.live.ended());
         if self.service.is_balancer(self.ip()) {
             self.introduction(&mut intake, seat)?;
@@ -190,7 +190,7 @@ impl<'a> Session<'a, '_> {
         }
         let candidates = match asked {
             Some(dst) if !dst.is_unspecified() || command == Command::CONNECT => {
-                means.candidates(&policy, &asker, dst, &intake.wait(means.resolve_timeout))?
+                means.candidates(&policy, &asker, dst, &intake.wait(means.timeouts.resolve))?
             }
             // Any peer of a BIND, any destination of an association.
             _ => Vec::new(),
@@ -214,7 +214,7 @@ impl<'a> Session<'a, '_> {
             let helper = threads.reserve().map_err(Failure::NoThread)?;
             let opened = if command == Command::CONNECT {
                 let opened =
-                    connect::open(means, &asker, candidates, &intake.wait(means.connect_timeout))?;
+                    connect::open(means, &asker, candidates, &intake.wait(means.timeouts.connect))?;
                 self.record.local = Some(opened.bnd);
                 opened
             } else {
@@ -222,7 +222,7 @@ impl<'a> Session<'a, '_> {
                 let bound = bind::open(means, &asker, &dst, &candidates, &rule, local)?;
                 self.record.local = Some(bound.bnd);
                 self.granted(version, bound.bnd, intake)?;
-                bound.wait(&policy, &asker, &intake.wait_until_fin(means.bind_timeout))?
+                bound.wait(&policy, &asker, &intake.wait_until_fin(means.timeouts.bind))?
             };
             let Opened { target, peer, bnd, admission } = opened;
             self.record.peer = Some(peer);
@@ -274,7 +274,7 @@ impl<'a> Session<'a, '_> {
 
     /// Asks the client's host (RFC 1413), from the address the client reached.
     fn ask_identd(&self, intake: &Intake<'_>) -> Result<Vec<u8>, IdentError> {
-        let wait = intake.wait(self.service.ident_timeout);
+        let wait = intake.wait(self.service.means.timeouts.ident);
         let (local, client) = (intake.local()?, self.client.ok_or(IdentError::NoHost)?);
         let mut addr = client;
         addr.set_port(self.service.ident_port);
@@ -352,7 +352,8 @@ fn relay(
     intake: Intake<'_>,
     seat: impl Seat + Send + 'static,
 ) -> Option<Tunnel> {
-    let Service { means, live, policy, linger, .. } = &**service;
+    let Service { means, live, policy, .. } = &**service;
+    let timeouts = &means.timeouts;
     let Granted { asker, target, work, rates, idle, slot } = *granted;
     let idle = |default: Option<Duration>| match idle {
         Some(idle) => Some(idle).filter(|idle| !idle.is_zero()),
@@ -383,7 +384,7 @@ fn relay(
     };
     match work {
         Work::Tunnel(target, helper) => {
-            let limits = Limits { idle: idle(service.idle), linger: *linger, rates };
+            let limits = Limits { idle: idle(timeouts.idle), linger: timeouts.linger, rates };
             let done = Box::new(done);
             Some(Tunnel { client, leftover, target, helper, limits, traffic, stopper, done })
         }
@@ -392,9 +393,9 @@ fn relay(
                 asker,
                 policy: Arc::clone(policy),
                 resolver: Arc::clone(&means.resolver),
-                resolve_timeout: means.resolve_timeout,
+                resolve_timeout: timeouts.resolve,
                 fragments: service.fragments,
-                idle: idle(service.udp_idle),
+                idle: idle(timeouts.udp_idle),
                 rates,
             };
             done(relay::udp::run(client, sockets, terms, &traffic, &stopper));

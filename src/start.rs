@@ -311,9 +311,7 @@ impl Config {
                 stats: Stats::default(),
                 caps: SharedCaps::new(self.per_user),
                 resolver: Arc::new(Resolver::new(self.resolvers)),
-                resolve_timeout: self.resolve_timeout,
-                connect_timeout: self.connect_timeout,
-                bind_timeout: self.bind_timeout,
+                timeouts: self.timeouts,
                 source: self.source,
                 ipv4: self.ipv4,
                 ipv6: self.ipv6,
@@ -325,15 +323,10 @@ impl Config {
             threads: Threads::default(),
             log,
             allow_4a: self.allow_4a,
-            handshake_timeout: self.handshake_timeout,
             balancers: self.balancers.0,
             unix_balancer: self.balancers.1,
             ident_port: self.ident_port,
-            ident_timeout: self.ident_timeout,
-            idle: self.idle_timeout,
-            linger: self.linger_timeout,
             fragments: self.fragments,
-            udp_idle: self.udp_idle_timeout,
         }
     }
 

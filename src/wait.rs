@@ -18,6 +18,27 @@ use crate::sys::{self, PollFd};
 /// that ends its output may still read; most have left.
 const GRACE: Duration = Duration::from_secs(2);
 
+/// How long each wait may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Timeouts {
+    /// From the connection of a client to the end of its request.
+    pub handshake: Duration,
+    /// The answer of a client's host to an IDENT query.
+    pub ident: Duration,
+    /// The look-up of a name.
+    pub resolve: Duration,
+    /// A connection to a target, all addresses of a name together.
+    pub connect: Duration,
+    /// The peer of a BIND.
+    pub bind: Duration,
+    /// A tunnel that passes nothing; `None` for ever.
+    pub idle: Option<Duration>,
+    /// The same once one side has closed.
+    pub linger: Duration,
+    /// An association that passes no datagram; `None` for ever.
+    pub udp_idle: Option<Duration>,
+}
+
 /// What a FIN of the client means. A reset always means that it has left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fin {

@@ -51,7 +51,7 @@ pub fn open(
     }
     let (targets, rules): (Vec<Target>, Vec<_>) = targets.into_iter().unzip();
     let begun = Instant::now();
-    let connected = dial::connect(&targets, &wait.within(means.connect_timeout));
+    let connected = dial::connect(&targets, &wait.within(means.timeouts.connect));
     means.stats.connect.observe(begun.elapsed());
     let (target, index) = connected?;
     let bnd = canonical(target.local_addr()?);

@@ -4,7 +4,7 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::command::failure::Failure;
 use crate::command::ports::PortRange;
@@ -15,7 +15,7 @@ use crate::policy::rules::Rule;
 use crate::policy::{Asker, Policy};
 use crate::resolve::{ResolveError, Resolver};
 use crate::stats::Stats;
-use crate::wait::{Wait, WaitError};
+use crate::wait::{Timeouts, Wait, WaitError};
 use crate::wire::{Destination, Version};
 
 /// What commands work with, the same for all sessions.
@@ -26,12 +26,8 @@ pub struct Means {
     pub caps: Caps,
     /// Turns names into addresses.
     pub resolver: Arc<Resolver>,
-    /// How long a name may take.
-    pub resolve_timeout: Duration,
-    /// How long a connection may take, all addresses of a name together.
-    pub connect_timeout: Duration,
-    /// How long a BIND waits for its peer.
-    pub bind_timeout: Duration,
+    /// How long each wait may take.
+    pub timeouts: Timeouts,
     /// The addresses to leave from.
     pub source: PerFamily,
     /// Whether IPv4 targets are reached at all.
@@ -115,7 +111,7 @@ impl Means {
         };
         policy.admit(asker, Some(dst)).map_err(Failure::Denied)?;
         let begun = Instant::now();
-        let wait = wait.within(self.resolve_timeout);
+        let wait = wait.within(self.timeouts.resolve);
         let resolved = self.resolver.resolve(client_block(asker.client), name, &wait);
         self.stats.resolve.observe(begun.elapsed());
         let ips = match resolved {

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::auth::penalties::Penalties;
 use crate::command::resources::Means;
@@ -34,24 +34,14 @@ pub struct Service {
     pub log: Log,
     /// Whether SOCKS 4A is spoken beside SOCKS 4.
     pub allow_4a: bool,
-    /// How long a client may take from its connection to the end of its request.
-    pub handshake_timeout: Duration,
     /// From where clients come who begin with a PROXY header.
     pub balancers: Vec<Block>,
     /// Whether clients of UNIX sockets do.
     pub unix_balancer: bool,
     /// The port at which a client's host answers IDENT queries.
     pub ident_port: u16,
-    /// How long it may take to do so.
-    pub ident_timeout: Duration,
-    /// How long neither side of a tunnel may send anything; `None` for ever.
-    pub idle: Option<Duration>,
-    /// The same once one side has closed.
-    pub linger: Duration,
     /// Whether fragments of datagrams are put together rather than dropped.
     pub fragments: bool,
-    /// How long an association may pass no datagram; `None` for ever.
-    pub udp_idle: Option<Duration>,
 }
 
 impl Service {
