@@ -12,6 +12,7 @@ use std::time::Duration;
 use getopts::{Fail, Matches, Options};
 
 use crate::command::ports::PortRange;
+use crate::command::resources::Outgoing;
 use crate::config::{Config, LogTo, PolicySource};
 use crate::dial::PerFamily;
 use crate::log::syslog::FACILITIES;
@@ -359,10 +360,6 @@ fn dashed(name: &str) -> String {
 }
 
 fn config(matches: &Matches) -> Result<Config, UsageError> {
-    let (only_v4, only_v6) = (matches.opt_present("4"), matches.opt_present("6"));
-    if only_v4 && only_v6 {
-        return Err(UsageError("options -4 and -6 exclude each other".into()));
-    }
     Ok(Config {
         listen: listen(matches)?,
         manner: Manner {
@@ -393,11 +390,7 @@ fn config(matches: &Matches) -> Result<Config, UsageError> {
         format: format(matches)?,
         pid_file: matches.opt_str("pid-file").map(PathBuf::from),
         ready_fd: ready_fd(matches)?,
-        advertise: addresses(matches, "advertise")?,
-        source: addresses(matches, "source")?,
-        ports: port_range(matches)?,
-        ipv4: !only_v6,
-        ipv6: !only_v4,
+        outgoing: outgoing(matches)?,
         allow_4a: !matches.opt_present("no-4a"),
         fragments: !matches.opt_present("no-fragments"),
         caps: caps(matches)?,
@@ -577,6 +570,20 @@ fn user(matches: &Matches) -> Result<Option<String>, UsageError> {
         return Err(UsageError(format!("--user {text}: expected NAME or NAME:GROUP")));
     }
     Ok(Some(text))
+}
+
+fn outgoing(matches: &Matches) -> Result<Outgoing, UsageError> {
+    let (only_v4, only_v6) = (matches.opt_present("4"), matches.opt_present("6"));
+    if only_v4 && only_v6 {
+        return Err(UsageError("options -4 and -6 exclude each other".into()));
+    }
+    Ok(Outgoing {
+        ipv4: !only_v6,
+        ipv6: !only_v4,
+        source: addresses(matches, "source")?,
+        advertise: addresses(matches, "advertise")?,
+        ports: port_range(matches)?,
+    })
 }
 
 /// The addresses of a repeatable option, at most one of each family.

@@ -5,8 +5,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::command::ports::PortRange;
-use crate::dial::PerFamily;
+use crate::command::resources::Outgoing;
 use crate::log::syslog::Facility;
 use crate::log::{Format, Level};
 use crate::policy::nets::Block;
@@ -56,16 +55,8 @@ pub struct Config {
     pub pid_file: Option<PathBuf>,
     /// The descriptor that waits for a newline once the server listens, 3 or more.
     pub ready_fd: Option<i32>,
-    /// Addresses told to clients in BIND and UDP ASSOCIATE replies.
-    pub advertise: PerFamily,
-    /// Addresses to leave from.
-    pub source: PerFamily,
-    /// Ports for BIND and UDP ASSOCIATE.
-    pub ports: Option<PortRange>,
-    /// Whether IPv4 targets are reached.
-    pub ipv4: bool,
-    /// Whether IPv6 targets are reached.
-    pub ipv6: bool,
+    /// Which addresses and ports the sockets have that sessions open.
+    pub outgoing: Outgoing,
     /// Whether SOCKS 4A is spoken.
     pub allow_4a: bool,
     /// Whether fragments of datagrams are put together.

@@ -32,14 +32,14 @@ pub fn open(
     // A balancer may speak another family with this server than with its client.
     let local = match asker.client {
         Some(client) if client.is_ipv4() != local.is_ipv4() => {
-            match means.advertise.of_family(client) {
+            match means.outgoing.advertise.of_family(client) {
                 Some(advertised) => unspecified(advertised),
                 None => bind::towards(SocketAddr::new(client, 0), local)?,
             }
         }
         _ => local,
     };
-    let advertised = means.advertise.of_family(local.ip());
+    let advertised = means.outgoing.advertise.of_family(local.ip());
     let mut listen = advertised.map_or(local, towards_advertised);
     let client = means.bind_port(|port| {
         listen.set_port(port);
@@ -49,8 +49,8 @@ pub fn open(
         let ip = means.source(rule, any.ip()).unwrap_or(any.ip());
         if wanted { UdpSocket::bind(SocketAddr::new(ip, 0)).map(Some) } else { Ok(None) }
     };
-    let v4 = outward(NO_ADDRESS, means.ipv4);
-    let v6 = outward(NO_ADDRESS6, means.ipv6);
+    let v4 = outward(NO_ADDRESS, means.outgoing.ipv4);
+    let v6 = outward(NO_ADDRESS6, means.outgoing.ipv6);
     let (v4, v6) = match (v4, v6) {
         // One family will do: hosts without IPv6 are common.
         (Ok(Some(v4)), v6) => (Some(v4), v6.unwrap_or(None)),

@@ -54,7 +54,7 @@ pub fn open(
     if !means.reaches(reached.ip()) {
         return Err(Failure::Family);
     }
-    let advertised = means.advertise.of_family(reached.ip());
+    let advertised = means.outgoing.advertise.of_family(reached.ip());
     // Behind a NAT that forwards the advertised address, connections may come in anywhere.
     let mut listen = if advertised.is_some() { unspecified(reached.ip()) } else { reached };
     let listener = means.bind_port(|port| {

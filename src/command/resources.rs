@@ -18,6 +18,22 @@ use crate::stats::Stats;
 use crate::wait::{Timeouts, Wait, WaitError};
 use crate::wire::{Destination, Version};
 
+/// Which addresses and ports the sockets have that commands open, and which families they reach.
+#[derive(Debug)]
+pub struct Outgoing {
+    /// Whether IPv4 targets are reached at all.
+    pub ipv4: bool,
+    /// Whether IPv6 targets are reached at all.
+    pub ipv6: bool,
+    /// The addresses to leave from.
+    pub source: PerFamily,
+    /// The addresses to tell clients in BIND and UDP ASSOCIATE replies instead of the real ones,
+    /// where a NAT stands before this host.
+    pub advertise: PerFamily,
+    /// Ports for BIND and for the relay sockets of UDP ASSOCIATE.
+    pub ports: Option<PortRange>,
+}
+
 /// What commands work with, the same for all sessions.
 pub struct Means {
     /// Counts what sessions do.
@@ -28,17 +44,8 @@ pub struct Means {
     pub resolver: Arc<Resolver>,
     /// How long each wait may take.
     pub timeouts: Timeouts,
-    /// The addresses to leave from.
-    pub source: PerFamily,
-    /// Whether IPv4 targets are reached at all.
-    pub ipv4: bool,
-    /// Whether IPv6 targets are reached at all.
-    pub ipv6: bool,
-    /// The addresses to tell clients in BIND and UDP ASSOCIATE replies instead of the real ones,
-    /// where a NAT stands before this host.
-    pub advertise: PerFamily,
-    /// Ports for BIND and for the relay sockets of UDP ASSOCIATE.
-    pub ports: Option<PortRange>,
+    /// Which addresses and ports the sockets have that commands open.
+    pub outgoing: Outgoing,
     /// Where this server itself listens; a session that would come back here is refused.
     pub listening: Vec<SocketAddr>,
 }
@@ -79,7 +86,7 @@ impl Means {
     /// Whether targets of the family of `ip` are reached.
     #[must_use]
     pub fn reaches(&self, ip: IpAddr) -> bool {
-        if ip.is_ipv4() { self.ipv4 } else { self.ipv6 }
+        if ip.is_ipv4() { self.outgoing.ipv4 } else { self.outgoing.ipv6 }
     }
 
     /// The addresses that `dst` stands for and that `policy` lets `asker` use, at least one, each
@@ -147,7 +154,7 @@ impl Means {
     pub(super) fn source(&self, rule: &Rule, ip: IpAddr) -> Option<IpAddr> {
         let same_family = |source: &IpAddr| source.is_ipv4() == ip.is_ipv4();
         let own = rule.settings.source.iter().copied().find(same_family);
-        own.or_else(|| self.source.of_family(ip))
+        own.or_else(|| self.outgoing.source.of_family(ip))
     }
 
     /// Calls `bind` with ports of the range, or with 0 without one, until one is free.
@@ -158,7 +165,7 @@ impl Means {
         &self,
         mut bind: impl FnMut(u16) -> io::Result<T>,
     ) -> Result<T, Failure> {
-        let Some(range) = &self.ports else { return Ok(bind(0)?) };
+        let Some(range) = &self.outgoing.ports else { return Ok(bind(0)?) };
         for port in range.turns() {
             match bind(port) {
                 Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
