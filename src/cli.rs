@@ -22,6 +22,7 @@ use crate::policy::nets::Block;
 use crate::server::Limits;
 use crate::server::listeners::{Listen, Manner, Place};
 use crate::server::slots::Caps;
+use crate::session::service::Balancers;
 use crate::wait::Timeouts;
 
 /// One option.
@@ -517,17 +518,17 @@ fn listen(matches: &Matches) -> Result<Vec<Listen>, UsageError> {
 }
 
 /// Blocks of addresses, and the word `unix`, between commas.
-fn balancers(matches: &Matches) -> Result<(Vec<Block>, bool), UsageError> {
-    let (mut blocks, mut unix) = (Vec::new(), false);
+fn balancers(matches: &Matches) -> Result<Balancers, UsageError> {
+    let mut balancers = Balancers::default();
     for item in matches.opt_str("proxy-protocol").iter().flat_map(|text| text.split(',')) {
         if item == "unix" {
-            unix = true;
+            balancers.unix = true;
         } else {
             let wrong = |what| UsageError(format!("--proxy-protocol: {what}"));
-            blocks.push(Block::parse(item.as_bytes()).map_err(wrong)?);
+            balancers.blocks.push(Block::parse(item.as_bytes()).map_err(wrong)?);
         }
     }
-    Ok((blocks, unix))
+    Ok(balancers)
 }
 
 /// An address with a port, or the path of a UNIX socket.

@@ -8,10 +8,10 @@ use std::time::Duration;
 use crate::command::resources::Outgoing;
 use crate::log::syslog::Facility;
 use crate::log::{Format, Level};
-use crate::policy::nets::Block;
 use crate::server::Limits;
 use crate::server::listeners::{Listen, Manner, Place};
 use crate::server::slots::Caps;
+use crate::session::service::Balancers;
 use crate::wait::Timeouts;
 
 /// Everything that can be set. Nothing here has been opened or looked at yet.
@@ -29,8 +29,8 @@ pub struct Config {
     pub peer_env: bool,
     /// When to end.
     pub limits: Limits,
-    /// From where clients come who begin with a PROXY header, and whether those of UNIX sockets do.
-    pub balancers: (Vec<Block>, bool),
+    /// The clients that begin with a PROXY header.
+    pub balancers: Balancers,
     /// The user to become, `NAME` or `NAME:GROUP`.
     pub user: Option<String>,
     /// The directory to make the root directory.

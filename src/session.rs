@@ -135,7 +135,7 @@ impl<'a> Session<'a, '_> {
     ) -> Result<(Box<Granted>, Intake<'a>), Stop> {
         let deadline = self.record.begun + self.service.means.timeouts.handshake;
         let mut intake = Intake::new(stream, deadline, self.service.live.ended());
-        if self.service.is_balancer(self.ip()) {
+        if self.service.balancers.includes(self.ip()) {
             self.introduction(&mut intake, seat)?;
         }
         let agreed = match intake.first_octet()? {

@@ -319,8 +319,7 @@ impl Config {
             threads: Threads::default(),
             log,
             allow_4a: self.allow_4a,
-            balancers: self.balancers.0,
-            unix_balancer: self.balancers.1,
+            balancers: self.balancers,
             ident_port: self.ident_port,
             fragments: self.fragments,
         }

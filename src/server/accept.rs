@@ -159,7 +159,7 @@ impl Door {
     /// Gives a client its slots, or tells why it has none.
     fn seat(&self, client: &Client) -> Option<Seated> {
         let ip = client.addr.map(|addr| addr.ip());
-        let is_balancer = self.service.is_balancer(ip);
+        let is_balancer = self.service.balancers.includes(ip);
         // A balancer comes for others than those of its own host who have failed.
         let admitted = if !is_balancer && self.service.shuts_out(ip) {
             Err(Refusal::AuthPenalty)

@@ -34,14 +34,32 @@ pub struct Service {
     pub log: Log,
     /// Whether SOCKS 4A is spoken beside SOCKS 4.
     pub allow_4a: bool,
-    /// From where clients come who begin with a PROXY header.
-    pub balancers: Vec<Block>,
-    /// Whether clients of UNIX sockets do.
-    pub unix_balancer: bool,
+    /// The clients that begin with a PROXY header.
+    pub balancers: Balancers,
     /// The port at which a client's host answers IDENT queries.
     pub ident_port: u16,
     /// Whether fragments of datagrams are put together rather than dropped.
     pub fragments: bool,
+}
+
+/// The clients that begin with a PROXY header, in which they name another.
+#[derive(Debug, Default)]
+pub struct Balancers {
+    /// Where they come from.
+    pub blocks: Vec<Block>,
+    /// Whether those of UNIX sockets, which have no address, are among them.
+    pub unix: bool,
+}
+
+impl Balancers {
+    /// Whether a client at this address is one of them.
+    #[must_use]
+    pub fn includes(&self, client: Option<IpAddr>) -> bool {
+        match client {
+            Some(ip) => self.blocks.iter().any(|block| block.holds(ip)),
+            None => self.unix,
+        }
+    }
 }
 
 impl Service {
@@ -49,15 +67,6 @@ impl Service {
     #[must_use]
     pub fn shuts_out(&self, client: Option<IpAddr>) -> bool {
         self.penalties.shut_out(client_block(client), Instant::now())
-    }
-
-    /// Whether a client at this address has to tell first for whom it comes.
-    #[must_use]
-    pub fn is_balancer(&self, client: Option<IpAddr>) -> bool {
-        match client {
-            Some(ip) => self.balancers.iter().any(|block| block.holds(ip)),
-            None => self.unix_balancer,
-        }
     }
 
     /// Puts another policy in force.
