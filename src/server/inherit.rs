@@ -7,12 +7,11 @@ use std::fs::File;
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::MetadataExt as _;
 use std::process;
 
 use crate::net::canonical;
 use crate::relay;
-use crate::server::listeners::{Client, Listener};
+use crate::server::listeners::{Client, FileId, Listener};
 use crate::sys;
 
 /// The first descriptor that systemd passes, sd_listen_fds(3).
@@ -156,8 +155,7 @@ fn null() -> io::Result<OwnedFd> {
 
 fn same_file(a: BorrowedFd<'_>, b: BorrowedFd<'_>) -> bool {
     let identity = |fd: BorrowedFd<'_>| {
-        let found = File::from(fd.try_clone_to_owned().ok()?).metadata().ok()?;
-        Some((found.dev(), found.ino()))
+        File::from(fd.try_clone_to_owned().ok()?).metadata().ok().map(FileId::from)
     };
     identity(a).is_some_and(|a| identity(b) == Some(a))
 }

@@ -2,7 +2,7 @@
 //! `TcpStream`, which for the relay is any stream socket; only its address tells the two apart.
 
 use std::fmt;
-use std::fs;
+use std::fs::{self, Metadata};
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -78,8 +78,8 @@ pub struct Listener {
     pub place: Place,
     /// Whether it was inherited: another process has it too and goes on with it.
     pub inherited: bool,
-    /// Device and inode of the path of a UNIX socket that is to be removed at the end.
-    removable: Option<(u64, u64)>,
+    /// The path of a UNIX socket as it was made, which is to be removed at the end.
+    removable: Option<FileId>,
 }
 
 #[derive(Debug)]
@@ -244,8 +244,21 @@ impl Listener {
     }
 }
 
-fn identity(path: &Path) -> Option<(u64, u64)> {
-    fs::symlink_metadata(path).ok().map(|found| (found.dev(), found.ino()))
+/// Which file it is, whatever its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct FileId {
+    device: u64,
+    inode: u64,
+}
+
+impl From<Metadata> for FileId {
+    fn from(found: Metadata) -> Self {
+        Self { device: found.dev(), inode: found.ino() }
+    }
+}
+
+fn identity(path: &Path) -> Option<FileId> {
+    fs::symlink_metadata(path).ok().map(FileId::from)
 }
 
 impl Drop for Listener {
