@@ -1,7 +1,11 @@
 //! Addresses as all of the server means them: which are one and the same, and what counts as one
 //! client. Blocks and kinds of addresses are in [`crate::policy::nets`].
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+
+/// A connected stream socket, TCP or UNIX. std has no type for both; what this one can do suits
+/// both, as long as it is not asked for an address of a UNIX socket.
+pub type Stream = TcpStream;
 
 /// The address a socket call gave, with an IPv4-mapped IPv6 address as the IPv4 address it means.
 /// An IPv6 address keeps its scope: a link-local peer cannot be answered without it.

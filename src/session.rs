@@ -20,6 +20,7 @@ use crate::command::resources::{Admission, Opened};
 use crate::command::{associate, bind, connect};
 use crate::dial::{self, Target};
 use crate::log::Level;
+use crate::net::Stream;
 use crate::policy::nets::Set;
 use crate::policy::rules::Ident;
 use crate::policy::{Asker, Policy};
@@ -53,10 +54,10 @@ pub trait Seat {
 
 /// Serves one client that has just been accepted, to the end, and logs it. Its last octets may be
 /// relayed by another thread after this returns; then `seat` is given up there.
-/// `stream` may also be a UNIX stream socket, whose `client` has no address. Closes `stream`.
+/// The `client` of a UNIX socket has no address. Closes `stream`.
 pub fn run(
     service: &Arc<Service>,
-    stream: TcpStream,
+    stream: Stream,
     client: Option<SocketAddr>,
     seat: impl Seat + Send + 'static,
 ) {

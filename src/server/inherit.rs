@@ -5,11 +5,11 @@
 use std::env;
 use std::fs::File;
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process;
 
-use crate::net::canonical;
+use crate::net::{Stream, canonical};
 use crate::relay;
 use crate::server::listeners::{Client, FileId, Listener};
 use crate::sys;
@@ -92,7 +92,7 @@ impl Inherited {
             return Ok(());
         }
         let unix = sys::is_unix(&fd).map_err(failed)?;
-        let stream = TcpStream::from(fd);
+        let stream = Stream::from(fd);
         stream.set_nonblocking(false).map_err(failed)?;
         let addr = match stream.peer_addr() {
             _ if unix => None,

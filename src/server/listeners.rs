@@ -1,17 +1,17 @@
 //! Listening sockets, TCP and UNIX: opening, accepting, closing. A client of either comes as a
-//! `TcpStream`, which for the relay is any stream socket; only its address tells the two apart.
+//! [`Stream`]; only its address tells the two apart.
 
 use std::fmt;
 use std::fs::{self, Metadata};
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::path::{Path, PathBuf};
 
 use crate::log::Escaped;
-use crate::net::canonical;
+use crate::net::{Stream, canonical};
 use crate::relay;
 use crate::sys;
 
@@ -64,8 +64,8 @@ pub struct Manner {
 /// A client that has just come.
 #[derive(Debug)]
 pub struct Client {
-    /// Its connection: TCP, or a UNIX stream socket.
-    pub stream: TcpStream,
+    /// Its connection.
+    pub stream: Stream,
     /// Where it came from; a client of a UNIX socket has no address.
     pub addr: Option<SocketAddr>,
 }
@@ -202,7 +202,7 @@ impl Listener {
             }
             Socket::Unix(listener) => {
                 let (stream, _) = listener.accept()?;
-                Ok(Client { stream: OwnedFd::from(stream).into(), addr: None })
+                Ok(Client { stream: Stream::from(OwnedFd::from(stream)), addr: None })
             }
         }
     }
