@@ -19,7 +19,7 @@ use crate::log::syslog::FACILITIES;
 use crate::log::{Escaped, Format, Level};
 use crate::policy::explain::Request;
 use crate::policy::nets::Block;
-use crate::server::Limits;
+use crate::server::Lifetime;
 use crate::server::listeners::{Listen, Manner, Place};
 use crate::server::slots::Caps;
 use crate::session::service::Balancers;
@@ -370,7 +370,7 @@ fn config(matches: &Matches) -> Result<Config, UsageError> {
         metrics: metrics(matches)?,
         inetd: matches.opt_present("inetd"),
         peer_env: matches.opt_present("peer-env"),
-        limits: Limits {
+        lifetime: Lifetime {
             drain: seconds(matches, &DRAIN)?,
             idle: some_seconds(matches, &EXIT_WHEN_IDLE)?,
         },

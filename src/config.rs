@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::command::resources::Outgoing;
 use crate::log::syslog::Facility;
 use crate::log::{Format, Level};
-use crate::server::Limits;
+use crate::server::Lifetime;
 use crate::server::listeners::{Listen, Manner, Place};
 use crate::server::slots::Caps;
 use crate::session::service::Balancers;
@@ -28,7 +28,7 @@ pub struct Config {
     /// Whether the environment tells where the client has come from.
     pub peer_env: bool,
     /// When to end.
-    pub limits: Limits,
+    pub lifetime: Lifetime,
     /// The clients that begin with a PROXY header.
     pub balancers: Balancers,
     /// The user to become, `NAME` or `NAME:GROUP`.

@@ -52,7 +52,7 @@ pub enum Ending {
 
 /// When to end.
 #[derive(Clone, Copy, Debug)]
-pub struct Limits {
+pub struct Lifetime {
     /// How long sessions under way have once a signal has come.
     pub drain: Duration,
     /// How long there may be no session; `None` for ever.
@@ -118,12 +118,13 @@ impl Server {
     /// Runs until a signal comes, a listener breaks or there is nothing left to do. SIGHUP calls
     /// `reload`; `stopping` is called before anything is ended. On return no client is accepted any
     /// more, and all sessions have ended.
-    pub fn run(mut self, limits: Limits, reload: impl Fn(), stopping: impl FnOnce()) -> Ending {
-        self.tell_idle.store(limits.idle.is_some() || self.accepting.is_empty(), Ordering::SeqCst);
+    pub fn run(mut self, lifetime: Lifetime, reload: impl Fn(), stopping: impl FnOnce()) -> Ending {
+        self.tell_idle
+            .store(lifetime.idle.is_some() || self.accepting.is_empty(), Ordering::SeqCst);
         let ending = loop {
             let idle = self.sessions.idle_for();
             let patience =
-                if self.accepting.is_empty() { Some(Duration::ZERO) } else { limits.idle };
+                if self.accepting.is_empty() { Some(Duration::ZERO) } else { lifetime.idle };
             let left = match (idle, patience) {
                 (Some(idle), Some(patience)) if idle >= patience => break Ending::Idle,
                 (Some(idle), Some(patience)) => Some(patience.saturating_sub(idle)),
@@ -151,7 +152,7 @@ impl Server {
                     .field("signal", name)
                     .field("sessions", self.sessions.count());
                 self.service.log.write(Level::Normal, line);
-                Some(Instant::now() + limits.drain)
+                Some(Instant::now() + lifetime.drain)
             }
             // Who came at the last moment is served all the same.
             Ending::Idle if count > 0 => {
@@ -162,10 +163,10 @@ impl Server {
             Ending::Idle => None,
             Ending::Broken(_) => Some(Instant::now()),
         };
-        self.wait_for_sessions(deadline, limits.drain, &reload);
+        self.wait_for_sessions(deadline, lifetime.drain, &reload);
         if self.sessions.count() > 0 {
             self.service.live.end_all();
-            self.wait_for_sessions(Some(Instant::now() + LAST_LINES), limits.drain, &reload);
+            self.wait_for_sessions(Some(Instant::now() + LAST_LINES), lifetime.drain, &reload);
         }
         ending
     }

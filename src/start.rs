@@ -24,7 +24,7 @@ use crate::server::pid_file::PidFile;
 use crate::server::privileges::{self, Account};
 use crate::server::slots::{self, Caps};
 use crate::server::walls::{self, Walls};
-use crate::server::{Ending, Limits, Server, signals};
+use crate::server::{Ending, Lifetime, Server, signals};
 use crate::session::live::Live;
 use crate::session::service::Service;
 use crate::stats::Stats;
@@ -57,7 +57,7 @@ pub fn run(config: Config) -> Result<(), StartError> {
         listeners,
         metrics,
         clients,
-        limits,
+        lifetime,
         service,
         caps,
         source,
@@ -76,7 +76,7 @@ pub fn run(config: Config) -> Result<(), StartError> {
         reload(&source, &service);
         notify.ready();
     };
-    match server.run(limits, reload, || notify.stopping()) {
+    match server.run(lifetime, reload, || notify.stopping()) {
         Ending::Signal(_) | Ending::Idle => Ok(()),
         Ending::Broken(error) => Err(StartError::system("accept clients", &error)),
     }
@@ -166,7 +166,7 @@ struct Started {
     /// Clients that somebody else has accepted.
     clients: Vec<Client>,
     /// When to end.
-    limits: Limits,
+    lifetime: Lifetime,
     /// What all sessions share.
     service: Arc<Service>,
     /// The caps that can be kept, which may be lower than those asked for.
@@ -276,13 +276,13 @@ impl Config {
         let Opened { listeners, metrics, pid_file } = opened;
         let live = Live::new().map_err(|error| StartError::system("open a pipe", &error))?;
         let listening = listeners.iter().chain(&metrics).filter_map(Listener::tcp_addr).collect();
-        let (source, limits) = (self.policy.clone(), self.limits);
+        let (source, lifetime) = (self.policy.clone(), self.lifetime);
         let service = Arc::new(self.service(policy, log, live, listening, pipes));
         Ok(Started {
             listeners,
             metrics,
             clients,
-            limits,
+            lifetime,
             service,
             caps,
             source,
