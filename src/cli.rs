@@ -20,7 +20,7 @@ use crate::log::{Escaped, Format, Level};
 use crate::policy::explain::Request;
 use crate::policy::nets::Block;
 use crate::server::Lifetime;
-use crate::server::listeners::{Listen, Manner, Place};
+use crate::server::listeners::{Endpoint, Listen, Manner};
 use crate::server::slots::Caps;
 use crate::session::service::Balancers;
 use crate::wait::Timeouts;
@@ -497,13 +497,13 @@ fn listen(matches: &Matches) -> Result<Vec<Listen>, UsageError> {
     let texts = matches.opt_strs("listen");
     let mut listen = Vec::new();
     for text in &texts {
-        if let Some(place) = place(text) {
-            listen.push(Listen { place, optional: false });
+        if let Some(endpoint) = endpoint(text) {
+            listen.push(Listen { endpoint, optional: false });
         } else if let Ok(port) = text.parse::<u16>() {
             let [v4, v6] = [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()];
-            let place = |ip| Place::Tcp(SocketAddr::new(ip, port));
-            listen.push(Listen { place: place(v4), optional: false });
-            listen.push(Listen { place: place(v6), optional: true });
+            let endpoint = |ip| Endpoint::Tcp(SocketAddr::new(ip, port));
+            listen.push(Listen { endpoint: endpoint(v4), optional: false });
+            listen.push(Listen { endpoint: endpoint(v6), optional: true });
         } else {
             return Err(UsageError(format!(
                 "--listen {}: expected ADDR:PORT, [ADDR6]:PORT, PORT or unix:PATH",
@@ -532,26 +532,26 @@ fn balancers(matches: &Matches) -> Result<Balancers, UsageError> {
 }
 
 /// An address with a port, or the path of a UNIX socket.
-fn place(text: &str) -> Option<Place> {
+fn endpoint(text: &str) -> Option<Endpoint> {
     match text.strip_prefix("unix:") {
-        Some(path) => Some(Place::Unix(path.into())).filter(|_| !path.is_empty()),
-        None => text.parse().ok().map(Place::Tcp),
+        Some(path) => Some(Endpoint::Unix(path.into())).filter(|_| !path.is_empty()),
+        None => text.parse().ok().map(Endpoint::Tcp),
     }
 }
 
-fn metrics(matches: &Matches) -> Result<Option<Place>, UsageError> {
+fn metrics(matches: &Matches) -> Result<Option<Endpoint>, UsageError> {
     let Some(text) = matches.opt_str("metrics") else { return Ok(None) };
     let wrong = |why| UsageError(format!("--metrics {}: {why}", text.escape_debug()));
-    let place =
-        place(&text).ok_or_else(|| wrong("expected ADDR:PORT, [ADDR6]:PORT or unix:PATH"))?;
-    match place {
-        Place::Tcp(addr)
+    let endpoint =
+        endpoint(&text).ok_or_else(|| wrong("expected ADDR:PORT, [ADDR6]:PORT or unix:PATH"))?;
+    match endpoint {
+        Endpoint::Tcp(addr)
             if !addr.ip().to_canonical().is_loopback()
                 && !matches.opt_present("metrics-public") =>
         {
             Err(wrong("not a loopback address: add --metrics-public to let others see it"))
         }
-        place => Ok(Some(place)),
+        endpoint => Ok(Some(endpoint)),
     }
 }
 
@@ -651,14 +651,14 @@ mod tests {
     #[test]
     fn v4_38_v5_01_the_default_is_loopback_port_1080() {
         assert_eq!(run("").listen, []);
-        assert_eq!(Listen::default().place.to_string(), "127.0.0.1:1080");
+        assert_eq!(Listen::default().endpoint.to_string(), "127.0.0.1:1080");
     }
 
     #[test]
     fn a_port_alone_means_both_loopbacks_and_only_ipv6_is_optional() {
         let listen = run("-l 1081 --listen [::]:1 -l unix:/run/s").listen;
         let texts: Vec<_> =
-            listen.iter().map(|listen| (listen.place.to_string(), listen.optional)).collect();
+            listen.iter().map(|listen| (listen.endpoint.to_string(), listen.optional)).collect();
         let expected = [
             ("127.0.0.1:1081", false),
             ("[::1]:1081", true),
@@ -733,12 +733,15 @@ mod tests {
 
     #[test]
     fn metrics_are_for_this_host_unless_others_are_to_see_them() {
-        for place in ["127.9.9.9:1", "[::1]:1", "[::ffff:127.0.0.1]:1", "unix:/run/s"] {
-            assert!(run(&format!("--metrics {place}")).metrics.is_some(), "{place}");
+        for endpoint in ["127.9.9.9:1", "[::1]:1", "[::ffff:127.0.0.1]:1", "unix:/run/s"] {
+            assert!(run(&format!("--metrics {endpoint}")).metrics.is_some(), "{endpoint}");
         }
-        for place in ["0.0.0.0:1", "[::]:1", "10.0.0.1:1", "[fe80::1]:1"] {
-            assert!(error(&format!("--metrics {place}")).contains("not a loopback"), "{place}");
-            assert!(run(&format!("--metrics {place} --metrics-public")).metrics.is_some());
+        for endpoint in ["0.0.0.0:1", "[::]:1", "10.0.0.1:1", "[fe80::1]:1"] {
+            assert!(
+                error(&format!("--metrics {endpoint}")).contains("not a loopback"),
+                "{endpoint}"
+            );
+            assert!(run(&format!("--metrics {endpoint} --metrics-public")).metrics.is_some());
         }
     }
 

@@ -9,7 +9,7 @@ use crate::command::resources::Outgoing;
 use crate::log::syslog::Facility;
 use crate::log::{Format, Level};
 use crate::server::Lifetime;
-use crate::server::listeners::{Listen, Manner, Place};
+use crate::server::listeners::{Endpoint, Listen, Manner};
 use crate::server::slots::Caps;
 use crate::session::service::Balancers;
 use crate::wait::Timeouts;
@@ -22,7 +22,7 @@ pub struct Config {
     /// How to open what to listen on.
     pub manner: Manner,
     /// Where to serve metrics.
-    pub metrics: Option<Place>,
+    pub metrics: Option<Endpoint>,
     /// Whether descriptor 0 is a client, or a socket to accept clients from.
     pub inetd: bool,
     /// Whether the environment tells where the client has come from.

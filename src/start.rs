@@ -191,10 +191,10 @@ impl Started {
         let mut lines = Vec::new();
         let mut tell = |level: Level, line: Line| lines.push((level, line));
         for listener in listeners {
-            tell(Level::Normal, Line::new("listening").field("addr", &listener.place));
+            tell(Level::Normal, Line::new("listening").field("addr", &listener.endpoint));
         }
         if let Some(listener) = metrics {
-            tell(Level::Normal, Line::new("metrics").field("addr", &listener.place));
+            tell(Level::Normal, Line::new("metrics").field("addr", &listener.endpoint));
         }
         // Of one session each time, that would be more than of the session itself.
         if !listeners.is_empty() {
@@ -267,8 +267,8 @@ impl Config {
             listeners.extend(listeners::open(wanted, self.manner).map_err(StartError::System)?);
             // Each process has metrics of its own.
             let manner = Manner { reuse_port: false, ..self.manner };
-            let place = self.metrics.clone().map(|place| Listen { place, optional: false });
-            let metrics = listeners::open(place.as_slice(), manner).map_err(StartError::System)?;
+            let wanted = self.metrics.clone().map(|endpoint| Listen { endpoint, optional: false });
+            let metrics = listeners::open(wanted.as_slice(), manner).map_err(StartError::System)?;
             let pid_file = self.pid_file.clone().map(write_pid_file).transpose()?;
             Ok(Opened { listeners, metrics: metrics.into_iter().next(), pid_file })
         };

@@ -20,14 +20,14 @@ const BACKLOG: i32 = 4_096;
 
 /// Where to listen.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum Endpoint {
     /// An address; port 0 lets the system choose.
     Tcp(SocketAddr),
     /// The path of a UNIX socket.
     Unix(PathBuf),
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tcp(addr) => addr.fmt(f),
@@ -40,7 +40,7 @@ impl fmt::Display for Place {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listen {
     /// Where.
-    pub place: Place,
+    pub endpoint: Endpoint,
     /// Whether a host that lacks this address can do without it.
     pub optional: bool,
 }
@@ -48,7 +48,7 @@ pub struct Listen {
 impl Default for Listen {
     /// 127.0.0.1 port 1080.
     fn default() -> Self {
-        Self { place: Place::Tcp((Ipv4Addr::LOCALHOST, 1080).into()), optional: false }
+        Self { endpoint: Endpoint::Tcp((Ipv4Addr::LOCALHOST, 1080).into()), optional: false }
     }
 }
 
@@ -75,7 +75,7 @@ pub struct Client {
 pub struct Listener {
     socket: Socket,
     /// Where it listens.
-    pub place: Place,
+    pub endpoint: Endpoint,
     /// Whether it was inherited: another process has it too and goes on with it.
     pub inherited: bool,
     /// The path of a UNIX socket as it was made, which is to be removed at the end.
@@ -91,18 +91,18 @@ enum Socket {
 /// Opens a listener on each of `wanted`, in order.
 ///
 /// # Errors
-/// A message for the first place that cannot be listened on.
+/// A message for the first that cannot be listened on.
 pub fn open(wanted: &[Listen], manner: Manner) -> Result<Vec<Listener>, String> {
     let mut listeners = Vec::new();
-    for Listen { place, optional } in wanted {
-        let socket = match place {
-            Place::Tcp(addr) => open_tcp(*addr, wanted, manner.reuse_port).map(Socket::Tcp),
-            Place::Unix(path) => open_unix(path, manner.unix_mode).map(Socket::Unix),
+    for Listen { endpoint, optional } in wanted {
+        let socket = match endpoint {
+            Endpoint::Tcp(addr) => open_tcp(*addr, wanted, manner.reuse_port).map(Socket::Tcp),
+            Endpoint::Unix(path) => open_unix(path, manner.unix_mode).map(Socket::Unix),
         };
         match socket.and_then(|socket| Listener::new(socket, false)) {
             Ok(listener) => listeners.push(listener),
             Err(error) if *optional && sys::is_family_or_address_missing(&error) => {}
-            Err(error) => return Err(format!("cannot listen on {place}: {error}")),
+            Err(error) => return Err(format!("cannot listen on {endpoint}: {error}")),
         }
     }
     Ok(listeners)
@@ -116,7 +116,7 @@ fn open_tcp(addr: SocketAddr, all: &[Listen], reuse_port: bool) -> io::Result<Tc
     }
     if addr.is_ipv6() {
         // `::` takes IPv4 clients too, unless an IPv4 listener was asked for on the same port.
-        let takes_v4 = |other: &Listen| matches!(other.place, Place::Tcp(other) if other.is_ipv4() && other.port() == addr.port());
+        let takes_v4 = |other: &Listen| matches!(other.endpoint, Endpoint::Tcp(other) if other.is_ipv4() && other.port() == addr.port());
         sys::set_v6only(&fd, all.iter().any(takes_v4) && addr.port() != 0)?;
     }
     sys::bind_socket(&fd, addr)?;
@@ -147,18 +147,18 @@ fn open_unix(path: &Path, mode: u32) -> io::Result<UnixListener> {
 
 impl Listener {
     fn new(socket: Socket, inherited: bool) -> io::Result<Self> {
-        let place = match &socket {
-            Socket::Tcp(listener) => Place::Tcp(listener.local_addr()?),
+        let endpoint = match &socket {
+            Socket::Tcp(listener) => Endpoint::Tcp(listener.local_addr()?),
             Socket::Unix(listener) => {
                 let addr = listener.local_addr()?;
-                Place::Unix(addr.as_pathname().unwrap_or(Path::new("")).to_owned())
+                Endpoint::Unix(addr.as_pathname().unwrap_or(Path::new("")).to_owned())
             }
         };
-        let removable = match &place {
-            Place::Unix(path) if !inherited => identity(path),
+        let removable = match &endpoint {
+            Endpoint::Unix(path) if !inherited => identity(path),
             _ => None,
         };
-        Ok(Self { socket, place, inherited, removable })
+        Ok(Self { socket, endpoint, inherited, removable })
     }
 
     /// Takes over a socket that listens already.
@@ -180,9 +180,9 @@ impl Listener {
     /// The address it listens on, unless it is a UNIX socket.
     #[must_use]
     pub fn tcp_addr(&self) -> Option<SocketAddr> {
-        match &self.place {
-            Place::Tcp(addr) => Some(canonical(*addr)),
-            Place::Unix(_) => None,
+        match &self.endpoint {
+            Endpoint::Tcp(addr) => Some(canonical(*addr)),
+            Endpoint::Unix(_) => None,
         }
     }
 
@@ -221,8 +221,8 @@ impl Listener {
     /// The path of a UNIX socket of our own, unless it is to be left behind.
     #[must_use]
     pub fn own_path(&self) -> Option<&Path> {
-        match &self.place {
-            Place::Unix(path) if self.removable.is_some() => Some(path),
+        match &self.endpoint {
+            Endpoint::Unix(path) if self.removable.is_some() => Some(path),
             _ => None,
         }
     }
