@@ -21,7 +21,7 @@ use crate::server::landlock::{self, Files};
 use crate::server::listeners::{self, Client, Listen, Listener, Manner};
 use crate::server::notify::{self, Notify};
 use crate::server::pid_file::PidFile;
-use crate::server::privileges::{self, Account};
+use crate::server::privileges::{self, UnixUser};
 use crate::server::slots::{self, Caps};
 use crate::server::walls::{self, Walls};
 use crate::server::{Ending, Lifetime, Server, signals};
@@ -342,9 +342,9 @@ impl Config {
     }
 
     /// The user to become.
-    fn account(&self) -> Result<Option<Account>, StartError> {
+    fn unix_user(&self) -> Result<Option<UnixUser>, StartError> {
         let Some(user) = &self.user else { return Ok(None) };
-        Account::look_up(user).map(Some).map_err(|error| match error.raw_os_error() {
+        UnixUser::look_up(user).map(Some).map_err(|error| match error.raw_os_error() {
             Some(_) => StartError::system(&format!("look up {user}"), &error),
             None => StartError::Config(vec![format!("--user {user}: {error}")]),
         })
@@ -369,7 +369,7 @@ impl Config {
     ) -> Result<Settled, StartError> {
         sys::prctl_set_no_new_privs()
             .map_err(|error| StartError::system("forbid new privileges", &error))?;
-        let account = self.account()?;
+        let unix_user = self.unix_user()?;
         // What is wrong with the files is told before anything listens, if they can be had then.
         // Terminals and the syslog daemon are not to be found in another root directory.
         let here = self.chroot.is_none();
@@ -386,9 +386,9 @@ impl Config {
             listeners.iter_mut().chain(metrics).for_each(Listener::leave_behind);
         }
         let policy = policy.map_or_else(|| self.policy.load(), Ok)?;
-        if let (Some(account), Some(user)) = (account, &self.user) {
-            let what = format!("change to user {user}");
-            account.change_to().map_err(|error| StartError::system(&what, &error))?;
+        if let (Some(unix_user), Some(name)) = (unix_user, &self.user) {
+            let what = format!("change to user {name}");
+            unix_user.change_to().map_err(|error| StartError::system(&what, &error))?;
         }
         let log = log.map_or_else(|| self.open_log(), Ok)?;
         let mut warnings = Vec::new();

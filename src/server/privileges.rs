@@ -10,12 +10,12 @@ use crate::sys;
 
 /// A user to run as, and the one group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Account {
+pub struct UnixUser {
     uid: u32,
     gid: u32,
 }
 
-impl Account {
+impl UnixUser {
     /// Looks up `NAME` or `NAME:GROUP`, either of which may be a number.
     ///
     /// # Errors
@@ -99,8 +99,8 @@ mod tests {
             ("0", Err("expected a user and a group other than root")),
             ("nobody:root", Err("expected a user and a group other than root")),
         ] {
-            let found = Account::look_up(text).map_err(|error| error.to_string());
-            let expected = expected.map(|(uid, gid)| Account { uid, gid });
+            let found = UnixUser::look_up(text).map_err(|error| error.to_string());
+            let expected = expected.map(|(uid, gid)| UnixUser { uid, gid });
             assert_eq!(found, expected.map_err(str::to_owned), "{text}");
         }
     }
@@ -108,7 +108,7 @@ mod tests {
     #[test]
     fn nobody_else_and_no_root_passes_the_proof() {
         let [[uid, ..], [gid, ..]] = [sys::getresuid().unwrap(), sys::getresgid().unwrap()];
-        let passes = |uid, gid| Account { uid, gid }.is_all_there_is().unwrap();
+        let passes = |uid, gid| UnixUser { uid, gid }.is_all_there_is().unwrap();
         assert_eq!(passes(uid, gid), uid != 0);
         assert!(!passes(uid + 1, gid));
         assert!(!passes(uid, gid + 1));
