@@ -17,7 +17,7 @@ use crate::policy::{Current, Policy};
 use crate::relay::Relays;
 use crate::resolve::Resolver;
 use crate::server::inherit::Inherited;
-use crate::server::landlock::{self, Files};
+use crate::server::landlock::{self, Confinement, Files};
 use crate::server::listeners::{self, Client, Listen, Listener, Manner};
 use crate::server::notify::{self, Notify};
 use crate::server::pid_file::PidFile;
@@ -174,7 +174,7 @@ struct Started {
     /// What reads the policy anew.
     source: PolicySource,
     /// Whether the server is confined to its files.
-    landlock: landlock::State,
+    landlock: Confinement,
     /// What is not as it should be.
     warnings: Vec<String>,
     /// What the system allows, if that is to be told.
@@ -241,7 +241,7 @@ struct Settled {
     opened: Opened,
     policy: Policy,
     log: Log,
-    landlock: landlock::State,
+    landlock: Confinement,
     warnings: Vec<String>,
 }
 
@@ -394,7 +394,7 @@ impl Config {
         let mut warnings = Vec::new();
         let landlock = self.confine(&policy, &opened).unwrap_or_else(|error| {
             warnings.push(format!("cannot confine the server to its files: {error}"));
-            landlock::State::Off
+            Confinement::Off
         });
         if self.gives_up_privileges() {
             warnings.extend(self.reload_troubles(&log));
@@ -402,9 +402,9 @@ impl Config {
         Ok(Settled { opened, policy, log, landlock, warnings })
     }
 
-    fn confine(&self, policy: &Policy, opened: &Opened) -> io::Result<landlock::State> {
+    fn confine(&self, policy: &Policy, opened: &Opened) -> io::Result<Confinement> {
         if !self.landlock {
-            return Ok(landlock::State::Off);
+            return Ok(Confinement::Off);
         }
         let read = policy.files.iter().chain(&self.policy.users).map(PathBuf::as_path).collect();
         let log = match &self.log {

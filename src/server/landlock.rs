@@ -26,7 +26,7 @@ const LIBRARIES: [&str; 6] =
 
 /// Whether the server is confined; Display gives the word for the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
+pub enum Confinement {
     /// It is.
     On,
     /// It was not asked to be, or could not be.
@@ -35,7 +35,7 @@ pub enum State {
     Absent,
 }
 
-impl fmt::Display for State {
+impl fmt::Display for Confinement {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::On => "on",
@@ -60,8 +60,8 @@ pub struct Files<'a> {
 ///
 /// # Errors
 /// As the calls of landlock(7), where the kernel has them; nothing is confined then.
-pub fn confine(files: &Files<'_>) -> io::Result<State> {
-    let Ok(version) = sys::landlock_version() else { return Ok(State::Absent) };
+pub fn confine(files: &Files<'_>) -> io::Result<Confinement> {
+    let Ok(version) = sys::landlock_version() else { return Ok(Confinement::Absent) };
     let ruleset = sys::landlock_create_ruleset(handled(version))?;
     let allow = |place: &Path, access| {
         // What is not there, or cannot be had, stays forbidden.
@@ -82,7 +82,7 @@ pub fn confine(files: &Files<'_>) -> io::Result<State> {
     }
     files.removed.iter().for_each(|path| allow(&directory(path), READ_FILE | REMOVE_FILE));
     sys::landlock_restrict_self(&ruleset)?;
-    Ok(State::On)
+    Ok(Confinement::On)
 }
 
 /// All accesses to the file system that a version of Landlock can forbid.
@@ -151,7 +151,7 @@ mod tests {
         let confined = std::thread::scope(|scope| {
             let confined = || {
                 sys::prctl_set_no_new_privs().unwrap();
-                if confine(&files).unwrap() != State::On {
+                if confine(&files).unwrap() != Confinement::On {
                     return None;
                 }
                 let append =
