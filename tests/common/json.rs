@@ -3,7 +3,7 @@
 use std::iter::Peekable;
 use std::str::Chars;
 
-use socksd::log::{NUMERIC, NUMERIC_PREFIX};
+use socksd::log::line::{NUMERIC, NUMERIC_PREFIX};
 
 /// A line of the log in JSON as the line in text it stands for.
 pub fn to_text(line: &str) -> String {

@@ -15,7 +15,7 @@ use crate::common::{
     field, read, read_to_end, refusing_port, reply5, request5, root, tunnel,
 };
 use socksd::cli::{self, Action, NUMBERS, OPTIONS};
-use socksd::log::{NUMERIC, NUMERIC_PREFIX};
+use socksd::log::line::{NUMERIC, NUMERIC_PREFIX};
 
 /// What stands in the manual between the heading `title`, `.Sh` or `.Ss`, and the next heading.
 fn section(title: &str) -> String {
