@@ -9,260 +9,34 @@
 //! value, so that nothing else can write into the tunnel. A [`Stopper`] ends it from outside.
 
 mod direction;
+mod end;
+mod first;
+mod leg;
+mod linger;
 pub mod pool;
 pub mod rate;
+mod shared;
+mod traffic;
 pub mod udp;
 
-use std::io::Read as _;
-use std::mem;
-use std::net::{Shutdown, TcpStream};
-use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
-use std::thread;
+use std::net::TcpStream;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-use crate::relay::direction::{Direction, Stop};
+use crate::relay::direction::{Direction, SMALL, Stop};
+pub use crate::relay::end::{End, Side, Stopper};
+use crate::relay::first::{First, first};
+use crate::relay::leg::keep_alive;
+pub use crate::relay::leg::prepare;
+use crate::relay::linger::Watcher;
 use crate::relay::pool::Pool;
-use crate::relay::rate::Rate;
+pub use crate::relay::shared::Limits;
+use crate::relay::shared::{Lingering, Shared, State};
+pub use crate::relay::traffic::{Dropped, Traffic};
 use crate::sync::lock;
-use crate::sys::{self, PollFd};
+use crate::sys;
 use crate::threads::Reserved;
-
-/// Octets that are read at once while nothing tells that there may be more to come.
-const SMALL: usize = 1536;
-
-/// Pieces, none larger than that, that pass before a session puts its second thread to work.
-const FIRST_PIECES: u32 = 8;
-
-/// How long none of them comes before it does so all the same.
-const FIRST_QUIET: Duration = Duration::from_secs(10);
-
-/// How long a thread may take to notice that its sockets have been shut for reading.
-const NOTICE: Duration = Duration::from_millis(100);
-
-/// How often the side that has closed is looked at.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
-
-/// Seconds without traffic before keepalive probes begin, seconds between them, and how many may
-/// go unanswered: a dead peer is found within three minutes.
-const KEEPALIVE: (i32, i32, i32) = (60, 20, 6);
-
-/// Limits of a relay.
-#[derive(Clone, Debug)]
-pub struct Limits {
-    /// How long neither side may send anything; `None` for ever. Time spent waiting for a rate
-    /// does not count.
-    pub idle: Option<Duration>,
-    /// The same once one side has closed.
-    pub linger: Duration,
-    /// Each of these rates is kept to. Without any, octets pass as fast as they can.
-    pub rates: Vec<Arc<Rate>>,
-}
-
-/// What a session has relayed, or several together.
-#[derive(Debug, Default)]
-pub struct Traffic {
-    /// Octets from the client to the target.
-    pub up: AtomicU64,
-    /// Octets from the target to the client.
-    pub down: AtomicU64,
-    /// Datagrams from the client to targets.
-    pub datagrams_up: AtomicU64,
-    /// Datagrams from targets to the client.
-    pub datagrams_down: AtomicU64,
-    /// Datagrams and fragments dropped, for each of [`Dropped::ALL`].
-    dropped: [AtomicU64; Dropped::ALL.len()],
-}
-
-impl Traffic {
-    /// Counts datagrams that were not relayed.
-    pub fn drop_datagrams(&self, cause: Dropped, count: u64) {
-        let mut counts = Dropped::ALL.iter().zip(&self.dropped);
-        if let Some((_, dropped)) = counts.find(|(other, _)| **other == cause) {
-            dropped.fetch_add(count, Ordering::Relaxed);
-        }
-    }
-
-    /// How many datagrams were not relayed for each cause.
-    pub fn dropped(&self) -> impl Iterator<Item = (Dropped, u64)> {
-        let counts = self.dropped.iter().map(|count| count.load(Ordering::Relaxed));
-        Dropped::ALL.into_iter().zip(counts)
-    }
-
-    /// Adds what others have relayed.
-    pub fn add(&self, other: &Self) {
-        for (sum, count) in self.counts().zip(other.counts()) {
-            sum.fetch_add(count.load(Ordering::Relaxed), Ordering::Relaxed);
-        }
-    }
-
-    fn counts(&self) -> impl Iterator<Item = &AtomicU64> {
-        let Self { up, down, datagrams_up, datagrams_down, dropped } = self;
-        [up, down, datagrams_up, datagrams_down].into_iter().chain(dropped)
-    }
-}
-
-/// Why a datagram was not relayed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Dropped {
-    /// It came to the client's socket from somebody else.
-    Sender,
-    /// It has no header that can be read.
-    Header,
-    /// It is part of a sequence that did not become whole, or fragments are not served.
-    Fragment,
-    /// The rules do not let it pass, or its family is not served.
-    Denied,
-    /// Its name was not resolved, or too many wait for that.
-    Name,
-    /// It was beyond a rate.
-    Rate,
-    /// It could not be sent.
-    Send,
-}
-
-impl Dropped {
-    /// All of them.
-    pub const ALL: [Self; 7] = [
-        Self::Sender,
-        Self::Header,
-        Self::Fragment,
-        Self::Denied,
-        Self::Name,
-        Self::Rate,
-        Self::Send,
-    ];
-
-    /// The word for it.
-    #[must_use]
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Sender => "sender",
-            Self::Header => "header",
-            Self::Fragment => "fragment",
-            Self::Denied => "denied",
-            Self::Name => "name",
-            Self::Rate => "rate",
-            Self::Send => "send",
-        }
-    }
-}
-
-/// One of the two sides.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Side {
-    /// Who connected to this server.
-    Client,
-    /// Whom this server connected to, or who connected to a BIND.
-    Target,
-}
-
-impl Side {
-    fn other(self) -> Self {
-        match self {
-            Self::Client => Self::Target,
-            Self::Target => Self::Client,
-        }
-    }
-}
-
-/// How a session ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum End {
-    /// This side closed first.
-    Closed(Side),
-    /// This side reset the connection.
-    Reset(Side),
-    /// This side stopped answering.
-    Lost(Side),
-    /// Nothing passed for the idle limit.
-    Idle,
-    /// Nothing passed for the linger limit after one side had closed.
-    Linger,
-    /// The rules or the users no longer allow it.
-    Revoked,
-    /// The server ends.
-    Stopped,
-    /// A fault in this server.
-    Internal,
-}
-
-impl End {
-    /// The word of the log.
-    #[must_use]
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Closed(Side::Client) => "client",
-            Self::Closed(Side::Target) => "target",
-            Self::Reset(Side::Client) => "client-reset",
-            Self::Reset(Side::Target) => "target-reset",
-            Self::Lost(Side::Client) => "client-lost",
-            Self::Lost(Side::Target) => "target-lost",
-            Self::Idle => "idle",
-            Self::Linger => "linger",
-            Self::Revoked => "revoked",
-            Self::Stopped => "stopped",
-            Self::Internal => "internal",
-        }
-    }
-}
-
-/// Ends a relay of octets or datagrams from another thread. All clones are one, for one relay.
-#[derive(Clone, Default)]
-pub struct Stopper(Arc<Mutex<Stopping>>);
-
-#[derive(Default)]
-struct Stopping {
-    /// What the relay is to end with.
-    end: Option<End>,
-    /// Ends the relay, once there is one.
-    abort: Option<Box<dyn Fn(End) + Send>>,
-}
-
-impl Stopper {
-    /// Ends the relay with `end` now, or as soon as it begins; one that is over stays as it is. The
-    /// first call counts. Does not wait for the relay, but for an instant where the end is a reset.
-    pub fn stop(&self, end: End) {
-        let mut stopping = lock(&self.0);
-        stopping.end.get_or_insert(end);
-        stopping.act();
-    }
-
-    /// Gives the relay that is about to begin. `abort` must not keep its sockets open.
-    fn attach(&self, abort: impl Fn(End) + Send + 'static) {
-        let mut stopping = lock(&self.0);
-        stopping.abort = Some(Box::new(abort));
-        stopping.act();
-    }
-
-    /// What the relay has been told to end with.
-    fn end(&self) -> Option<End> {
-        lock(&self.0).end
-    }
-}
-
-impl Stopping {
-    fn act(&self) {
-        if let (Some(end), Some(abort)) = (self.end, &self.abort) {
-            abort(end);
-        }
-    }
-}
-
-/// Prepares the client's leg for relaying: small writes leave at once, an urgent octet stays in its
-/// place, and a dead peer is found. What is accepted by a listener that is prepared is so itself.
-pub fn prepare(leg: &impl AsFd) {
-    // Nice to have on all counts; a leg that is already gone will tell when it is used.
-    let _ = sys::set_nodelay(leg);
-    let _ = sys::set_oobinline(leg);
-    keep_alive(leg);
-}
-
-fn keep_alive(leg: &impl AsFd) {
-    let (idle, interval, count) = KEEPALIVE;
-    let _ = sys::set_keepalive(leg, idle, interval, count);
-}
 
 /// A session about to be relayed.
 pub struct Tunnel {
@@ -289,20 +63,6 @@ pub struct Tunnel {
 pub struct Relays {
     pool: Arc<Pool>,
     lingering: Arc<Mutex<Lingering>>,
-}
-
-/// The relays of which one side has closed, each with that side.
-#[derive(Default)]
-struct Lingering {
-    relays: Vec<(Weak<Shared>, Side)>,
-    /// Held by the [`Watcher`], if there is one.
-    watched: Weak<()>,
-}
-
-/// Whose thread is to look at all that linger, once it has nothing else to do.
-struct Watcher {
-    relays: Relays,
-    watching: Arc<()>,
 }
 
 impl Relays {
@@ -333,7 +93,8 @@ impl Relays {
             client,
             target,
             limits,
-            relays: self.clone(),
+            pool: Arc::clone(&self.pool),
+            lingering: Arc::clone(&self.lingering),
             traffic,
             begun: Instant::now(),
             active: AtomicU64::new(0),
@@ -391,237 +152,19 @@ impl Relays {
         drop(shared);
         Watcher::watch(watcher);
     }
-
-    /// Has the relay, of which this side has closed, watched; by whom, if nobody watches yet.
-    fn linger(&self, relay: Weak<Shared>, closed: Side) -> Option<Watcher> {
-        let mut lingering = lock(&self.lingering);
-        lingering.relays.push((relay, closed));
-        if lingering.watched.strong_count() > 0 {
-            return None;
-        }
-        let watching = Arc::new(());
-        lingering.watched = Arc::downgrade(&watching);
-        Some(Watcher { relays: self.clone(), watching })
-    }
-}
-
-impl Watcher {
-    /// Looks at all that linger, as long as there are any, if somebody is to.
-    fn watch(watcher: Option<Self>) {
-        let Some(Self { relays: Relays { lingering, .. }, watching }) = watcher else { return };
-        loop {
-            thread::sleep(LOOK_EVERY);
-            // Ending one may take an instant.
-            let relays = mem::take(&mut lock(&lingering).relays);
-            let still = relays.into_iter().filter(|(relay, closed)| {
-                relay.upgrade().is_some_and(|shared| shared.lingers(*closed))
-            });
-            let still: Vec<_> = still.collect();
-            let mut lingering = lock(&lingering);
-            lingering.relays.extend(still);
-            if lingering.relays.is_empty() {
-                // Whoever comes next finds no watcher, and not one about to leave.
-                drop(watching);
-                return;
-            }
-        }
-    }
-}
-
-/// A relay. Whoever lets go of it last closes both sockets and tells that it is done.
-struct Shared {
-    client: TcpStream,
-    target: TcpStream,
-    limits: Limits,
-    relays: Relays,
-    traffic: Arc<Traffic>,
-    begun: Instant,
-    /// Milliseconds from `begun` to the last octet that passed, or that is going to pass as soon as
-    /// the rates let it.
-    active: AtomicU64,
-    changed: Condvar,
-    /// Is dropped last.
-    state: Mutex<State>,
-}
-
-struct State {
-    /// What happened first.
-    end: Option<End>,
-    /// How many directions have ended.
-    ended: u8,
-    /// One side has closed, and the other was seen to stay.
-    lingers: bool,
-    /// Nothing more is to be relayed.
-    aborted: bool,
-    /// The side this server has sent the end of input to. Only then can its socket be closed
-    /// without a reset.
-    shut: Option<Side>,
-    /// To be told at the end.
-    done: Option<Box<dyn FnOnce(End) + Send>>,
-}
-
-impl Drop for State {
-    fn drop(&mut self) {
-        if let Some(done) = self.done.take() {
-            done(self.end.unwrap_or(End::Internal));
-        }
-    }
-}
-
-impl Shared {
-    fn leg(&self, side: Side) -> &TcpStream {
-        match side {
-            Side::Client => &self.client,
-            Side::Target => &self.target,
-        }
-    }
-
-    /// The session is not quiet before `wait` is over.
-    fn touch(&self, wait: Duration) {
-        let active = self.begun.elapsed().saturating_add(wait);
-        let millis = u64::try_from(active.as_millis()).unwrap_or(u64::MAX);
-        // The other direction may wait for longer.
-        self.active.fetch_max(millis, Ordering::Relaxed);
-    }
-
-    /// How much of `limit` is left before the session has been quiet for that long.
-    fn left(&self, limit: Duration) -> Option<Duration> {
-        let active = Duration::from_millis(self.active.load(Ordering::Relaxed));
-        let quiet = self.begun.elapsed().saturating_sub(active);
-        limit.checked_sub(quiet).filter(|left| !left.is_zero())
-    }
-
-    /// Ends both directions now. With a reset the peers learn of it by a reset.
-    fn abort(&self, end: End) {
-        let mut state = lock(&self.state);
-        if state.aborted {
-            return;
-        }
-        state.end = Some(match (state.end, end) {
-            // A side that closes while the other still sends answers that with a reset.
-            (Some(closed @ End::Closed(side)), End::Reset(same) | End::Lost(same))
-                if side == same =>
-            {
-                closed
-            }
-            // What ends the session behind the close of one side counts for more than the close.
-            _ => end,
-        });
-        state.aborted = true;
-        self.changed.notify_all();
-        let legs = [&self.client, &self.target];
-        if matches!(end, End::Reset(_) | End::Lost(_)) {
-            for leg in legs {
-                let _ = sys::set_linger_zero(leg);
-            }
-            // Shutting for reading wakes a reader without a word to the peer, which is to see the
-            // reset of the close and not the end of input of a shutdown before it.
-            for leg in legs {
-                let _ = leg.shutdown(Shutdown::Read);
-            }
-            let others = |state: &mut State| state.ended < 2;
-            (state, _) = self
-                .changed
-                .wait_timeout_while(state, NOTICE, others)
-                .unwrap_or_else(PoisonError::into_inner);
-            if state.ended == 2 {
-                return;
-            }
-            // The other direction sits in a write to a peer that takes nothing, and that will not
-            // see the end of input either.
-        }
-        for leg in legs {
-            let _ = leg.shutdown(Shutdown::Both);
-        }
-    }
-
-    /// Whether this side, which is read from, is gone: its socket is closed though this server has
-    /// not ended its output. The error may have been given to the other direction, so that this one
-    /// saw a mere end of input.
-    fn is_reset(&self, side: Side) -> bool {
-        let state = lock(&self.state);
-        !state.aborted
-            && state.shut != Some(side)
-            && sys::is_tcp_closed(self.leg(side)).unwrap_or(false)
-    }
-
-    /// Whether one side has closed, and the other may not stay quiet for long.
-    fn has_closed_side(&self) -> bool {
-        lock(&self.state).ended > 0
-    }
-
-    /// Whether the relay, of which this side has closed, may go on: the other one must not stay
-    /// quiet for ever, and the one that has closed still be there: nobody reads from it any more.
-    fn lingers(&self, closed: Side) -> bool {
-        let mut state = lock(&self.state);
-        if state.ended == 2 {
-            return false;
-        }
-        // It may have closed before there was any need of that.
-        if !mem::replace(&mut state.lingers, true) {
-            keep_alive(&self.target);
-        }
-        drop(state);
-        if self.left(self.limits.linger).is_none() {
-            self.abort(End::Linger);
-        } else if self.is_reset(closed) {
-            self.abort(End::Reset(closed));
-        }
-        !lock(&self.state).aborted
-    }
-}
-
-/// What the first exchange came to.
-enum First {
-    /// There is more to come. The direction from this side has these octets still to write.
-    More(Side, Vec<u8>),
-    /// The direction from this side has ended.
-    Ended(Side, Stop),
-}
-
-/// Passes the first few octets of both directions. Many sessions consist of nothing else, and need
-/// not wake their second thread. Nothing is written here that would have to wait.
-fn first(up: &Direction, down: &Direction, leftover: &[u8], octets: &mut [u8]) -> First {
-    if let Some(first) = up.pass_now(leftover) {
-        return first;
-    }
-    let Shared { client, target, limits, .. } = &*up.shared;
-    for _ in 0..FIRST_PIECES {
-        let mut fds = [PollFd::new(client, sys::POLLIN), PollFd::new(target, sys::POLLIN)];
-        // Who is quiet for long, or whose poll fails, waits where the idle limit is kept.
-        let quiet = limits.idle.unwrap_or(FIRST_QUIET).min(FIRST_QUIET);
-        if !matches!(sys::poll(&mut fds, Some(quiet)), Ok(1..)) {
-            break;
-        }
-        let ready = fds.map(|fd| fd.has(!0));
-        for (way, ready) in [up, down].into_iter().zip(ready) {
-            if !ready {
-                continue;
-            }
-            let len = match way.received(way.shared.leg(way.from).read(octets)) {
-                Ok(len) => len.unwrap_or_default(),
-                Err(stop) => return First::Ended(way.from, stop),
-            };
-            if let Some(first) = way.pass_now(octets.get(..len).unwrap_or_default()) {
-                return first;
-            }
-            if len == octets.len() {
-                return First::More(way.from, Vec::new());
-            }
-        }
-    }
-    First::More(Side::Client, Vec::new())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::relay::rate::Rate;
     use crate::threads::Threads;
-    use std::io::Write as _;
-    use std::net::TcpListener;
+    use std::io::{Read as _, Write as _};
+    use std::net::{Shutdown, TcpListener};
     use std::num::NonZeroU64;
+    use std::sync::atomic::Ordering;
     use std::sync::mpsc;
-    use std::thread::JoinHandle;
+    use std::thread::{self, JoinHandle};
 
     /// Far longer than anything here may take.
     const LONG: Duration = Duration::from_secs(60);

@@ -8,11 +8,15 @@ use std::sync::{Arc, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::relay::end::{End, Side};
+use crate::relay::linger::{self, Watcher};
 use crate::relay::pool::{BUFFER, PIPE, Pipe};
 use crate::relay::rate::Rate;
-use crate::relay::{End, First, SMALL, Shared, Side, Watcher};
+use crate::relay::shared::Shared;
 use crate::sync::lock;
-use crate::sys;
+
+/// Octets that are read at once while nothing tells that there may be more to come.
+pub(super) const SMALL: usize = 1536;
 
 /// Octets that pass before a direction is taken for one with much to pass, and how long they may take.
 /// Whoever has less than that would only keep a pipe from others.
@@ -50,7 +54,7 @@ impl Drop for Guard<'_> {
 }
 
 impl Direction {
-    fn to(&self) -> Side {
+    pub(super) fn to(&self) -> Side {
         self.from.other()
     }
 
@@ -84,7 +88,11 @@ impl Direction {
                     shared.touch(Duration::ZERO);
                     // Fails where the other side is gone already, which its own direction will tell.
                     let _ = shared.leg(self.to()).shutdown(Shutdown::Write);
-                    return shared.relays.linger(Arc::downgrade(&self.shared), self.from);
+                    return linger::linger(
+                        &shared.lingering,
+                        Arc::downgrade(&self.shared),
+                        self.from,
+                    );
                 }
             }
             Stop::Idle => {
@@ -100,20 +108,6 @@ impl Direction {
             }
         }
         None
-    }
-
-    /// Writes what can be written at once, and tells if that is not all.
-    pub(super) fn pass_now(&self, octets: &[u8]) -> Option<First> {
-        if octets.is_empty() {
-            return None;
-        }
-        let result = sys::send_dontwait(self.shared.leg(self.to()), octets);
-        let sent = if is_quiet(&result) { Ok(0) } else { self.sent(result) };
-        match sent {
-            Ok(len) if len == octets.len() => None,
-            Ok(len) => Some(First::More(self.from, octets.get(len..).unwrap_or_default().to_vec())),
-            Err(stop) => Some(First::Ended(self.from, stop)),
-        }
     }
 
     /// Octets to pass at a time.
@@ -144,7 +138,7 @@ impl Direction {
 
     /// Passes on what comes, much at a time, until it goes quiet.
     fn copy_much(&self) -> Result<(), Stop> {
-        let pool = &self.shared.relays.pool;
+        let pool = &self.shared.pool;
         let mut buffer = pool.buffer();
         let copied = self.copy_through(&mut buffer);
         pool.keep_buffer(buffer);
@@ -179,7 +173,7 @@ impl Direction {
                     ..BULK if since.elapsed() < WINDOW => continue,
                     ..BULK => return Ok(None),
                     _ if self.shared.limits.rates.is_empty() => {
-                        let pipe = self.shared.relays.pool.pipe();
+                        let pipe = self.shared.pool.pipe();
                         if pipe.is_some() {
                             return Ok(pipe);
                         }
@@ -209,7 +203,7 @@ impl Direction {
                     | io::ErrorKind::PermissionDenied
                     | io::ErrorKind::Unsupported,
                 ) => {
-                    self.shared.relays.pool.give_up_splice();
+                    self.shared.pool.give_up_splice();
                     return Ok(());
                 }
                 _ => {}
@@ -254,7 +248,7 @@ impl Direction {
     }
 
     /// Counts what was written, and returns how many octets that were.
-    fn sent(&self, result: io::Result<usize>) -> Result<usize, Stop> {
+    pub(super) fn sent(&self, result: io::Result<usize>) -> Result<usize, Stop> {
         let counter = match self.from {
             Side::Client => &self.shared.traffic.up,
             Side::Target => &self.shared.traffic.down,
@@ -302,6 +296,6 @@ impl Direction {
 }
 
 /// Whether nothing came in time.
-fn is_quiet(result: &io::Result<usize>) -> bool {
+pub(super) fn is_quiet(result: &io::Result<usize>) -> bool {
     result.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
 }

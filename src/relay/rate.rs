@@ -9,7 +9,7 @@ use std::num::NonZeroU64;
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use crate::relay::Side;
+use crate::relay::end::Side;
 use crate::sync::lock;
 
 /// What one octet counts for in a bucket. In octets times nanoseconds nothing is ever rounded.

@@ -4,6 +4,8 @@
 //! without a word, as the RFC says, and counted. Names are resolved beside the pump, so that a slow
 //! one holds up nothing else.
 
+pub mod fragments;
+
 use std::collections::HashMap;
 use std::io::{self, Read as _};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream, UdpSocket};
@@ -14,20 +16,17 @@ use std::time::{Duration, Instant};
 use crate::net::canonical;
 use crate::net::client_block;
 use crate::policy::{Asker, Current};
+use crate::relay::end::{End, Side, Stopper};
 use crate::relay::rate::Rate;
-use crate::relay::{Dropped, End, Side, Stopper, Traffic};
+use crate::relay::traffic::{Dropped, Traffic};
+use crate::relay::udp::fragments::Fragments;
 use crate::resolve::{Resolved, Resolver};
 use crate::sync::lock;
 use crate::sys::{self, PollFd};
 use crate::wire::Destination;
-use crate::wire::udp::{self, Datagram, Frag, HEADER_MAX};
+use crate::wire::udp::{self, Frag, HEADER_MAX};
 
-/// Largest payload of a datagram over IPv4; over IPv6 without jumbograms it is 20 octets more.
-const PAYLOAD_MAX: usize = 65_507;
 const BUFFER: usize = 65_536;
-
-/// How long a sequence of fragments may take: the least RFC 1928 section 7 allows.
-const REASSEMBLY_TIMER: Duration = Duration::from_secs(5);
 
 /// Datagrams taken from one socket before the others are looked at.
 const BURST: usize = 32;
@@ -398,61 +397,6 @@ impl Drop for Waiting {
     }
 }
 
-/// The reassembly queue and its timer. A position can only follow the one before it: the RFC gives
-/// up a sequence as soon as a lower one comes, so a gap could never be filled.
-#[derive(Default)]
-pub struct Fragments {
-    /// The highest position so far; 0 without a sequence.
-    highest: u8,
-    dst: Option<Destination>,
-    data: Vec<u8>,
-    until: Option<Instant>,
-}
-
-impl Fragments {
-    /// Forgets the sequence under way, whose fragments are counted as dropped.
-    fn abandon(&mut self, traffic: &Traffic) {
-        traffic.drop_datagrams(Dropped::Fragment, self.highest.into());
-        *self = Self::default();
-    }
-
-    /// Adds a fragment; returns the whole once the last one has come.
-    pub fn add(
-        &mut self,
-        datagram: &Datagram<'_>,
-        now: Instant,
-        traffic: &Traffic,
-    ) -> Option<(Destination, Vec<u8>)> {
-        let position = datagram.frag.position();
-        if position <= 1 || position < self.highest || self.until.is_some_and(|until| now >= until)
-        {
-            self.abandon(traffic);
-        }
-        let follows = position == self.highest + 1
-            && (position == 1 || self.dst.as_ref() == Some(&datagram.dst))
-            && self.data.len() + datagram.data.len() <= PAYLOAD_MAX;
-        if !follows {
-            // A repetition of the last one does no harm; anything else leaves a gap for good.
-            if position != self.highest {
-                self.abandon(traffic);
-            }
-            traffic.drop_datagrams(Dropped::Fragment, 1);
-            return None;
-        }
-        if position == 1 {
-            self.until = Some(now + REASSEMBLY_TIMER);
-            self.dst = Some(datagram.dst.clone());
-        }
-        self.highest = position;
-        self.data.extend_from_slice(datagram.data);
-        if !datagram.frag.is_last() {
-            return None;
-        }
-        let Self { dst, data, .. } = std::mem::take(self);
-        dst.map(|dst| (dst, data))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -594,59 +538,5 @@ mod tests {
         stopper.stop(End::Revoked);
         assert_eq!(session.end.join().unwrap(), End::Revoked);
         flood.join().unwrap();
-    }
-
-    /// Adds fragments, each (FRAG, seconds since the start, data), and returns what became whole.
-    fn reassemble(fragments: &[(u8, u64, &str)]) -> (Vec<String>, u64) {
-        let (mut queue, traffic, begun) =
-            (Fragments::default(), Traffic::default(), Instant::now());
-        let dst = Destination::Address("192.0.2.1:53".parse().unwrap());
-        let whole = fragments
-            .iter()
-            .filter_map(|&(frag, after, data)| {
-                let datagram =
-                    Datagram { frag: Frag(frag), dst: dst.clone(), data: data.as_bytes() };
-                queue.add(&datagram, begun + Duration::from_secs(after), &traffic)
-            })
-            .map(|(_, data)| String::from_utf8(data).unwrap())
-            .collect();
-        (whole, dropped(&traffic))
-    }
-
-    #[test]
-    fn udp_15_a_sequence_becomes_one_datagram() {
-        assert_eq!(reassemble(&[(1, 0, "A"), (0x82, 0, "B")]), (vec!["AB".into()], 0));
-        assert_eq!(reassemble(&[(0x81, 0, "A")]), (vec!["A".into()], 0));
-        let long: Vec<_> = (1..=0x7e).map(|frag| (frag, 0, "x")).chain([(0xff, 0, "x")]).collect();
-        assert_eq!(reassemble(&long), (vec!["x".repeat(127)], 0));
-    }
-
-    #[test]
-    fn udp_17_a_lower_position_restarts_the_queue() {
-        let fragments = [(1, 0, "a"), (2, 0, "b"), (1, 0, "C"), (0x82, 0, "D")];
-        assert_eq!(reassemble(&fragments), (vec!["CD".into()], 2));
-    }
-
-    #[test]
-    fn udp_18_udp_19_the_timer_is_five_seconds() {
-        assert_eq!(reassemble(&[(1, 0, "A"), (0x82, 4, "B")]), (vec!["AB".into()], 0));
-        assert_eq!(reassemble(&[(1, 0, "A"), (0x82, 5, "B")]), (vec![], 2));
-    }
-
-    #[test]
-    fn gaps_and_positions_out_of_range_give_nothing() {
-        assert_eq!(reassemble(&[(1, 0, "A"), (0x83, 0, "C")]), (vec![], 2));
-        assert_eq!(reassemble(&[(0x82, 0, "B")]), (vec![], 1));
-        assert_eq!(reassemble(&[(0x80, 0, "B")]), (vec![], 1));
-        assert_eq!(
-            reassemble(&[(1, 0, "A"), (2, 0, "B"), (2, 0, "B"), (0x83, 0, "C")]),
-            (vec!["ABC".into()], 1)
-        );
-    }
-
-    #[test]
-    fn the_queue_is_bounded() {
-        let big = "x".repeat(40_000);
-        assert_eq!(reassemble(&[(1, 0, &big), (2, 0, &big), (0x83, 0, "C")]), (vec![], 3));
     }
 }
