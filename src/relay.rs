@@ -22,7 +22,7 @@ pub mod udp;
 use std::net::TcpStream;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Condvar, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::relay::direction::{Direction, SMALL, Stop};
 pub use crate::relay::end::{End, Side, Stopper};
@@ -121,36 +121,42 @@ impl Relays {
             sys::madvise_unused_stack();
         }
         if let Some(idle) = shared.limits.idle {
-            // Who has used up all of it is found out by the first read.
-            let left = shared.left(idle).unwrap_or(Duration::from_millis(1));
-            for leg in [&shared.client, &shared.target] {
-                // A leg that is gone will tell when it is used.
-                let _ = leg.set_read_timeout(Some(left));
-                let _ = leg.set_write_timeout(Some(idle));
-            }
+            shared.set_timeouts(idle);
         }
-        let watcher = match first {
-            First::More(from, unsent) => {
-                let other = direction(from.other());
-                helper.run(move || Watcher::watch(other.run(&[], &mut [0; SMALL])));
-                direction(from).run(&unsent, &mut octets)
-            }
-            First::Ended(from, Stop::EndOfInput) => {
-                match direction(from).end(Stop::EndOfInput) {
-                    None => drop(helper),
-                    watcher => helper.run(move || Watcher::watch(watcher)),
-                }
-                // This direction may take long.
-                direction(from.other()).run(&[], &mut octets)
-            }
-            First::Ended(from, stop) => {
-                // The other direction has not begun and does not have to.
-                lock(&shared.state).ended += 1;
-                direction(from).end(stop)
-            }
-        };
+        let watcher = go_on(&shared, first, helper, &mut octets);
         drop(shared);
         Watcher::watch(watcher);
+    }
+}
+
+/// Does what is left to do after the first exchange, in this thread and the helper. Who has done with
+/// it may have to watch.
+fn go_on(
+    shared: &Arc<Shared>,
+    first: First,
+    helper: Reserved,
+    octets: &mut [u8],
+) -> Option<Watcher> {
+    let direction = |from| Direction { shared: Arc::clone(shared), from };
+    match first {
+        First::More(from, unsent) => {
+            let other = direction(from.other());
+            helper.run(move || Watcher::watch(other.run(&[], &mut [0; SMALL])));
+            direction(from).run(&unsent, octets)
+        }
+        First::Ended(from, Stop::EndOfInput) => {
+            match direction(from).end(Stop::EndOfInput) {
+                None => drop(helper),
+                watcher => helper.run(move || Watcher::watch(watcher)),
+            }
+            // This direction may take long.
+            direction(from.other()).run(&[], octets)
+        }
+        First::Ended(from, stop) => {
+            // The other direction has not begun and does not have to.
+            lock(&shared.state).ended += 1;
+            direction(from).end(stop)
+        }
     }
 }
 
@@ -165,6 +171,7 @@ mod tests {
     use std::sync::atomic::Ordering;
     use std::sync::mpsc;
     use std::thread::{self, JoinHandle};
+    use std::time::Duration;
 
     /// Far longer than anything here may take.
     const LONG: Duration = Duration::from_secs(60);

@@ -87,6 +87,17 @@ impl Shared {
         }
     }
 
+    /// Has reads and writes end when the session has been quiet for that long.
+    pub(super) fn set_timeouts(&self, idle: Duration) {
+        // Who has used up all of it is found out by the first read.
+        let left = self.left(idle).unwrap_or(Duration::from_millis(1));
+        for leg in [&self.client, &self.target] {
+            // A leg that is gone will tell when it is used.
+            let _ = leg.set_read_timeout(Some(left));
+            let _ = leg.set_write_timeout(Some(idle));
+        }
+    }
+
     /// The session is not quiet before `wait` is over.
     pub(super) fn touch(&self, wait: Duration) {
         let active = self.begun.elapsed().saturating_add(wait);

@@ -82,16 +82,6 @@ pub fn run(
     traffic: &Arc<Traffic>,
     stopper: &Stopper,
 ) -> End {
-    let Sockets { client, v4, v6 } = sockets;
-    let idle = terms.idle;
-    let outward = Arc::new(Outward {
-        v4,
-        v6,
-        terms,
-        traffic: Arc::clone(traffic),
-        waiting: AtomicUsize::new(0),
-        names: Mutex::default(),
-    });
     if control.set_nonblocking(true).is_err() {
         return End::Internal;
     }
@@ -103,6 +93,15 @@ pub fn run(
             let _ = control.shutdown(Shutdown::Both);
         }
     });
+    let Sockets { client, v4, v6 } = sockets;
+    let outward = Arc::new(Outward {
+        v4,
+        v6,
+        terms,
+        traffic: Arc::clone(traffic),
+        waiting: AtomicUsize::new(0),
+        names: Mutex::default(),
+    });
     let mut pump = Pump {
         client,
         outward: &outward,
@@ -110,40 +109,7 @@ pub fn run(
         fragments: Fragments::default(),
         buffer: vec![0; BUFFER],
     };
-    let mut active = Instant::now();
-    loop {
-        let timeout = idle.map(|idle| idle.saturating_sub(active.elapsed()));
-        if timeout.is_some_and(|left| left.is_zero()) {
-            return End::Idle;
-        }
-        // A family without a socket polls the control connection once more.
-        let mut fds = [
-            PollFd::new(&control, sys::POLLIN),
-            PollFd::new(&pump.client, sys::POLLIN),
-            outward.v4.as_ref().map_or(PollFd::new(&control, 0), |v4| PollFd::new(v4, sys::POLLIN)),
-            outward.v6.as_ref().map_or(PollFd::new(&control, 0), |v6| PollFd::new(v6, sys::POLLIN)),
-        ];
-        match sys::poll(&mut fds, timeout) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(_) => return End::Internal,
-            Ok(_) => {}
-        }
-        let [on_control, on_client, on_v4, on_v6] = fds.map(|fd| fd.has(!0));
-        if on_control && let Some(end) = stopper.end().or_else(|| ended(&control)) {
-            return end;
-        }
-        if on_client && pump.up() {
-            active = Instant::now();
-        }
-        for (ready, socket) in [(on_v4, &outward.v4), (on_v6, &outward.v6)] {
-            if ready
-                && let Some(socket) = socket
-                && pump.down(socket)
-            {
-                active = Instant::now();
-            }
-        }
-    }
+    pump.run(&control, stopper)
 }
 
 /// Reads away what came over the control connection; tells whether and how that has ended.
@@ -170,6 +136,45 @@ struct Pump<'a> {
 }
 
 impl Pump<'_> {
+    /// Moves datagrams until the association ends.
+    fn run(&mut self, control: &TcpStream, stopper: &Stopper) -> End {
+        let Outward { v4, v6, terms, .. } = &**self.outward;
+        let mut active = Instant::now();
+        loop {
+            let timeout = terms.idle.map(|idle| idle.saturating_sub(active.elapsed()));
+            if timeout.is_some_and(|left| left.is_zero()) {
+                return End::Idle;
+            }
+            // A family without a socket polls the control connection once more.
+            let mut fds = [
+                PollFd::new(control, sys::POLLIN),
+                PollFd::new(&self.client, sys::POLLIN),
+                v4.as_ref().map_or(PollFd::new(control, 0), |v4| PollFd::new(v4, sys::POLLIN)),
+                v6.as_ref().map_or(PollFd::new(control, 0), |v6| PollFd::new(v6, sys::POLLIN)),
+            ];
+            match sys::poll(&mut fds, timeout) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(_) => return End::Internal,
+                Ok(_) => {}
+            }
+            let [on_control, on_client, on_v4, on_v6] = fds.map(|fd| fd.has(!0));
+            if on_control && let Some(end) = stopper.end().or_else(|| ended(control)) {
+                return end;
+            }
+            if on_client && self.up() {
+                active = Instant::now();
+            }
+            for (ready, socket) in [(on_v4, v4), (on_v6, v6)] {
+                if ready
+                    && let Some(socket) = socket
+                    && self.down(socket)
+                {
+                    active = Instant::now();
+                }
+            }
+        }
+    }
+
     /// Takes datagrams from the client; tells whether there was one that counts.
     fn up(&mut self) -> bool {
         let mut active = false;
