@@ -29,7 +29,6 @@ pub use crate::relay::end::{End, Side, Stopper};
 use crate::relay::first::{First, first};
 use crate::relay::leg::keep_alive;
 pub use crate::relay::leg::prepare;
-use crate::relay::linger::Watcher;
 use crate::relay::pool::Pool;
 pub use crate::relay::shared::Limits;
 use crate::relay::shared::{Lingering, Shared, State};
@@ -62,7 +61,7 @@ pub struct Tunnel {
 #[derive(Clone)]
 pub struct Relays {
     pool: Arc<Pool>,
-    lingering: Arc<Mutex<Lingering>>,
+    lingering: Arc<Lingering>,
 }
 
 impl Relays {
@@ -72,9 +71,8 @@ impl Relays {
         Self { pool: Arc::new(Pool::new(pipes)), lingering: Arc::default() }
     }
 
-    /// Relays until both directions have ended. One may go on in the helper after this returns, and
-    /// this may return later, as somebody has to look at relays of which one side has closed.
-    /// Whichever thread is last tells that all is done.
+    /// Relays until both directions have ended. One may go on in the helper after this returns; the
+    /// thread that is last tells that all is done.
     // The frames of whoever has prepared the tunnel do not lie above those that stay.
     #[inline(never)]
     pub fn run(&self, tunnel: Tunnel) {
@@ -123,39 +121,29 @@ impl Relays {
         if let Some(idle) = shared.limits.idle {
             shared.set_timeouts(idle);
         }
-        let watcher = go_on(&shared, first, helper, &mut octets);
-        drop(shared);
-        Watcher::watch(watcher);
+        go_on(&shared, first, helper, &mut octets);
     }
 }
 
-/// Does what is left to do after the first exchange, in this thread and the helper. Who has done with
-/// it may have to watch.
-fn go_on(
-    shared: &Arc<Shared>,
-    first: First,
-    helper: Reserved,
-    octets: &mut [u8],
-) -> Option<Watcher> {
+/// Does what is left to do after the first exchange, in this thread and the helper.
+fn go_on(shared: &Arc<Shared>, first: First, helper: Reserved, octets: &mut [u8]) {
     let direction = |from| Direction { shared: Arc::clone(shared), from };
     match first {
         First::More(from, unsent) => {
             let other = direction(from.other());
-            helper.run(move || Watcher::watch(other.run(&[], &mut [0; SMALL])));
-            direction(from).run(&unsent, octets)
+            helper.run(move || other.run(&[], &mut [0; SMALL]));
+            direction(from).run(&unsent, octets);
         }
         First::Ended(from, Stop::EndOfInput) => {
-            match direction(from).end(Stop::EndOfInput) {
-                None => drop(helper),
-                watcher => helper.run(move || Watcher::watch(watcher)),
-            }
-            // This direction may take long.
-            direction(from.other()).run(&[], octets)
+            // The other direction may take long.
+            drop(helper);
+            direction(from).end(Stop::EndOfInput);
+            direction(from.other()).run(&[], octets);
         }
         First::Ended(from, stop) => {
             // The other direction has not begun and does not have to.
             lock(&shared.state).ended += 1;
-            direction(from).end(stop)
+            direction(from).end(stop);
         }
     }
 }

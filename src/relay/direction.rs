@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::relay::end::{End, Side};
-use crate::relay::linger::{self, Watcher};
+use crate::relay::linger;
 use crate::relay::pool::{BUFFER, PIPE, Pipe};
 use crate::relay::rate::Rate;
 use crate::relay::shared::Shared;
@@ -58,18 +58,18 @@ impl Direction {
         self.from.other()
     }
 
-    /// Copies to the end, first what is `unsent`; returns as [`Direction::end`].
-    pub(super) fn run(self, unsent: &[u8], octets: &mut [u8]) -> Option<Watcher> {
+    /// Copies to the end, first what is `unsent`.
+    pub(super) fn run(self, unsent: &[u8], octets: &mut [u8]) {
         let guard = Guard(&self.shared);
         let mut portions = unsent.chunks(self.portion(BUFFER));
         let passed = portions.try_for_each(|octets| self.pass(octets));
         let Err(stop) = passed.and_then(|()| self.copy(octets));
         drop(guard);
-        self.end(stop)
+        self.end(stop);
     }
 
-    /// Sees to what comes of the end of this direction. Who has done with it may have to watch.
-    pub(super) fn end(&self, stop: Stop) -> Option<Watcher> {
+    /// Sees to what comes of the end of this direction.
+    pub(super) fn end(&self, stop: Stop) {
         let shared = &*self.shared;
         let mut state = lock(&shared.state);
         state.ended += 1;
@@ -88,11 +88,10 @@ impl Direction {
                     shared.touch(Duration::ZERO);
                     // Fails where the other side is gone already, which its own direction will tell.
                     let _ = shared.leg(self.to()).shutdown(Shutdown::Write);
-                    return linger::linger(
-                        &shared.lingering,
-                        Arc::downgrade(&self.shared),
-                        self.from,
-                    );
+                    if linger::watch(&self.shared).is_err() {
+                        // Nothing would ever end it.
+                        shared.abort(End::Internal);
+                    }
                 }
             }
             Stop::Idle => {
@@ -107,7 +106,6 @@ impl Direction {
                 });
             }
         }
-        None
     }
 
     /// Octets to pass at a time.

@@ -1,59 +1,53 @@
-//! The watch over relays of which one side has closed. Whichever thread finds nobody watching does so,
-//! once it has nothing else to do.
+//! The watch over half-closed relays: one thread, started when it is first needed. It sees what no
+//! direction sees any more: how long the open side has been quiet, and a reset by the closed one,
+//! from which nothing is read.
+//!
+//! Starting the thread with the server would cost each session from inetd(8) a thread, and few of
+//! them have a use for it.
 
-use std::mem;
-use std::sync::{Arc, Mutex, Weak};
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Weak};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crate::relay::end::Side;
-use crate::relay::shared::{Lingering, Shared};
-use crate::sync::lock;
+use crate::relay::shared::Shared;
+use crate::sync::{Queue, lock};
 
-/// How often the side that has closed is looked at.
+/// How often each of them is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// Whose thread is to look at all that linger, once it has nothing else to do.
-pub(super) struct Watcher {
-    lingering: Arc<Mutex<Lingering>>,
-    watching: Arc<()>,
-}
-
-/// Has the relay, of which this side has closed, watched; by whom, if nobody watches yet.
-pub(super) fn linger(
-    lingering: &Arc<Mutex<Lingering>>,
-    relay: Weak<Shared>,
-    closed: Side,
-) -> Option<Watcher> {
-    let mut list = lock(lingering);
-    list.relays.push((relay, closed));
-    if list.watched.strong_count() > 0 {
-        return None;
+/// Has the relay watched from now on, until it ends.
+///
+/// # Errors
+/// Where the thread cannot be started. The next call tries again.
+pub(super) fn watch(relay: &Arc<Shared>) -> io::Result<()> {
+    let lingering = &relay.lingering;
+    let mut has_thread = lock(&lingering.has_thread);
+    if !*has_thread {
+        let lingering = Arc::clone(lingering);
+        let body = move || watch_all(&lingering.relays);
+        thread::Builder::new().name("linger".into()).spawn(body)?;
+        *has_thread = true;
     }
-    let watching = Arc::new(());
-    list.watched = Arc::downgrade(&watching);
-    Some(Watcher { lingering: Arc::clone(lingering), watching })
+    drop(has_thread);
+    lingering.relays.put(Arc::downgrade(relay));
+    Ok(())
 }
 
-impl Watcher {
-    /// Looks at all that linger, as long as there are any, if somebody is to.
-    pub(super) fn watch(watcher: Option<Self>) {
-        let Some(Self { lingering, watching }) = watcher else { return };
-        loop {
+/// Looks once a second at the relays of the queue, as long as there are any.
+fn watch_all(queue: &Queue<Weak<Shared>>) {
+    while let Some(first) = queue.take(None) {
+        let mut relays = vec![first];
+        while !relays.is_empty() {
             thread::sleep(LOOK_EVERY);
-            // Ending one may take an instant.
-            let relays = mem::take(&mut lock(&lingering).relays);
-            let still = relays.into_iter().filter(|(relay, closed)| {
-                relay.upgrade().is_some_and(|shared| shared.lingers(*closed))
+            let now = Some(Instant::now());
+            relays.extend(std::iter::from_fn(|| queue.take(now)));
+            relays.retain(|relay| {
+                // It may be this thread that lets go of the relay, and tells that it is done.
+                let look = || relay.upgrade().is_some_and(|relay| relay.lingers());
+                catch_unwind(AssertUnwindSafe(look)).unwrap_or(false)
             });
-            let still: Vec<_> = still.collect();
-            let mut lingering = lock(&lingering);
-            lingering.relays.extend(still);
-            if lingering.relays.is_empty() {
-                // Whoever comes next finds no watcher, and not one about to leave.
-                drop(watching);
-                return;
-            }
         }
     }
 }

@@ -12,7 +12,7 @@ use crate::relay::leg::keep_alive;
 use crate::relay::pool::Pool;
 use crate::relay::rate::Rate;
 use crate::relay::traffic::Traffic;
-use crate::sync::lock;
+use crate::sync::{Queue, lock};
 use crate::sys;
 
 /// How long a thread may take to notice that its sockets have been shut for reading.
@@ -30,12 +30,13 @@ pub struct Limits {
     pub rates: Vec<Arc<Rate>>,
 }
 
-/// The relays of which one side has closed, each with that side.
+/// What all relays share that are half-closed.
 #[derive(Default)]
 pub(super) struct Lingering {
-    pub(super) relays: Vec<(Weak<Shared>, Side)>,
-    /// Held by the watcher, if there is one.
-    pub(super) watched: Weak<()>,
+    /// Those that nobody has looked at yet.
+    pub(super) relays: Queue<Weak<Shared>>,
+    /// Whether there is a thread to look at them.
+    pub(super) has_thread: Mutex<bool>,
 }
 
 /// A relay. Whoever lets go of it last closes both sockets and tells that it is done.
@@ -44,7 +45,7 @@ pub(super) struct Shared {
     pub(super) target: TcpStream,
     pub(super) limits: Limits,
     pub(super) pool: Arc<Pool>,
-    pub(super) lingering: Arc<Mutex<Lingering>>,
+    pub(super) lingering: Arc<Lingering>,
     pub(super) traffic: Arc<Traffic>,
     pub(super) begun: Instant,
     /// Milliseconds from `begun` to the last octet that passed, or that is going to pass as soon as
@@ -172,10 +173,12 @@ impl Shared {
         lock(&self.state).ended > 0
     }
 
-    /// Whether the relay, of which this side has closed, may go on: the other one must not stay
-    /// quiet for ever, and the one that has closed still be there: nobody reads from it any more.
-    pub(super) fn lingers(&self, closed: Side) -> bool {
+    /// Whether the relay, which is half-closed, may go on: the open side must not stay quiet for
+    /// ever, and the closed one still be there: nobody reads from it any more.
+    pub(super) fn lingers(&self) -> bool {
         let mut state = lock(&self.state);
+        // Without one that is shut it has been aborted.
+        let Some(closed) = state.shut.map(Side::other) else { return false };
         if state.ended == 2 {
             return false;
         }

@@ -198,6 +198,14 @@ fn proc(server: &Server, file: &str, key: &str) -> usize {
     line.split_whitespace().next().unwrap().parse().unwrap()
 }
 
+/// The names of its threads.
+fn names_of_threads(server: &Server) -> Vec<String> {
+    let tasks = fs::read_dir(format!("/proc/{}/task", server.pid())).unwrap();
+    // One that ends meanwhile has none.
+    let names = tasks.filter_map(|task| fs::read_to_string(task.unwrap().path().join("comm")).ok());
+    names.map(|name| name.trim_end().to_owned()).collect()
+}
+
 /// Threads, mappings and KiB of memory of a server.
 fn has(server: &Server) -> [usize; 3] {
     let maps = fs::read_to_string(format!("/proc/{}/maps", server.pid())).unwrap();
@@ -333,7 +341,9 @@ fn a_session_half_closed_early_keeps_one_thread() {
     let _alone = crate::alone();
     const HALF_CLOSED: usize = 20;
     let server = Server::open(&[]);
+    let watching = || names_of_threads(&server).iter().filter(|name| *name == "linger").count();
     let before = proc(&server, "status", "Threads:");
+    assert_eq!(watching(), 0, "a thread that nobody needs yet");
     let sessions = (0..HALF_CLOSED).map(|_| {
         let (client, mut target) = through(&server);
         client.shutdown(Shutdown::Write).unwrap();
@@ -343,8 +353,9 @@ fn a_session_half_closed_early_keeps_one_thread() {
     let _sessions: Vec<_> = sessions.collect();
     // As long as threads without work stay.
     thread::sleep(Duration::from_secs(5));
-    // One more looks at those that have closed.
+    // One more watches all that are half-closed.
     eventually("threads without work end", || {
         proc(&server, "status", "Threads:") <= before + HALF_CLOSED + 1
     });
+    assert_eq!(watching(), 1);
 }
