@@ -6,6 +6,7 @@
 
 pub mod ident;
 pub mod penalties;
+pub mod turns;
 pub mod users;
 
 use std::hash::{BuildHasher as _, RandomState};

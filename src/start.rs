@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::auth::penalties::Penalties;
+use crate::auth::turns::Turns;
 use crate::command::quotas::Caps as SharedCaps;
 use crate::command::resources::Means;
 use crate::config::{Config, LogTo, PolicySource};
@@ -305,6 +306,7 @@ impl Config {
         Service {
             policy: Arc::new(Current::new(policy)),
             penalties: Penalties::new(self.auth_penalty),
+            turns: Turns::for_this_machine(),
             live: Arc::new(live),
             strict_reload: self.strict_reload,
             means: Means {

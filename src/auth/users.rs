@@ -1,8 +1,7 @@
 //! The users file, socksd.users(5): names, password hashes in crypt(3) form, expiry dates, groups.
 //!
-//! Checking costs the same whether or not a user exists or has expired. Only a few checks run at once, so that a
-//! flood of logins cannot take every core from the relays; a password that was accepted is known
-//! again by a keyed digest, so that a browser's fifty connections cost one slow hash.
+//! Checking costs the same whether or not a user exists or has expired. A password that was accepted
+//! is known again by a keyed digest, so that a browser's fifty connections cost one slow hash.
 
 use std::collections::HashMap;
 use std::collections::hash_map::{Entry, RandomState};
@@ -12,9 +11,10 @@ use std::hint::black_box;
 use std::io::Read as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Instant, SystemTime};
 
+use crate::auth::turns::Turns;
 use crate::auth::{AuthError, Proof, User};
 use crate::date::Date;
 use crate::log::Escaped;
@@ -69,9 +69,6 @@ pub struct Users {
     accounts: HashMap<Vec<u8>, Account>,
     /// The hash that stands in for a missing one: the first of the file, for its method and cost.
     stand_in: Vec<u8>,
-    /// How many checks may begin now.
-    turns: Mutex<usize>,
-    turn_over: Condvar,
     /// Keys of the digests, random for each load.
     keys: [RandomState; 2],
     /// Name to digest of the password last accepted.
@@ -136,12 +133,9 @@ impl Users {
         if !errors.is_empty() {
             return Err(errors);
         }
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Ok(Self {
             accounts,
             stand_in: stand_in.unwrap_or_else(|| NOBODY.to_vec()),
-            turns: Mutex::new((cores / 2).max(1)),
-            turn_over: Condvar::new(),
             keys: [RandomState::new(), RandomState::new()],
             accepted: Mutex::new(HashMap::new()),
         })
@@ -176,7 +170,7 @@ impl Users {
         account.hash.as_ref().map(|hash| account.user(name, hash))
     }
 
-    /// Checks a password, waiting for a turn until `deadline`; returns the user.
+    /// Checks a password, waiting for one of `turns` until `deadline`; returns the user.
     ///
     /// # Errors
     /// `Wrong` for an unknown or locked user or another password, `Expired` for the right password
@@ -186,16 +180,18 @@ impl Users {
     pub fn check(
         &self,
         claim: &Credentials,
+        turns: &Turns,
         deadline: Instant,
         shut_out: impl Fn() -> bool,
     ) -> Result<User, AuthError> {
-        self.check_on(today(), claim, deadline, shut_out)
+        self.check_on(today(), claim, turns, deadline, shut_out)
     }
 
     fn check_on(
         &self,
         today: Date,
         claim: &Credentials,
+        turns: &Turns,
         deadline: Instant,
         shut_out: impl Fn() -> bool,
     ) -> Result<User, AuthError> {
@@ -215,7 +211,7 @@ impl Users {
             return Ok(account.user(&claim.uname, hash));
         }
         let setting = hash.unwrap_or(&self.stand_in);
-        let _turn = self.turn(deadline)?;
+        let _turn = turns.take(deadline)?;
         if shut_out() {
             return Err(AuthError::ShutOut);
         }
@@ -234,30 +230,6 @@ impl Users {
             }
             _ => Err(AuthError::Wrong),
         }
-    }
-
-    fn turn(&self, deadline: Instant) -> Result<Turn<'_>, AuthError> {
-        let mut turns = lock(&self.turns);
-        while *turns == 0 {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(AuthError::TimedOut);
-            }
-            (turns, _) =
-                self.turn_over.wait_timeout(turns, left).unwrap_or_else(PoisonError::into_inner);
-        }
-        *turns -= 1;
-        Ok(Turn(self))
-    }
-}
-
-/// The right to run one check now.
-struct Turn<'a>(&'a Users);
-
-impl Drop for Turn<'_> {
-    fn drop(&mut self) {
-        *lock(&self.0.turns) += 1;
-        self.0.turn_over.notify_one();
     }
 }
 
@@ -383,12 +355,12 @@ mod tests {
     }
 
     fn check(users: &Users, name: &str, password: &[u8]) -> Result<(), AuthError> {
-        users.check(&claim(name, password), soon(), || false).map(drop)
+        users.check(&claim(name, password), &Turns::new(1), soon(), || false).map(drop)
     }
 
     fn check_on(users: &Users, today: &str, password: &[u8]) -> Result<(), AuthError> {
         let today = Date::parse(today.as_bytes()).unwrap();
-        users.check_on(today, &claim("alice", password), soon(), || false).map(drop)
+        users.check_on(today, &claim("alice", password), &Turns::new(1), soon(), || false).map(drop)
     }
 
     #[test]
@@ -480,12 +452,14 @@ mod tests {
         let hash = hash(b"secret", b"$6$saltsalt$");
         let users = users(&format!("alice:{hash}:2028-02-29\n"));
         assert_eq!(check_on(&users, "2028-02-29", b"secret"), Ok(()));
-        *lock(&users.turns) = 0;
-        assert_eq!(check_on(&users, "2028-02-29", b"secret"), Ok(()), "known again");
+        let none = Turns::new(0);
+        let today = Date::parse(b"2028-02-29").unwrap();
+        let known = users.check_on(today, &claim("alice", b"secret"), &none, soon(), || false);
+        assert!(known.is_ok(), "known again");
         let today = Date::parse(b"2028-03-01").unwrap();
         let soon = Instant::now() + Duration::from_millis(20);
         for password in [&b"secret"[..], b"wrong"] {
-            let refused = users.check_on(today, &claim("alice", password), soon, || false);
+            let refused = users.check_on(today, &claim("alice", password), &none, soon, || false);
             assert_eq!(refused, Err(AuthError::TimedOut));
         }
     }
@@ -549,7 +523,8 @@ mod tests {
         let hash = hash(b"secret", b"$6$saltsalt$");
         let users = users(&format!("alice:{hash}::staff,ops\n"));
         for _ in 0..2 {
-            let user = users.check(&claim("alice", b"secret"), soon(), || false).unwrap();
+            let user =
+                users.check(&claim("alice", b"secret"), &Turns::new(1), soon(), || false).unwrap();
             assert_eq!(user.name(), Some(&b"alice"[..]));
             assert!(user.is_in("staff") && user.is_in("ops") && !user.is_in("other"));
         }
@@ -564,20 +539,28 @@ mod tests {
         for limit in [0, 1] {
             let asked = std::cell::Cell::new(0);
             let shut_out = || asked.replace(asked.get() + 1) == limit;
-            assert_eq!(users.check(&claim, deadline, shut_out), Err(AuthError::ShutOut));
+            assert_eq!(
+                users.check(&claim, &Turns::new(1), deadline, shut_out),
+                Err(AuthError::ShutOut)
+            );
             assert!(lock(&users.accepted).is_empty());
         }
-        assert!(users.check(&claim, deadline, || false).is_ok());
+        assert!(users.check(&claim, &Turns::new(1), deadline, || false).is_ok());
         // Nor is one that is known again.
-        assert_eq!(users.check(&claim, deadline, || true), Err(AuthError::ShutOut));
+        assert_eq!(users.check(&claim, &Turns::new(1), deadline, || true), Err(AuthError::ShutOut));
     }
 
     #[test]
-    fn no_turn_until_the_deadline_is_a_time_out() {
-        let users = users(&format!("alice:{}\n", hash(b"secret", b"$5$saltsalt$")));
-        *lock(&users.turns) = 0;
-        let deadline = Instant::now() + Duration::from_millis(20);
-        let refused = users.check(&claim("alice", b"secret"), deadline, || false);
-        assert_eq!(refused, Err(AuthError::TimedOut));
+    fn users_that_are_read_anew_wait_for_the_same_turns() {
+        let text = format!("alice:{}\n", hash(b"secret", b"$5$saltsalt$"));
+        let (turns, claim) = (Turns::new(1), claim("alice", b"secret"));
+        let taken = turns.take(soon());
+        for users in [users(&text), users(&text)] {
+            let deadline = Instant::now() + Duration::from_millis(20);
+            let refused = users.check(&claim, &turns, deadline, || false);
+            assert_eq!(refused, Err(AuthError::TimedOut));
+        }
+        drop(taken);
+        assert!(users(&text).check(&claim, &turns, soon(), || false).is_ok());
     }
 }

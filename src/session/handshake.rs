@@ -111,7 +111,7 @@ impl Session<'_, '_> {
         let client = client_block(self.ip());
         let penalties = &self.service.penalties;
         let shut_out = || penalties.shut_out(client, Instant::now());
-        let checked = users.check(&claim, intake.deadline, shut_out);
+        let checked = users.check(&claim, &self.service.turns, intake.deadline, shut_out);
         if let Err(AuthError::Wrong | AuthError::Expired) = checked {
             self.service.means.stats.auth_failures.fetch_add(1, Ordering::Relaxed);
             self.penalize(intake);

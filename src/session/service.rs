@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::auth::penalties::Penalties;
+use crate::auth::turns::Turns;
 use crate::command::resources::Means;
 use crate::log::Log;
 use crate::net::client_block;
@@ -20,6 +21,8 @@ pub struct Service {
     pub policy: Arc<Current>,
     /// Who has failed to authenticate of late.
     pub penalties: Penalties,
+    /// Turns to hash a password.
+    pub turns: Turns,
     /// The sessions under way.
     pub live: Arc<Live>,
     /// Whether sessions that a new policy would not grant end with the old one.
