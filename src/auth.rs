@@ -11,6 +11,10 @@ pub mod users;
 
 use std::hash::{BuildHasher as _, RandomState};
 use std::sync::{Arc, LazyLock};
+use std::time::Instant;
+
+use crate::auth::turns::Turns;
+use crate::wire::userpass::Credentials;
 
 /// What proves the name of a user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,6 +88,34 @@ pub enum AuthError {
     TimedOut,
     /// The client is shut out; its password was not looked at.
     ShutOut,
+}
+
+/// A try to prove a name by a password, and how it may be waited for.
+pub struct Attempt<'a> {
+    /// The name and the password.
+    pub claim: &'a Credentials,
+    /// The turns for those that hash.
+    pub turns: &'a Turns,
+    /// When the answer is of no more use.
+    pub deadline: Instant,
+    /// Whether the client is shut out by now.
+    pub shut_out: &'a dyn Fn() -> bool,
+}
+
+/// Decides whether a password is right, as the users file does.
+pub trait Checker {
+    /// Checks a password; returns the user.
+    ///
+    /// # Errors
+    /// `Wrong` for an unknown or locked user or another password, `Expired` for the right password
+    /// of an account that has expired, `TimedOut` if it takes too long, `ShutOut` if the client is
+    /// shut out before the check begins: of many guesses made at once no more are checked than of as
+    /// many in a row.
+    fn check(&self, attempt: &Attempt<'_>) -> Result<User, AuthError>;
+
+    /// The user of this name as [`Checker::check`] would return it now, or `None` if no password is
+    /// right for it.
+    fn user(&self, name: &[u8]) -> Option<User>;
 }
 
 #[cfg(test)]

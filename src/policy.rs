@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use crate::auth::users::Users;
-use crate::auth::{Proof, User};
+use crate::auth::{Checker, Proof, User};
 use crate::policy::nets::{is_nowhere, is_special};
 use crate::policy::rules::{Ident, Place, Question, Rule, To, Truth, Where};
 use crate::wire::socks5::Method;
@@ -188,6 +188,12 @@ impl Policy {
         self.rules.is_empty()
     }
 
+    /// What decides whether a password is right, where there is something that does.
+    #[must_use]
+    pub fn checker(&self) -> Option<&dyn Checker> {
+        Some(self.users.as_ref()?)
+    }
+
     /// The rules that may come to decide, with how far they match: all up to the first that surely
     /// does.
     fn reachable(&self, question: &Question<'_>) -> impl Iterator<Item = (&Arc<Rule>, Truth)> {
@@ -221,7 +227,7 @@ impl Policy {
         match (user.name(), user.proof()) {
             (None, _) | (_, Proof::Nothing) => Some(user.clone()),
             (Some(name), Proof::Password(_)) => {
-                let now = self.users.as_ref()?.with_password(name)?;
+                let now = self.checker()?.user(name)?;
                 (now.proof() == user.proof()).then_some(now)
             }
             (Some(name), Proof::Ident) => Ident::user(self.users.as_ref(), name),
@@ -243,7 +249,7 @@ impl Policy {
         let anonymous = Question { user: Some(&nobody), ..unknown };
         let without_name = self.possible(&anonymous).is_ok().then_some(Method::NONE);
         let mut named = Vec::new();
-        if self.users.is_some() && self.possible(&unknown).is_ok() {
+        if self.checker().is_some() && self.possible(&unknown).is_ok() {
             // GSS-API is not served yet. It comes after this: clients offer a password only where
             // they were given one.
             named.push(Method::USERPASS);
@@ -685,7 +691,7 @@ mod tests {
         let digest = "0123456789012345678901234567890123456789012";
         let (first, other) = (format!("$5$salt${digest}"), format!("$5$other${digest}"));
         let before = with_users(&format!("alice:{first}::staff\n"));
-        let password = before.users.as_ref().unwrap().with_password(b"alice").unwrap();
+        let password = before.checker().unwrap().user(b"alice").unwrap();
         let ident = User::proved(b"alice", Arc::default(), Proof::Ident);
         for (line, by_password, by_ident) in [
             (format!("alice:{first}::ops"), Some("ops"), Some("ops")),

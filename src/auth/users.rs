@@ -12,16 +12,14 @@ use std::io::Read as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
-use std::time::{Instant, SystemTime};
+use std::time::SystemTime;
 
-use crate::auth::turns::Turns;
-use crate::auth::{AuthError, Proof, User};
+use crate::auth::{Attempt, AuthError, Checker, Proof, User};
 use crate::date::Date;
 use crate::log::Escaped;
 use crate::sync::lock;
 use crate::sys;
 use crate::wire::STRING_MAX;
-use crate::wire::userpass::Credentials;
 
 /// The prefixes of the hash methods taken: yescrypt, bcrypt, SHA-512, SHA-256.
 /// Behind the last `$` of a hash stand as many digits as are given here; fewer or more would lock
@@ -163,38 +161,8 @@ impl Users {
         (!expired).then(|| User::proved(name, groups, proof))
     }
 
-    /// The user of this name if there is a password for it now, whatever that is.
-    #[must_use]
-    pub fn with_password(&self, name: &[u8]) -> Option<User> {
-        let account = self.accounts.get(name).filter(|account| !account.has_expired(today()))?;
-        account.hash.as_ref().map(|hash| account.user(name, hash))
-    }
-
-    /// Checks a password, waiting for one of `turns` until `deadline`; returns the user.
-    ///
-    /// # Errors
-    /// `Wrong` for an unknown or locked user or another password, `Expired` for the right password
-    /// of an account that has expired, `TimedOut` without a turn, `ShutOut` if `shut_out` says so
-    /// before or after the wait: of many guesses made at once no more are checked than of as many
-    /// in a row.
-    pub fn check(
-        &self,
-        claim: &Credentials,
-        turns: &Turns,
-        deadline: Instant,
-        shut_out: impl Fn() -> bool,
-    ) -> Result<User, AuthError> {
-        self.check_on(today(), claim, turns, deadline, shut_out)
-    }
-
-    fn check_on(
-        &self,
-        today: Date,
-        claim: &Credentials,
-        turns: &Turns,
-        deadline: Instant,
-        shut_out: impl Fn() -> bool,
-    ) -> Result<User, AuthError> {
+    fn check_on(&self, today: Date, attempt: &Attempt<'_>) -> Result<User, AuthError> {
+        let Attempt { claim, turns, deadline, shut_out } = *attempt;
         if shut_out() {
             return Err(AuthError::ShutOut);
         }
@@ -230,6 +198,17 @@ impl Users {
             }
             _ => Err(AuthError::Wrong),
         }
+    }
+}
+
+impl Checker for Users {
+    fn check(&self, attempt: &Attempt<'_>) -> Result<User, AuthError> {
+        self.check_on(today(), attempt)
+    }
+
+    fn user(&self, name: &[u8]) -> Option<User> {
+        let account = self.accounts.get(name).filter(|account| !account.has_expired(today()))?;
+        account.hash.as_ref().map(|hash| account.user(name, hash))
     }
 }
 
@@ -329,8 +308,9 @@ fn same(a: &[u8], b: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::userpass::Secret;
-    use std::time::Duration;
+    use crate::auth::turns::Turns;
+    use crate::wire::userpass::{Credentials, Secret};
+    use std::time::{Duration, Instant};
 
     const SHA256: &str = "$5$saltsalt$0123456789012345678901234567890123456789012";
 
@@ -354,13 +334,17 @@ mod tests {
         Instant::now() + Duration::from_secs(10)
     }
 
+    fn attempt<'a>(claim: &'a Credentials, turns: &'a Turns) -> Attempt<'a> {
+        Attempt { claim, turns, deadline: soon(), shut_out: &|| false }
+    }
+
     fn check(users: &Users, name: &str, password: &[u8]) -> Result<(), AuthError> {
-        users.check(&claim(name, password), &Turns::new(1), soon(), || false).map(drop)
+        users.check(&attempt(&claim(name, password), &Turns::new(1))).map(drop)
     }
 
     fn check_on(users: &Users, today: &str, password: &[u8]) -> Result<(), AuthError> {
         let today = Date::parse(today.as_bytes()).unwrap();
-        users.check_on(today, &claim("alice", password), &Turns::new(1), soon(), || false).map(drop)
+        users.check_on(today, &attempt(&claim("alice", password), &Turns::new(1))).map(drop)
     }
 
     #[test]
@@ -454,12 +438,12 @@ mod tests {
         assert_eq!(check_on(&users, "2028-02-29", b"secret"), Ok(()));
         let none = Turns::new(0);
         let today = Date::parse(b"2028-02-29").unwrap();
-        let known = users.check_on(today, &claim("alice", b"secret"), &none, soon(), || false);
-        assert!(known.is_ok(), "known again");
+        let right = claim("alice", b"secret");
+        assert!(users.check_on(today, &attempt(&right, &none)).is_ok(), "known again");
         let today = Date::parse(b"2028-03-01").unwrap();
-        let soon = Instant::now() + Duration::from_millis(20);
-        for password in [&b"secret"[..], b"wrong"] {
-            let refused = users.check_on(today, &claim("alice", password), &none, soon, || false);
+        let deadline = Instant::now() + Duration::from_millis(20);
+        for claim in [right, claim("alice", b"wrong")] {
+            let refused = users.check_on(today, &Attempt { deadline, ..attempt(&claim, &none) });
             assert_eq!(refused, Err(AuthError::TimedOut));
         }
     }
@@ -523,8 +507,8 @@ mod tests {
         let hash = hash(b"secret", b"$6$saltsalt$");
         let users = users(&format!("alice:{hash}::staff,ops\n"));
         for _ in 0..2 {
-            let user =
-                users.check(&claim("alice", b"secret"), &Turns::new(1), soon(), || false).unwrap();
+            let claim = claim("alice", b"secret");
+            let user = users.check(&attempt(&claim, &Turns::new(1))).unwrap();
             assert_eq!(user.name(), Some(&b"alice"[..]));
             assert!(user.is_in("staff") && user.is_in("ops") && !user.is_in("other"));
         }
@@ -533,21 +517,19 @@ mod tests {
     #[test]
     fn who_is_shut_out_before_or_during_the_wait_has_no_password_checked() {
         let users = users(&format!("alice:{}\n", hash(b"secret", b"$5$saltsalt$")));
-        let claim =
-            Credentials { uname: b"alice".to_vec(), passwd: Secret::new(b"secret".to_vec()) };
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let (claim, turns) = (claim("alice", b"secret"), Turns::new(1));
+        let attempt = attempt(&claim, &turns);
         for limit in [0, 1] {
             let asked = std::cell::Cell::new(0);
-            let shut_out = || asked.replace(asked.get() + 1) == limit;
-            assert_eq!(
-                users.check(&claim, &Turns::new(1), deadline, shut_out),
-                Err(AuthError::ShutOut)
-            );
+            let shut_out = &|| asked.replace(asked.get() + 1) == limit;
+            let refused = users.check(&Attempt { shut_out, ..attempt });
+            assert_eq!(refused, Err(AuthError::ShutOut));
             assert!(lock(&users.accepted).is_empty());
         }
-        assert!(users.check(&claim, &Turns::new(1), deadline, || false).is_ok());
+        assert!(users.check(&attempt).is_ok());
         // Nor is one that is known again.
-        assert_eq!(users.check(&claim, &Turns::new(1), deadline, || true), Err(AuthError::ShutOut));
+        let refused = users.check(&Attempt { shut_out: &|| true, ..attempt });
+        assert_eq!(refused, Err(AuthError::ShutOut));
     }
 
     #[test]
@@ -557,10 +539,10 @@ mod tests {
         let taken = turns.take(soon());
         for users in [users(&text), users(&text)] {
             let deadline = Instant::now() + Duration::from_millis(20);
-            let refused = users.check(&claim, &turns, deadline, || false);
+            let refused = users.check(&Attempt { deadline, ..attempt(&claim, &turns) });
             assert_eq!(refused, Err(AuthError::TimedOut));
         }
         drop(taken);
-        assert!(users(&text).check(&claim, &turns, soon(), || false).is_ok());
+        assert!(users(&text).check(&attempt(&claim, &turns)).is_ok());
     }
 }

@@ -199,9 +199,9 @@ impl Request {
         // A client with a password offers both, as curl does.
         let client = [Method::NONE, Method::USERPASS];
         let client = if self.user.is_some() { &client[..] } else { &client[..1] };
-        match (methods.select(client), &self.user, &policy.users) {
-            (Some(Method::USERPASS), Some(name), Some(users)) => {
-                let user = users.with_password(name.as_bytes());
+        match (methods.select(client), &self.user, policy.checker()) {
+            (Some(Method::USERPASS), Some(name), Some(checker)) => {
+                let user = checker.user(name.as_bytes());
                 user.ok_or_else(|| "the user is unknown, locked or expired".into())
             }
             (Some(_), ..) => Ok(User::anonymous()),

@@ -4,8 +4,7 @@
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use crate::auth::users::Users;
-use crate::auth::{AuthError, User};
+use crate::auth::{Attempt, AuthError, Checker, User};
 use crate::log::{Level, Line};
 use crate::net::client_block;
 use crate::session::intake::Intake;
@@ -71,9 +70,9 @@ impl Session<'_, '_> {
         let method = methods.select(&offered);
         let answer = method.unwrap_or(Method::NO_ACCEPTABLE);
         self.send(intake, &socks5::encode_selection(answer))?;
-        let user = match (method, &policy.users) {
+        let user = match (method, policy.checker()) {
             (Some(Method::NONE), _) => User::anonymous(),
-            (Some(Method::USERPASS), Some(users)) => self.password(users, intake)?,
+            (Some(Method::USERPASS), Some(checker)) => self.password(checker, intake)?,
             _ if methods.is_empty() => {
                 return Err(Stop::refused("denied", "no rule allows this client anything"));
             }
@@ -97,7 +96,7 @@ impl Session<'_, '_> {
     }
 
     /// The sub-negotiation of RFC 1929.
-    fn password(&mut self, users: &Users, intake: &mut Intake<'_>) -> Result<User, Stop> {
+    fn password(&mut self, checker: &dyn Checker, intake: &mut Intake<'_>) -> Result<User, Stop> {
         let claim = match intake.decode(userpass::decode_request) {
             Ok(claim) => claim,
             Err(stop) => {
@@ -110,8 +109,12 @@ impl Session<'_, '_> {
         self.record.user.clone_from(&claim.uname);
         let client = client_block(self.ip());
         let penalties = &self.service.penalties;
-        let shut_out = || penalties.shut_out(client, Instant::now());
-        let checked = users.check(&claim, &self.service.turns, intake.deadline, shut_out);
+        let checked = checker.check(&Attempt {
+            claim: &claim,
+            turns: &self.service.turns,
+            deadline: intake.deadline,
+            shut_out: &|| penalties.shut_out(client, Instant::now()),
+        });
         if let Err(AuthError::Wrong | AuthError::Expired) = checked {
             self.service.means.stats.auth_failures.fetch_add(1, Ordering::Relaxed);
             self.penalize(intake);
