@@ -231,7 +231,7 @@ impl Started {
 
 /// What is opened before the root directory is another.
 #[derive(Default)]
-struct Opened {
+struct Listening {
     listeners: Vec<Listener>,
     metrics: Option<Listener>,
     pid_file: Option<PidFile>,
@@ -239,7 +239,7 @@ struct Opened {
 
 /// What there is once privileges are given up.
 struct Settled {
-    opened: Opened,
+    listening: Listening,
     policy: Policy,
     log: Log,
     landlock: Confinement,
@@ -271,14 +271,14 @@ impl Config {
             let wanted = self.metrics.clone().map(|endpoint| Listen { endpoint, optional: false });
             let metrics = listeners::open(wanted.as_slice(), manner).map_err(StartError::System)?;
             let pid_file = self.pid_file.clone().map(write_pid_file).transpose()?;
-            Ok(Opened { listeners, metrics: metrics.into_iter().next(), pid_file })
+            Ok(Listening { listeners, metrics: metrics.into_iter().next(), pid_file })
         };
-        let Settled { opened, policy, log, landlock, warnings } = self.settle(listen)?;
-        let Opened { listeners, metrics, pid_file } = opened;
+        let Settled { listening, policy, log, landlock, warnings } = self.settle(listen)?;
+        let Listening { listeners, metrics, pid_file } = listening;
         let live = Live::new().map_err(|error| StartError::system("open a pipe", &error))?;
-        let listening = listeners.iter().chain(&metrics).filter_map(Listener::tcp_addr).collect();
+        let own_addrs = listeners.iter().chain(&metrics).filter_map(Listener::tcp_addr).collect();
         let (source, lifetime) = (self.policy.clone(), self.lifetime);
-        let service = Arc::new(self.service(policy, log, live, listening, pipes));
+        let service = Arc::new(self.service(policy, log, live, own_addrs, pipes));
         Ok(Started {
             listeners,
             metrics,
@@ -300,7 +300,7 @@ impl Config {
         policy: Policy,
         log: Log,
         live: Live,
-        listening: Vec<SocketAddr>,
+        own_addrs: Vec<SocketAddr>,
         pipes: u64,
     ) -> Service {
         Service {
@@ -315,7 +315,7 @@ impl Config {
                 resolver: Arc::new(Resolver::new(self.resolvers)),
                 timeouts: self.timeouts,
                 outgoing: self.outgoing,
-                listening,
+                listening: own_addrs,
             },
             relays: Relays::new(usize::try_from(pipes).unwrap_or(0)),
             threads: Threads::default(),
@@ -336,7 +336,7 @@ impl Config {
         if !self.gives_up_privileges() {
             return self.policy.load().map(|_| Vec::new());
         }
-        self.settle(|| Ok(Opened::default())).map(|settled| settled.warnings)
+        self.settle(|| Ok(Listening::default())).map(|settled| settled.warnings)
     }
 
     fn gives_up_privileges(&self) -> bool {
@@ -367,7 +367,7 @@ impl Config {
     /// for each of them.
     fn settle(
         &self,
-        listen: impl FnOnce() -> Result<Opened, StartError>,
+        listen: impl FnOnce() -> Result<Listening, StartError>,
     ) -> Result<Settled, StartError> {
         sys::prctl_set_no_new_privs()
             .map_err(|error| StartError::system("forbid new privileges", &error))?;
@@ -379,12 +379,12 @@ impl Config {
         // A log file is the user's to open: root would follow a link in a directory of the user's.
         let as_is = here && self.user.is_none() || !matches!(self.log, LogTo::File(_));
         let log = if as_is { Some(self.open_log()?) } else { None };
-        let mut opened = listen()?;
+        let mut listening = listen()?;
         if let Some(directory) = &self.chroot {
             let what = format!("change the root directory to {}", directory.display());
             privileges::change_root(directory)
                 .map_err(|error| StartError::system(&what, &error))?;
-            let Opened { listeners, metrics, .. } = &mut opened;
+            let Listening { listeners, metrics, .. } = &mut listening;
             listeners.iter_mut().chain(metrics).for_each(Listener::leave_behind);
         }
         let policy = policy.map_or_else(|| self.policy.load(), Ok)?;
@@ -394,17 +394,17 @@ impl Config {
         }
         let log = log.map_or_else(|| self.open_log(), Ok)?;
         let mut warnings = Vec::new();
-        let landlock = self.confine(&policy, &opened).unwrap_or_else(|error| {
+        let landlock = self.confine(&policy, &listening).unwrap_or_else(|error| {
             warnings.push(format!("cannot confine the server to its files: {error}"));
             Confinement::Off
         });
         if self.gives_up_privileges() {
             warnings.extend(self.reload_troubles(&log));
         }
-        Ok(Settled { opened, policy, log, landlock, warnings })
+        Ok(Settled { listening, policy, log, landlock, warnings })
     }
 
-    fn confine(&self, policy: &Policy, opened: &Opened) -> io::Result<Confinement> {
+    fn confine(&self, policy: &Policy, listening: &Listening) -> io::Result<Confinement> {
         if !self.landlock {
             return Ok(Confinement::Off);
         }
@@ -415,7 +415,7 @@ impl Config {
         };
         // The process number is read before it is removed.
         let pid_file = self.pid_file.as_deref().filter(|_| self.chroot.is_none());
-        let listeners = opened.listeners.iter().chain(&opened.metrics);
+        let listeners = listening.listeners.iter().chain(&listening.metrics);
         let removed = listeners.filter_map(Listener::own_path).chain(pid_file).collect();
         landlock::confine(&Files { read, log, removed })
     }
