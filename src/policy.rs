@@ -1,9 +1,17 @@
 //! May they: what is known of a request to a verdict, by one flat list of rules of which the first
 //! that matches decides. Pure: nothing is read, sent or resolved here.
 //!
-//! Names are judged as names; what they resolve to is judged again as addresses. Commands and the
-//! datagram pump ask before they use an address. What a rule says is in [`rules`], how it is
-//! written in [`parse`].
+//! Names are judged as names; what they resolve to is judged again as addresses. What a rule says is
+//! in [`rules`], how it is written in [`parse`].
+//!
+//! | When | Who asks | What | Known by then |
+//! |---|---|---|---|
+//! | greeting | session | [`Policy::methods`]: how may the client prove who it is? | its address |
+//! | request | session | [`Policy::needs_ident`]: does the verdict depend on IDENT? | and user, command, destination |
+//! | log of the request | session | [`Policy::sure_rule`]: which rule surely decides? | and IDENT |
+//! | before a look-up, an association, any peer of a BIND | session, commands, datagrams | [`Policy::may_allow`]: can it come to be allowed? | the same |
+//! | each address | commands, datagrams | [`Policy::allows`]: is it? | and the address |
+//! | reload | live sessions | [`Policy::renewed`], then as before: would it be allowed now? | all |
 
 pub mod explain;
 pub mod list;
@@ -91,6 +99,16 @@ impl fmt::Display for Denial {
 
 /// The rule that allows something, or why it is denied.
 pub type Verdict<'a> = Result<&'a Arc<Rule>, Denial>;
+
+/// What a rule that may match does to a request.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Unknown {
+    /// It allows, if it is such a rule: more may be known later.
+    Allows,
+    /// It denies, if it is such a rule: no more will be known, and what is not known, such as an
+    /// IDENT not asked, speaks for no client.
+    Denies,
+}
 
 /// The methods of version 5 that a client may choose, best first; none where nothing that it may
 /// ask for can be allowed.
@@ -194,9 +212,8 @@ impl Policy {
         Some(self.users.as_ref()?)
     }
 
-    /// The rules that may come to decide, with how far they match: all up to the first that surely
-    /// does.
-    fn reachable(&self, question: &Question<'_>) -> impl Iterator<Item = (&Arc<Rule>, Truth)> {
+    /// The rules that may decide, with how far they match: all up to the first that surely does.
+    fn may_decide(&self, question: &Question<'_>) -> impl Iterator<Item = (&Arc<Rule>, Truth)> {
         let mut decided = false;
         self.rules
             .iter()
@@ -208,16 +225,24 @@ impl Policy {
             .filter(|(_, truth)| *truth != Truth::No)
     }
 
-    /// The first rule by which a request may come to be allowed.
-    fn possible(&self, question: &Question<'_>) -> Verdict<'_> {
-        for (rule, truth) in self.reachable(question) {
-            match (rule.allow, truth) {
-                (true, _) => return Ok(rule),
-                (false, Truth::Yes) => return Err(denied(Some(rule), question.ident)),
-                (false, _) => {}
+    /// What the first rule says that matches, where one that only may match does so if that
+    /// `unknown` has it.
+    fn verdict(&self, question: &Question<'_>, unknown: Unknown) -> Verdict<'_> {
+        let decides = |&(rule, truth): &(&Arc<Rule>, Truth)| {
+            truth == Truth::Yes || rule.allow == (unknown == Unknown::Allows)
+        };
+        match self.may_decide(question).find(decides) {
+            Some((rule, _)) if rule.allow => Ok(rule),
+            Some((rule, _)) => Err(denied(Some(rule), question.ident)),
+            None => {
+                let inside =
+                    matches!(question.to, Some(To { ip: Where::At(ip), .. }) if is_special(ip));
+                Err(match denied(None, question.ident) {
+                    Denial::NoRule if inside => Denial::Inside,
+                    denial => denial,
+                })
             }
         }
-        Err(denied(None, question.ident))
     }
 
     /// The same user with what the users file says now, or `None` where the proof of then is none
@@ -247,22 +272,31 @@ impl Policy {
         };
         let nobody = User::anonymous();
         let anonymous = Question { user: Some(&nobody), ..unknown };
-        let without_name = self.possible(&anonymous).is_ok().then_some(Method::NONE);
+        let without_name =
+            self.verdict(&anonymous, Unknown::Allows).is_ok().then_some(Method::NONE);
         let mut named = Vec::new();
-        if self.checker().is_some() && self.possible(&unknown).is_ok() {
+        if self.checker().is_some() && self.verdict(&unknown, Unknown::Allows).is_ok() {
             // GSS-API is not served yet. It comes after this: clients offer a password only where
             // they were given one.
             named.push(Method::USERPASS);
         }
-        let mut reachable = self.reachable(&unknown).chain(self.reachable(&anonymous));
-        let matters = reachable.any(|(rule, _)| rule.wants_password());
+        let mut rules = self.may_decide(&unknown).chain(self.may_decide(&anonymous));
+        let matters = rules.any(|(rule, _)| rule.wants_password());
         Methods::new(without_name, named, matters)
     }
 
     /// Whether IDENT has to be asked before `asker` can be judged on `dst`.
     #[must_use]
-    pub fn wants_ident(&self, asker: &Asker, dst: Option<&Destination>) -> bool {
-        self.reachable(&asker.question(dst.map(destination))).any(|(rule, _)| rule.ident)
+    pub fn needs_ident(&self, asker: &Asker, dst: Option<&Destination>) -> bool {
+        self.may_decide(&asker.question(dst.map(destination))).any(|(rule, _)| rule.ident)
+    }
+
+    /// The rule that surely decides on `dst`, if one does before any that may.
+    #[must_use]
+    pub fn sure_rule(&self, asker: &Asker, dst: Option<&Destination>) -> Option<&Rule> {
+        let question = asker.question(dst.map(destination));
+        let first = self.may_decide(&question).next();
+        first.filter(|(_, truth)| *truth == Truth::Yes).map(|(rule, _)| &**rule)
     }
 
     /// Whether anything that `dst` may stand for is allowed, and by which rule first: all that is
@@ -270,44 +304,20 @@ impl Policy {
     ///
     /// # Errors
     /// Why not.
-    pub fn admit(&self, asker: &Asker, dst: Option<&Destination>) -> Verdict<'_> {
-        self.possible(&asker.question(dst.map(destination)))
+    pub fn may_allow(&self, asker: &Asker, dst: Option<&Destination>) -> Verdict<'_> {
+        self.verdict(&asker.question(dst.map(destination)), Unknown::Allows)
     }
 
-    /// The rule that surely decides on `dst`, if one does before any that may.
-    #[must_use]
-    pub fn decider(&self, asker: &Asker, dst: Option<&Destination>) -> Option<&Rule> {
-        let question = asker.question(dst.map(destination));
-        let first = self.reachable(&question).next();
-        first.filter(|(_, truth)| *truth == Truth::Yes).map(|(rule, _)| &**rule)
-    }
-
-    /// Judges the address `ip`, asked for by the name in `dst` if there is one.
+    /// Whether the address `ip` is allowed, asked for by the name in `dst` if there is one.
     ///
     /// # Errors
     /// Why it is denied.
-    pub fn judge(&self, asker: &Asker, dst: &Destination, ip: IpAddr) -> Verdict<'_> {
+    pub fn allows(&self, asker: &Asker, dst: &Destination, ip: IpAddr) -> Verdict<'_> {
         if is_nowhere(ip) {
             return Err(Denial::Nowhere);
         }
-        self.decide(&asker.question(Some(To { ip: Where::At(ip), ..destination(dst) })))
-    }
-
-    fn decide(&self, question: &Question<'_>) -> Verdict<'_> {
-        // What is not known by now, such as an IDENT not asked, speaks for no client.
-        let decides = |&(rule, truth): &(&Arc<Rule>, Truth)| truth == Truth::Yes || !rule.allow;
-        match self.reachable(question).find(decides) {
-            Some((rule, _)) if rule.allow => Ok(rule),
-            Some((rule, _)) => Err(denied(Some(rule), question.ident)),
-            None => {
-                let inside =
-                    matches!(question.to, Some(To { ip: Where::At(ip), .. }) if is_special(ip));
-                Err(match denied(None, question.ident) {
-                    Denial::NoRule if inside => Denial::Inside,
-                    denial => denial,
-                })
-            }
-        }
+        let to = To { ip: Where::At(ip), ..destination(dst) };
+        self.verdict(&asker.question(Some(to)), Unknown::Denies)
     }
 }
 
@@ -431,7 +441,7 @@ mod tests {
         asker.ident = Ident::Proved(alice());
         let allowed = |rules: &str| {
             let policy = policy(rules);
-            policy.judge(&asker, &dst, [93, 184, 215, 14].into()).is_ok()
+            policy.allows(&asker, &dst, [93, 184, 215, 14].into()).is_ok()
         };
         for (index, one) in conditions.iter().enumerate() {
             for other in conditions.iter().skip(index + 1) {
@@ -464,7 +474,7 @@ mod tests {
             ("deny\nallow", false),
             ("allow", true),
         ] {
-            assert_eq!(policy(rules).judge(&asker, &dst, ip).is_ok(), allowed, "{rules}");
+            assert_eq!(policy(rules).allows(&asker, &dst, ip).is_ok(), allowed, "{rules}");
         }
     }
 
@@ -506,7 +516,7 @@ mod tests {
             ("allow to 0.0.0.0/0", "0.1.2.3:80", false),
         ] {
             let (dst, ip) = address(dst);
-            let may = policy(rules).judge(&asker, &dst, ip).is_ok();
+            let may = policy(rules).allows(&asker, &dst, ip).is_ok();
             assert_eq!(may, allowed, "{rules}: {dst:?}");
         }
     }
@@ -540,8 +550,8 @@ mod tests {
             ("deny", "a.example", "8.8.8.8", false, false),
         ] {
             let (policy, dst) = (policy(rules), name(asked, 80));
-            assert_eq!(policy.admit(&asker, Some(&dst)).is_ok(), resolved, "{rules}: {asked}");
-            let verdict = policy.judge(&asker, &dst, ip.parse().unwrap());
+            assert_eq!(policy.may_allow(&asker, Some(&dst)).is_ok(), resolved, "{rules}: {asked}");
+            let verdict = policy.allows(&asker, &dst, ip.parse().unwrap());
             assert_eq!(verdict.is_ok(), allowed, "{rules}: {asked} at {ip}");
         }
     }
@@ -562,13 +572,13 @@ mod tests {
             let dst = name(asked, *random.pick(&[80, 443]));
             let ip: IpAddr = random.pick(&ips).parse().unwrap();
             let asked = Some(&dst).filter(|_| command != Command::UDP_ASSOCIATE);
-            let wants = policy.wants_ident(&asker, asked);
+            let wants = policy.needs_ident(&asker, asked);
             if wants {
                 asker.ident = random.pick(&[Ident::Unproved, Ident::Proved(alice())]).clone();
             }
-            if let Ok(rule) = policy.judge(&asker, &dst, ip) {
+            if let Ok(rule) = policy.allows(&asker, &dst, ip) {
                 allowed += 1;
-                assert!(policy.admit(&asker, asked).is_ok(), "{:?}", policy.rules);
+                assert!(policy.may_allow(&asker, asked).is_ok(), "{:?}", policy.rules);
                 assert!(!rule.ident || wants, "{:?}", policy.rules);
             }
         }
@@ -677,7 +687,7 @@ mod tests {
         ] {
             let (user, version) = (User::anonymous(), Version::V4);
             let asker = Asker { user, ident, version, ..asker(Command::CONNECT) };
-            let may = policy(rules).judge(&asker, &dst, ip).is_ok();
+            let may = policy(rules).allows(&asker, &dst, ip).is_ok();
             assert_eq!(may, allowed, "{rules} {:?}", asker.ident);
         }
     }
@@ -742,10 +752,10 @@ mod tests {
             ("deny ident user none\nallow", true),
             ("deny ident user !any\nallow", true),
         ] {
-            let wants = policy(rules).wants_ident(&asker, Some(&name("a.example", 80)));
+            let wants = policy(rules).needs_ident(&asker, Some(&name("a.example", 80)));
             assert_eq!(wants, wanted, "{rules}");
         }
-        assert!(policy("allow ident port 81").wants_ident(&asker, None));
+        assert!(policy("allow ident port 81").needs_ident(&asker, None));
     }
 
     #[test]
@@ -765,8 +775,8 @@ mod tests {
             ("deny to all\nallow", false, "8.8.8.8", false),
         ] {
             let policy = policy(rules);
-            assert_eq!(policy.admit(&asker, Some(&any)).is_ok(), admitted, "{rules}");
-            let verdict = policy.judge(&asker, &any, peer.parse().unwrap());
+            assert_eq!(policy.may_allow(&asker, Some(&any)).is_ok(), admitted, "{rules}");
+            let verdict = policy.allows(&asker, &any, peer.parse().unwrap());
             assert_eq!(verdict.is_ok(), allowed, "{rules}: {peer}");
         }
     }
@@ -780,7 +790,7 @@ mod tests {
             ("deny port 1-52\nallow command udp to 8.8.8.8", true),
             ("", false),
         ] {
-            let verdict = policy(rules).admit(&asker(Command::UDP_ASSOCIATE), None).is_ok();
+            let verdict = policy(rules).may_allow(&asker(Command::UDP_ASSOCIATE), None).is_ok();
             assert_eq!(verdict, admitted, "{rules}");
         }
     }
@@ -791,7 +801,7 @@ mod tests {
         let may = |client: &str, dst: &str| {
             let (dst, ip) = address(dst);
             let (client, user) = (client.parse().ok(), User::anonymous());
-            policy.judge(&Asker { client, user, ..asker(Command::CONNECT) }, &dst, ip).is_ok()
+            policy.allows(&Asker { client, user, ..asker(Command::CONNECT) }, &dst, ip).is_ok()
         };
         for client in ["127.0.0.1", "::1", "10.1.2.3", "192.168.1.1", "fd00::1", "fe80::1"] {
             assert!(may(client, "8.8.8.8:80") && !may(client, "127.0.0.1:80"), "{client}");
@@ -816,7 +826,7 @@ mod tests {
             ("allow from !unix", false, true),
             ("deny from !10.0.0.0/8\nallow", true, true),
         ] {
-            let may = |asker| policy(rules).judge(asker, &dst, ip).is_ok();
+            let may = |asker| policy(rules).allows(asker, &dst, ip).is_ok();
             assert_eq!((may(&unix), may(&asker(Command::CONNECT))), (without, with), "{rules}");
         }
     }

@@ -179,11 +179,11 @@ impl<'a> Session<'a, '_> {
         };
         let ident = Ident::NotAsked;
         let mut asker = Asker { client: self.ip(), user, ident, version, command };
-        if policy.wants_ident(&asker, asked) {
+        if policy.needs_ident(&asker, asked) {
             asker.ident = self.identify(&policy, version, &userid, intake)?;
         }
         // A name may have to be looked up before it is known which rule decides; `-v` does not wait.
-        let sure = policy.decider(&asker, asked);
+        let sure = policy.sure_rule(&asker, asked);
         self.record.decided_by(sure);
         let told = sure.is_some() || log.wants(Level::Verbose);
         if told {
@@ -198,7 +198,7 @@ impl<'a> Session<'a, '_> {
         };
         let rule = match candidates.first() {
             Some(candidate) => Arc::clone(&candidate.rule),
-            None => Arc::clone(policy.admit(&asker, asked).map_err(Failure::Denied)?),
+            None => Arc::clone(policy.may_allow(&asker, asked).map_err(Failure::Denied)?),
         };
         self.record.decided_by(Some(&rule));
         if !told {

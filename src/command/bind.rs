@@ -108,7 +108,7 @@ impl Bound {
         if !self.expected.is_empty() && !self.expected.contains(&peer.ip()) {
             return Err(Failure::WrongPeer(peer, None));
         }
-        let verdict = policy.judge(asker, &self.dst, peer.ip());
+        let verdict = policy.allows(asker, &self.dst, peer.ip());
         verdict.map_err(|denial| Failure::WrongPeer(peer, Some(denial)))?;
         Ok(Opened { target, peer, bnd: peer, admission: self.admission })
     }

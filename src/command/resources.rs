@@ -103,7 +103,7 @@ impl Means {
         wait: &Wait<'_>,
     ) -> Result<Vec<Candidate>, Failure> {
         let judge = |addr: SocketAddr| {
-            let rule = policy.judge(asker, dst, addr.ip())?;
+            let rule = policy.allows(asker, dst, addr.ip())?;
             Ok(Candidate { addr, rule: Arc::clone(rule) })
         };
         // SOCKS 4A resolves to IPv4 only: its draft, "Resolution".
@@ -116,7 +116,7 @@ impl Means {
             }
             Destination::Name(name, port) => (name, *port),
         };
-        policy.admit(asker, Some(dst)).map_err(Failure::Denied)?;
+        policy.may_allow(asker, Some(dst)).map_err(Failure::Denied)?;
         let begun = Instant::now();
         let wait = wait.within(self.timeouts.resolve);
         let resolved = self.resolver.resolve(client_block(asker.client), name, &wait);

@@ -9,7 +9,7 @@ use crate::auth::User;
 use crate::log::Escaped;
 use crate::policy::nets::is_nowhere;
 use crate::policy::rules::{CONDITIONS, Ident, Question, Rule, Settings, To, Truth, Where};
-use crate::policy::{Asker, Policy, destination};
+use crate::policy::{Asker, Policy, Unknown, destination};
 use crate::wire::socks5::Method;
 use crate::wire::{Command, Destination, Version};
 
@@ -107,7 +107,8 @@ impl Request {
         let to = self.destination(text)?;
         let question = asker.question(Some(to));
         tell_rules(policy, &question, text);
-        let rule = policy.decide(&question).map_err(|denial| denial.to_string())?;
+        let rule =
+            policy.verdict(&question, Unknown::Denies).map_err(|denial| denial.to_string())?;
         let admitting = self.admitting(policy, &asker, rule);
         line!(text, "verdict: allow");
         if !Arc::ptr_eq(admitting, rule) {
@@ -130,7 +131,7 @@ impl Request {
             version: self.version,
             command: self.command,
         };
-        if policy.wants_ident(&asker, self.asked()) {
+        if policy.needs_ident(&asker, self.asked()) {
             asker.ident = self.identify(policy);
             match &self.ident {
                 Some(answer) => line!(text, "ident: asked, {}", Escaped(answer.as_bytes())),
@@ -184,7 +185,7 @@ impl Request {
             Command::BIND => self.dst.is_unspecified(),
             _ => false,
         };
-        if before { policy.admit(asker, self.asked()).unwrap_or(rule) } else { rule }
+        if before { policy.may_allow(asker, self.asked()).unwrap_or(rule) } else { rule }
     }
 
     /// Who the client is, as far as a password tells; or why it gets no further.

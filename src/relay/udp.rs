@@ -274,7 +274,7 @@ impl Outward {
 
     /// Whether a datagram may go to `ip`, which `dst` has led to.
     fn may_send(&self, dst: &Destination, ip: IpAddr) -> bool {
-        self.terms.policy.get().judge(&self.terms.asker, dst, ip).is_ok()
+        self.terms.policy.get().allows(&self.terms.asker, dst, ip).is_ok()
     }
 
     /// Whether a datagram from `remote` may go to the client: if one might go there, by its address
@@ -306,7 +306,7 @@ impl Outward {
         if let Some((ip, _)) = known {
             return this.send_to(dst, ip, data);
         }
-        if this.terms.policy.get().admit(&this.terms.asker, Some(dst)).is_err() {
+        if this.terms.policy.get().may_allow(&this.terms.asker, Some(dst)).is_err() {
             return this.drop_one(Dropped::Denied);
         }
         let octets = data.len() + WAITING_EACH;

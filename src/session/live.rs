@@ -40,11 +40,11 @@ impl Grant {
             asker.ident = policy.renewed(user).map_or(Ident::Unproved, Ident::Proved);
         }
         match &self.target {
-            Some((dst, ip)) => policy.judge(&asker, dst, *ip).is_ok(),
+            Some((dst, ip)) => policy.allows(&asker, dst, *ip).is_ok(),
             // Its datagrams are judged by the rules in force, but as those of the user who it was.
             None => {
                 let same = asker.user == self.asker.user && asker.ident == self.asker.ident;
-                same && policy.admit(&asker, None).is_ok()
+                same && policy.may_allow(&asker, None).is_ok()
             }
         }
     }
