@@ -29,6 +29,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use crate::auth::users::Users;
 use crate::auth::{Checker, Proof, User};
 use crate::policy::nets::{is_nowhere, is_special};
+use crate::policy::parse::Loaded;
 use crate::policy::rules::{Ident, Place, Question, Rule, To, Truth, Where};
 use crate::wire::socks5::Method;
 use crate::wire::{Command, Destination, Version};
@@ -168,12 +169,12 @@ impl Policy {
         let users = users.map(Users::load).transpose();
         let loaded = if texts.is_empty() && rules.is_none() {
             let default = if matches!(users, Ok(None)) { DEFAULT } else { DEFAULT_WITH_USERS };
-            parse::builtin("default", default).map(|rules| (rules, Vec::new()))
+            parse::builtin("default", default).map(|rules| Loaded { rules, files: Vec::new() })
         } else {
             parse::load(texts, rules)
         };
         match (loaded, users) {
-            (Ok((rules, files)), Ok(users)) => {
+            (Ok(Loaded { rules, files }), Ok(users)) => {
                 let needs: Vec<&Rule> = rules.iter().filter(|rule| rule.wants_users()).collect();
                 if users.is_none() && !needs.is_empty() {
                     let lines = needs.iter().map(|rule| {

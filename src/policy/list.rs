@@ -12,6 +12,7 @@ use std::iter::successors;
 use std::net::IpAddr;
 
 use crate::policy::nets::{Block, expected};
+use crate::policy::words::{Position, Wrong};
 use crate::wire::STRING_MAX;
 
 /// Most errors told of one list: whoever names the wrong file need not read a million.
@@ -131,26 +132,26 @@ impl List {
     /// Parses the octets of a file.
     ///
     /// # Errors
-    /// Line and column, both from 1, and what was expected there. All of them, but not more than
-    /// 100 and a last one that says so.
-    pub fn parse(octets: &[u8]) -> Result<Self, Vec<(usize, usize, String)>> {
+    /// Everything that is wrong, but not more than 100 and a last one that says so.
+    pub fn parse(octets: &[u8]) -> Result<Self, Vec<Wrong>> {
         let mut list = Self::default();
         let mut errors = Vec::new();
-        for (line, number) in octets.split(|&octet| octet == b'\n').zip(1..) {
-            let mut words = words(line.strip_suffix(b"\r").unwrap_or(line));
+        for (text, line) in octets.split(|&octet| octet == b'\n').zip(1..) {
+            let mut words = words(text.strip_suffix(b"\r").unwrap_or(text));
             let Some((column, entry)) = words.next() else { continue };
             let result = match (list.add(entry), words.next()) {
                 (Err(error), _) => Err((column, error)),
                 (Ok(()), Some((column, word))) => Err((column, expected("one entry a line", word))),
                 (Ok(()), None) => Ok(()),
             };
-            if let Err((column, error)) = result {
+            if let Err((column, what)) = result {
+                let at = Position { line, column };
                 if errors.len() == ERRORS_MAX {
-                    let rest = format!("more than {ERRORS_MAX} errors: the rest is not read");
-                    errors.push((number, column, rest));
+                    let what = format!("more than {ERRORS_MAX} errors: the rest is not read");
+                    errors.push(Wrong { at, what });
                     break;
                 }
-                errors.push((number, column, error));
+                errors.push(Wrong { at, what });
             }
         }
         if !errors.is_empty() {
@@ -165,12 +166,12 @@ impl List {
 
     fn add(&mut self, text: &[u8]) -> Result<(), String> {
         match Entry::parse(text)? {
-            Entry::Block(block) => match block.ends() {
+            Entry::Block(block) => match (block.first(), block.last()) {
                 (IpAddr::V4(first), IpAddr::V4(last)) => {
-                    self.v4.0.push((first.to_bits(), last.to_bits()));
+                    self.v4.0.push(Range { first: first.to_bits(), last: last.to_bits() });
                 }
                 (IpAddr::V6(first), IpAddr::V6(last)) => {
-                    self.v6.0.push((first.to_bits(), last.to_bits()));
+                    self.v6.0.push(Range { first: first.to_bits(), last: last.to_bits() });
                 }
                 // A block is of one family.
                 _ => {}
@@ -225,19 +226,26 @@ fn words(line: &[u8]) -> impl Iterator<Item = (usize, &[u8])> {
         .take_while(|(_, word)| !word.starts_with(b"#"))
 }
 
-/// First and last numbers of ranges. Once merged they are sorted and apart from each other, so that
-/// bisection finds the only one that may hold a number.
+/// The numbers from a first to a last one.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Range<T> {
+    first: T,
+    last: T,
+}
+
+/// Ranges of numbers. Once merged they are sorted and apart from each other, so that bisection finds
+/// the only one that may hold a number.
 #[derive(Default)]
-struct Ranges<T>(Vec<(T, T)>);
+struct Ranges<T>(Vec<Range<T>>);
 
 impl<T: Copy + Ord> Ranges<T> {
     /// Sorts, and makes one of those that overlap or touch; `next` is the number behind one.
     fn merge(&mut self, next: impl Fn(T) -> Option<T>) {
         self.0.sort_unstable();
-        self.0.dedup_by(|(first, last), (_, before)| {
-            let touch = next(*before).is_none_or(|next| *first <= next);
+        self.0.dedup_by(|range, before| {
+            let touch = next(before.last).is_none_or(|next| range.first <= next);
             if touch {
-                *before = (*before).max(*last);
+                before.last = before.last.max(range.last);
             }
             touch
         });
@@ -245,9 +253,9 @@ impl<T: Copy + Ord> Ranges<T> {
     }
 
     fn holds(&self, number: T) -> bool {
-        let behind = self.0.partition_point(|&(first, _)| first <= number);
+        let behind = self.0.partition_point(|range| range.first <= number);
         let range = behind.checked_sub(1).and_then(|at| self.0.get(at));
-        range.is_some_and(|&(_, last)| number <= last)
+        range.is_some_and(|range| number <= range.last)
     }
 }
 
@@ -335,8 +343,13 @@ mod tests {
         List::parse(text.as_bytes()).unwrap_or_else(|errors| panic!("{text}: {errors:?}"))
     }
 
+    fn ranges<T: Copy>(ranges: &Ranges<T>) -> Vec<(T, T)> {
+        ranges.0.iter().map(|range| (range.first, range.last)).collect()
+    }
+
     fn errors(text: &[u8]) -> Vec<(usize, usize, String)> {
-        List::parse(text).err().unwrap_or_default()
+        let errors = List::parse(text).err().unwrap_or_default();
+        errors.into_iter().map(|Wrong { at, what }| (at.line, at.column, what)).collect()
     }
 
     #[test]
@@ -493,8 +506,8 @@ mod tests {
              0.0.0.0-0.0.0.2\n0.0.0.4\n::\n::1-::ff\nffff::/16\n",
         );
         let v4 = [(0, 2), (4, 4), (0x09ff_ffff, 0x0aff_ffff), (0xffff_ffff, 0xffff_ffff)];
-        assert_eq!(list.v4.0, v4);
-        assert_eq!(list.v6.0, [(0, 0xff), (0xffff << 112, u128::MAX)]);
+        assert_eq!(ranges(&list.v4), v4);
+        assert_eq!(ranges(&list.v6), [(0, 0xff), (0xffff << 112, u128::MAX)]);
         assert_eq!(list.len(), 11);
     }
 
@@ -646,7 +659,7 @@ mod tests {
                 match Entry::parse(word) {
                     Ok(Entry::Block(block)) => {
                         assert_eq!(Block::parse(block.to_string().as_bytes()), Ok(block));
-                        assert_eq!(spellings(block.ends().0).next(), Some(block.ends().0));
+                        assert_eq!(spellings(block.first()).next(), Some(block.first()));
                     }
                     Ok(Entry::Name(name)) => {
                         assert_eq!(parse_name(name.to_string().as_bytes()), Ok(name));

@@ -96,10 +96,16 @@ impl Block {
         Ok(Self { first, last })
     }
 
-    /// The first and the last address.
+    /// The first address.
     #[must_use]
-    pub const fn ends(self) -> (IpAddr, IpAddr) {
-        (self.first, self.last)
+    pub const fn first(self) -> IpAddr {
+        self.first
+    }
+
+    /// The last address, of the same family.
+    #[must_use]
+    pub const fn last(self) -> IpAddr {
+        self.last
     }
 
     /// Whether `ip` is in it.

@@ -16,7 +16,7 @@ use std::time::Duration;
 use crate::policy::list::{Entry, List};
 use crate::policy::nets::Set;
 use crate::policy::rules::{AnyOf, Logging, NamedList, Pattern, Place, Rule, Settings, Who};
-use crate::policy::words::{Lexer, Statement, Text, Token, Words, Wrong};
+use crate::policy::words::{Lexer, Statement, Token, Word, Words, Wrong};
 use crate::wire::{Command, STRING_MAX, Version};
 
 /// Files that may include each other in a row.
@@ -35,15 +35,21 @@ const VERBS: &str = "allow, deny, list or include";
 const KEYWORDS: &str = "version, command, from, user, ident, to, port, max-sessions, \
                         max-per-client, rate, rate-user, idle, source or log";
 
+/// What [`load`] loads.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The rules, in their order.
+    pub rules: Vec<Rule>,
+    /// The files that were read, lists among them.
+    pub files: Vec<PathBuf>,
+}
+
 /// Parses the rules of `texts`, which are called `--rule`, and of `file` behind them, with all that
-/// they include; returns the files that were read too, lists among them.
+/// they include.
 ///
 /// # Errors
 /// Everything that is wrong, one message each with file, line and column, in the order of the files.
-pub fn load(
-    texts: &[String],
-    file: Option<&Path>,
-) -> Result<(Vec<Rule>, Vec<PathBuf>), Vec<String>> {
+pub fn load(texts: &[String], file: Option<&Path>) -> Result<Loaded, Vec<String>> {
     let mut loader = Loader::default();
     for (text, number) in texts.iter().zip(1..) {
         loader.text("--rule".into(), text.as_bytes(), Path::new(""), number);
@@ -51,10 +57,10 @@ pub fn load(
     if let Some(path) = file
         && let Err(error) = loader.file(path)
     {
-        loader.errors.push((loader.statements.len(), error));
+        loader.error(error);
     }
     let files = std::mem::take(&mut loader.files);
-    loader.finish().map(|rules| (rules, files))
+    loader.finish().map(|rules| Loaded { rules, files })
 }
 
 /// Parses rules that are part of the program, which include nothing.
@@ -75,13 +81,22 @@ struct Loader {
     open: Vec<PathBuf>,
     /// All files that were read.
     files: Vec<PathBuf>,
-    /// Each behind how many statements it was found, for the order.
-    errors: Vec<(usize, String)>,
+    errors: Vec<LoadError>,
+}
+
+struct LoadError {
+    /// How many rules came before it, for the order.
+    after: usize,
+    message: String,
 }
 
 impl Loader {
-    fn wrong(&mut self, file: &str, (line, column, what): &Wrong) {
-        self.errors.push((self.statements.len(), format!("{file}:{line}:{column}: {what}")));
+    fn error(&mut self, message: String) {
+        self.errors.push(LoadError { after: self.statements.len(), message });
+    }
+
+    fn wrong(&mut self, file: &str, wrong: &Wrong) {
+        self.error(format!("{file}:{wrong}"));
     }
 
     /// Reads the file at `path`.
@@ -131,23 +146,20 @@ impl Loader {
             Some("include") => {
                 let path = directory.join(words.path("the name of a file")?);
                 words.end()?;
-                let (line, column) = words.last;
-                self.file(&path).map_err(|error| (line, column, error))
+                self.file(&path).map_err(|error| words.wrong(error))
             }
             Some("list") => {
                 let name = words.list_name()?;
                 if self.lists.contains_key(&name) {
-                    let (line, column) = words.last;
-                    return Err((line, column, format!("list {name} is there already")));
+                    return Err(words.wrong(format!("list {name} is there already")));
                 }
                 let path = directory.join(words.path("the name of a file")?);
                 words.end()?;
-                let (line, column) = words.last;
                 // Rules that use a list that is wrong are not wrong for that.
                 let list = self.list(&path);
                 let known = list.as_ref().map_or_else(|_| Arc::default(), Arc::clone);
                 self.lists.insert(name, known);
-                list.map(drop).map_err(|error| (line, column, error))
+                list.map(drop).map_err(|error| words.wrong(error))
             }
             Some("allow" | "deny") => {
                 self.statements.push(statement);
@@ -173,20 +185,20 @@ impl Loader {
 
     fn finish(mut self) -> Result<Vec<Rule>, Vec<String>> {
         let mut rules = Vec::new();
-        for (statement, index) in self.statements.iter().zip(0..) {
+        for (statement, after) in self.statements.iter().zip(0..) {
             match rule(statement, &self.lists) {
                 Ok(rule) => rules.push(rule),
-                Err((line, column, what)) => {
-                    let file = &statement.file;
-                    self.errors.push((index, format!("{file}:{line}:{column}: {what}")));
+                Err(wrong) => {
+                    let message = format!("{}:{wrong}", statement.file);
+                    self.errors.push(LoadError { after, message });
                 }
             }
         }
         if self.errors.is_empty() {
             return Ok(rules);
         }
-        self.errors.sort_by_key(|(index, _)| *index);
-        Err(self.errors.into_iter().map(|(_, error)| error).collect())
+        self.errors.sort_by_key(|error| error.after);
+        Err(self.errors.into_iter().map(|error| error.message).collect())
     }
 }
 
@@ -194,7 +206,7 @@ impl Loader {
 impl<'a> Words<'a> {
     fn path(&mut self, expected: &str) -> Result<PathBuf, Wrong> {
         use std::os::unix::ffi::OsStrExt as _;
-        self.value(expected, |(octets, _)| {
+        self.value(expected, |Word { octets, .. }| {
             (!octets.is_empty() && !octets.contains(&0))
                 .then(|| PathBuf::from(std::ffi::OsStr::from_bytes(octets)))
         })
@@ -202,9 +214,7 @@ impl<'a> Words<'a> {
 
     fn list_name(&mut self) -> Result<String, Wrong> {
         let expected = "the name of a list, of ASCII letters, digits, '-', '_' and '.'";
-        self.value(expected, |(name, _)| {
-            String::from_utf8(name.to_vec()).ok().filter(|name| is_plain(name.as_bytes()))
-        })
+        self.value(expected, |name| plain(name.octets))
     }
 
     /// Takes a list of items between commas, perhaps behind a `!`.
@@ -228,9 +238,8 @@ fn once<T>(
     words: &mut Words<'_>,
     value: impl FnOnce(&mut Words<'_>) -> Result<T, Wrong>,
 ) -> Result<(), Wrong> {
-    let (line, column) = words.last;
     if place.is_some() {
-        return Err((line, column, format!("{keyword} stands here twice")));
+        return Err(words.wrong(format!("{keyword} stands here twice")));
     }
     *place = Some(value(words)?);
     Ok(())
@@ -239,7 +248,7 @@ fn once<T>(
 fn rule(statement: &Statement, lists: &HashMap<String, Arc<List>>) -> Result<Rule, Wrong> {
     let mut words = Words::of(statement);
     let allow = words.keyword() == Some("allow");
-    let place = Place { file: Arc::clone(&statement.file), line: words.last.0 };
+    let place = Place { file: Arc::clone(&statement.file), line: words.last.line };
     let mut rule = Rule::new(place, allow);
     while words.peek().is_some() {
         let Some(keyword) = words.keyword() else { return Err(words.unexpected(KEYWORDS)) };
@@ -250,9 +259,7 @@ fn rule(statement: &Statement, lists: &HashMap<String, Arc<List>>) -> Result<Rul
                 w.any_of(|w| pattern(w, lists, false))
             })?,
             "user" => once(&mut rule.user, keyword, &mut words, |w| w.any_of(user))?,
-            "ident" if rule.ident => {
-                return Err((words.last.0, words.last.1, "ident stands here twice".into()));
-            }
+            "ident" if rule.ident => return Err(words.wrong("ident stands here twice".into())),
             "ident" => rule.ident = true,
             "to" => {
                 once(&mut rule.to, keyword, &mut words, |w| w.any_of(|w| pattern(w, lists, true)))?
@@ -285,8 +292,10 @@ fn setting(
         "rate" => once(&mut settings.rate, keyword, words, rate),
         "rate-user" => once(&mut settings.rate_user, keyword, words, rate),
         "idle" => once(&mut settings.idle, keyword, words, |words| {
-            let seconds = |(text, _): Text<'_>| number(text).filter(|&seconds| seconds <= IDLE_MAX);
-            words.value("0 to 2592000 seconds", seconds).map(Duration::from_secs)
+            words.value("0 to 2592000 seconds", |word| {
+                let seconds = number(word.octets).filter(|&seconds| seconds <= IDLE_MAX);
+                seconds.map(Duration::from_secs)
+            })
         }),
         "source" => {
             let mut given = Some(()).filter(|()| !settings.source.is_empty());
@@ -296,9 +305,9 @@ fn setting(
             })
         }
         _ => once(&mut settings.log, keyword, words, |words| {
-            words.value("no or verbose", |text| match text {
-                (b"no", false) => Some(Logging::No),
-                (b"verbose", false) => Some(Logging::Verbose),
+            words.value("no or verbose", |word| match word.bare()? {
+                b"no" => Some(Logging::No),
+                b"verbose" => Some(Logging::Verbose),
                 _ => None,
             })
         }),
@@ -306,7 +315,7 @@ fn setting(
 }
 
 fn version(words: &mut Words<'_>) -> Result<Version, Wrong> {
-    words.value("version 4, 4a or 5", |(text, _)| match text {
+    words.value("version 4, 4a or 5", |word| match word.octets {
         b"4" => Some(Version::V4),
         b"4a" => Some(Version::V4a),
         b"5" => Some(Version::V5),
@@ -315,7 +324,7 @@ fn version(words: &mut Words<'_>) -> Result<Version, Wrong> {
 }
 
 fn command(words: &mut Words<'_>) -> Result<Command, Wrong> {
-    words.value("command connect, bind or udp", |(text, _)| match text {
+    words.value("command connect, bind or udp", |word| match word.octets {
         b"connect" => Some(Command::CONNECT),
         b"bind" => Some(Command::BIND),
         b"udp" => Some(Command::UDP_ASSOCIATE),
@@ -324,14 +333,14 @@ fn command(words: &mut Words<'_>) -> Result<Command, Wrong> {
 }
 
 fn user(words: &mut Words<'_>) -> Result<Who, Wrong> {
-    words.value("a user, @GROUP, any or none", |text| match text {
-        (b"any", false) => Some(Who::Any),
-        (b"none", false) => Some(Who::None),
-        ([b'@', group @ ..], false) => {
-            let group = is_plain(group).then(|| String::from_utf8(group.to_vec()).ok());
-            group.flatten().map(Who::Group)
+    words.value("a user, @GROUP, any or none", |word| match word.bare() {
+        Some(b"any") => Some(Who::Any),
+        Some(b"none") => Some(Who::None),
+        Some([b'@', group @ ..]) => plain(group).map(Who::Group),
+        _ => {
+            let name = word.octets;
+            (1..=STRING_MAX).contains(&name.len()).then(|| Who::Name(name.to_vec()))
         }
-        (name, _) => (1..=STRING_MAX).contains(&name.len()).then(|| Who::Name(name.to_vec())),
     })
 }
 
@@ -346,37 +355,36 @@ fn pattern(
     } else {
         "an address, a block, any, unix, a set or list:NAME"
     };
-    let (text, quoted) = words.word(expected)?;
-    if !quoted {
-        if text == b"any" {
-            return Ok(Pattern::Any);
+    let word = words.word(expected)?;
+    match word.bare() {
+        Some(b"any") => return Ok(Pattern::Any),
+        Some(b"unix") if !names => return Ok(Pattern::Unix),
+        Some(text) => {
+            if let Some(set) = Set::parse(text) {
+                return Ok(Pattern::Set(set));
+            }
+            if let Some(name) = text.strip_prefix(b"list:") {
+                let name = String::from_utf8_lossy(name);
+                let list = lists.get(name.as_ref()).cloned();
+                let list =
+                    list.ok_or_else(|| words.found("the name of a list", name.as_bytes()))?;
+                return Ok(Pattern::List(NamedList { name: name.into(), list }));
+            }
         }
-        if text == b"unix" && !names {
-            return Ok(Pattern::Unix);
-        }
-        if let Some(set) = Set::parse(text) {
-            return Ok(Pattern::Set(set));
-        }
-        if let Some(name) = text.strip_prefix(b"list:") {
-            let name = String::from_utf8_lossy(name);
-            let list = lists.get(name.as_ref()).cloned();
-            let list = list.ok_or_else(|| words.found("the name of a list", name.as_bytes()))?;
-            return Ok(Pattern::List(NamedList { name: name.into(), list }));
-        }
+        None => {}
     }
-    let (line, column) = words.last;
-    match Entry::parse(text) {
+    match Entry::parse(word.octets) {
         Ok(Entry::Block(block)) => Ok(Pattern::Block(block)),
         Ok(Entry::Name(name)) if names => Ok(Pattern::Name(name)),
-        Ok(Entry::Name(_)) => Err(words.found(expected, text)),
-        Err(what) => Err((line, column, what)),
+        Ok(Entry::Name(_)) => Err(words.found(expected, word.octets)),
+        Err(what) => Err(words.wrong(what)),
     }
 }
 
 fn ports(words: &mut Words<'_>) -> Result<RangeInclusive<u16>, Wrong> {
-    words.value("a port or LO-HI, from 0 to 65535", |(text, _)| {
+    words.value("a port or LO-HI, from 0 to 65535", |word| {
         let port = |text: &[u8]| number(text).and_then(|port| u16::try_from(port).ok());
-        let mut ends = text.splitn(2, |&octet| octet == b'-');
+        let mut ends = word.octets.splitn(2, |&octet| octet == b'-');
         let first = port(ends.next()?)?;
         let last = ends.next().map_or(Some(first), port)?;
         (first <= last).then_some(first..=last)
@@ -384,20 +392,20 @@ fn ports(words: &mut Words<'_>) -> Result<RangeInclusive<u16>, Wrong> {
 }
 
 fn sessions(words: &mut Words<'_>) -> Result<NonZeroU64, Wrong> {
-    words.value("1 to 1000000 sessions", |(text, _)| {
-        number(text).filter(|&sessions| sessions <= SESSIONS_MAX).and_then(NonZeroU64::new)
+    words.value("1 to 1000000 sessions", |word| {
+        number(word.octets).filter(|&sessions| sessions <= SESSIONS_MAX).and_then(NonZeroU64::new)
     })
 }
 
 fn rate(words: &mut Words<'_>) -> Result<NonZeroU64, Wrong> {
-    words.value("octets a second, at least 1", |(text, _)| number(text).and_then(NonZeroU64::new))
+    words.value("octets a second, at least 1", |word| number(word.octets).and_then(NonZeroU64::new))
 }
 
 fn sources(words: &mut Words<'_>) -> Result<Vec<IpAddr>, Wrong> {
     let mut sources: Vec<IpAddr> = Vec::new();
     loop {
-        let source = words.value("an address of this host, one of each family", |(text, _)| {
-            let ip: IpAddr = str::from_utf8(text).ok()?.parse().ok()?;
+        let source = words.value("an address of this host, one of each family", |word| {
+            let ip: IpAddr = str::from_utf8(word.octets).ok()?.parse().ok()?;
             let ip = ip.to_canonical();
             let twice = sources.iter().any(|other| other.is_ipv4() == ip.is_ipv4());
             (!twice && !ip.is_unspecified() && !ip.is_multicast()).then_some(ip)
@@ -415,10 +423,11 @@ fn number(text: &[u8]) -> Option<u64> {
     str::from_utf8(text).ok().filter(|_| digits)?.parse().ok()
 }
 
-/// Whether this can be the name of a list or a group.
-fn is_plain(name: &[u8]) -> bool {
+/// The name of a list or a group, if this can be one.
+fn plain(name: &[u8]) -> Option<String> {
     let part = |octet: &u8| octet.is_ascii_alphanumeric() || b"-_.".contains(octet);
-    !name.is_empty() && name.iter().all(part)
+    let plain = !name.is_empty() && name.iter().all(part);
+    String::from_utf8(name.to_vec()).ok().filter(|_| plain)
 }
 
 #[cfg(test)]
@@ -449,7 +458,7 @@ mod tests {
         fn load(&self) -> Result<Vec<String>, Vec<String>> {
             let own = format!("{}/", self.0.display());
             match load(&[], Some(&self.0.join("rules"))) {
-                Ok((rules, _)) => Ok(rules.iter().map(Rule::to_string).collect()),
+                Ok(Loaded { rules, .. }) => Ok(rules.iter().map(Rule::to_string).collect()),
                 Err(errors) => Err(errors.iter().map(|error| error.replace(&own, "")).collect()),
             }
         }
@@ -613,7 +622,7 @@ mod tests {
     fn rules_of_the_command_line_come_before_those_of_the_file() {
         let directory = Directory::with(&[("rules", "allow to c")]);
         let texts = ["allow to a".to_owned(), "allow to b\nallow to bb".to_owned()];
-        let (rules, files) = load(&texts, Some(&directory.0.join("rules"))).unwrap();
+        let Loaded { rules, files } = load(&texts, Some(&directory.0.join("rules"))).unwrap();
         assert_eq!(files, [directory.0.join("rules")]);
         let rules: Vec<_> = rules.iter().map(|rule| (rule.place.line, rule.to_string())).collect();
         let expected =

@@ -47,16 +47,16 @@ impl Display for Who {
         match self {
             Self::Any => f.write_str("any"),
             Self::None => f.write_str("none"),
-            Self::Name(name) => Word(name).fmt(f),
+            Self::Name(name) => Spelled(name).fmt(f),
             Self::Group(group) => write!(f, "@{group}"),
         }
     }
 }
 
 /// A word as it has to be written to be read as just these octets.
-struct Word<'a>(&'a [u8]);
+struct Spelled<'a>(&'a [u8]);
 
-impl Display for Word<'_> {
+impl Display for Spelled<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let plain = |&octet: &u8| octet.is_ascii_alphanumeric() || b"-_./:".contains(&octet);
         let plain = !self.0.is_empty() && self.0.iter().all(plain) && !is_keyword(self.0);
@@ -163,7 +163,7 @@ mod tests {
             ("", "\"\""),
             ("-", "-"),
         ] {
-            assert_eq!(Word(word.as_bytes()).to_string(), printed);
+            assert_eq!(Spelled(word.as_bytes()).to_string(), printed);
         }
     }
 }

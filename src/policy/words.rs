@@ -1,6 +1,7 @@
 //! Words from octets: the lexer of socksd.rules(5), with escapes, and the line and column of each
 //! word. What the words mean is for `parse`.
 
+use std::fmt;
 use std::sync::Arc;
 
 use crate::log::Escaped;
@@ -14,11 +15,40 @@ pub(super) enum Token {
     Not,
 }
 
-/// A token with its line and its column, both from 1.
+/// Where something stands in a text: its line and its column, both from 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Position {
+    /// The line.
+    pub line: usize,
+    /// The column, in octets.
+    pub column: usize,
+}
+
+impl fmt::Display for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.line, self.column)
+    }
+}
+
+/// What is wrong with a text, and where.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Wrong {
+    /// Where it stands.
+    pub at: Position,
+    /// What was expected there.
+    pub what: String,
+}
+
+impl fmt::Display for Wrong {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.at, self.what)
+    }
+}
+
+/// A token and where it stands.
 pub(super) struct Placed {
     token: Token,
-    line: usize,
-    column: usize,
+    at: Position,
 }
 
 /// The tokens of a statement, at least one, and its file.
@@ -27,30 +57,26 @@ pub(super) struct Statement {
     pub(super) tokens: Vec<Placed>,
 }
 
-/// What is wrong with a statement: line, column, and what was expected.
-pub(super) type Wrong = (usize, usize, String);
-
 /// Cuts octets into tokens.
 pub(super) struct Lexer<'a> {
     rest: &'a [u8],
-    line: usize,
-    column: usize,
+    at: Position,
 }
 
 impl<'a> Lexer<'a> {
     /// Begins with a text, in this line of its file.
     pub(super) fn new(octets: &'a [u8], first_line: usize) -> Self {
-        Self { rest: octets, line: first_line, column: 1 }
+        Self { rest: octets, at: Position { line: first_line, column: 1 } }
     }
 
     fn next(&mut self) -> Option<u8> {
         let (&octet, rest) = self.rest.split_first()?;
         self.rest = rest;
         if octet == b'\n' {
-            self.line += 1;
-            self.column = 1;
+            self.at.line += 1;
+            self.at.column = 1;
         } else {
-            self.column += 1;
+            self.at.column += 1;
         }
         Some(octet)
     }
@@ -83,8 +109,8 @@ impl<'a> Lexer<'a> {
     pub(super) fn statement(&mut self) -> Result<Option<Vec<Placed>>, Wrong> {
         let mut tokens = Vec::new();
         loop {
-            let (line, column) = (self.line, self.column);
-            let put = |token| Placed { token, line, column };
+            let at = self.at;
+            let put = |token| Placed { token, at };
             match self.rest {
                 [] if tokens.is_empty() => return Ok(None),
                 [] => return Ok(Some(tokens)),
@@ -133,7 +159,7 @@ impl<'a> Lexer<'a> {
                         "'{}' in a word: put the word in double quotes",
                         Escaped(&[*octet])
                     );
-                    return Err((self.line, self.column, what));
+                    return Err(Wrong { at: self.at, what });
                 }
                 b'#'..=b'~' => octets.extend(self.next()),
                 _ => {
@@ -141,7 +167,7 @@ impl<'a> Lexer<'a> {
                         "expected a printing ASCII character, found '{}'",
                         Escaped(&[*octet])
                     );
-                    return Err((self.line, self.column, what));
+                    return Err(Wrong { at: self.at, what });
                 }
             }
         }
@@ -150,18 +176,15 @@ impl<'a> Lexer<'a> {
 
     /// What stands between double quotes.
     fn quoted(&mut self) -> Result<Vec<u8>, Wrong> {
-        let (line, column) = (self.line, self.column);
+        let begin = self.at;
         let mut octets = Vec::new();
         self.next();
         loop {
-            let at = (self.line, self.column);
+            let at = self.at;
             match self.rest {
                 [] | [b'\n', ..] => {
-                    return Err((
-                        line,
-                        column,
-                        "expected a closing double quote in this line".into(),
-                    ));
+                    let what = "expected a closing double quote in this line".into();
+                    return Err(Wrong { at: begin, what });
                 }
                 [b'"', ..] => {
                     self.next();
@@ -172,11 +195,8 @@ impl<'a> Lexer<'a> {
                         char::from(*octet).to_digit(16).and_then(|d| u8::try_from(d).ok())
                     };
                     let Some((high, low)) = digit(high).zip(digit(low)) else {
-                        return Err((
-                            at.0,
-                            at.1,
-                            "expected two hexadecimal digits behind \\x".into(),
-                        ));
+                        let what = "expected two hexadecimal digits behind \\x".into();
+                        return Err(Wrong { at, what });
                     };
                     octets.push(high << 4 | low);
                     self.skip(4);
@@ -186,7 +206,7 @@ impl<'a> Lexer<'a> {
                     octets.extend(self.next());
                 }
                 [b'\\', ..] => {
-                    return Err((at.0, at.1, "expected \\\", \\\\ or \\xNN".into()));
+                    return Err(Wrong { at, what: "expected \\\", \\\\ or \\xNN".into() });
                 }
                 [b' '..=b'~', ..] => octets.extend(self.next()),
                 [octet, ..] => {
@@ -194,7 +214,7 @@ impl<'a> Lexer<'a> {
                         "expected a printing ASCII character or \\xNN, found '{}'",
                         Escaped(&[*octet])
                     );
-                    return Err((at.0, at.1, what));
+                    return Err(Wrong { at, what });
                 }
             }
         }
@@ -204,21 +224,34 @@ impl<'a> Lexer<'a> {
 /// The tokens of a statement, taken from the front.
 pub(super) struct Words<'a> {
     tokens: std::slice::Iter<'a, Placed>,
-    /// Line and column of the token taken last.
-    pub(super) last: (usize, usize),
+    /// Where the token taken last stands.
+    pub(super) last: Position,
 }
 
-/// A word with whether it is quoted.
-pub(super) type Text<'a> = (&'a [u8], bool);
+/// A word.
+#[derive(Clone, Copy)]
+pub(super) struct Word<'a> {
+    /// What it is, without its quotes.
+    pub(super) octets: &'a [u8],
+    /// Whether it is in quotes, and so none of the language.
+    quoted: bool,
+}
+
+impl<'a> Word<'a> {
+    /// The word unless it is quoted.
+    pub(super) fn bare(self) -> Option<&'a [u8]> {
+        (!self.quoted).then_some(self.octets)
+    }
+}
 
 impl<'a> Words<'a> {
     pub(super) fn of(statement: &'a Statement) -> Self {
-        Self { tokens: statement.tokens.iter(), last: (1, 1) }
+        Self { tokens: statement.tokens.iter(), last: Position { line: 1, column: 1 } }
     }
 
     fn next(&mut self) -> Option<&'a Token> {
-        let Placed { token, line, column } = self.tokens.next()?;
-        self.last = (*line, *column);
+        let Placed { token, at } = self.tokens.next()?;
+        self.last = *at;
         Some(token)
     }
 
@@ -244,20 +277,17 @@ impl<'a> Words<'a> {
     }
 
     /// Takes a word.
-    pub(super) fn word(&mut self, expected: &str) -> Result<Text<'a>, Wrong> {
+    pub(super) fn word(&mut self, expected: &str) -> Result<Word<'a>, Wrong> {
         match self.peek() {
             Some(Token::Word { octets, quoted }) => {
                 self.next();
-                Ok((octets, *quoted))
+                Ok(Word { octets, quoted: *quoted })
             }
             Some(_) => {
                 self.next();
                 Err(self.unexpected(expected))
             }
-            None => {
-                let (line, column) = self.last;
-                Err((line, column, format!("expected {expected} behind this")))
-            }
+            None => Err(self.wrong(format!("expected {expected} behind this"))),
         }
     }
 
@@ -265,10 +295,10 @@ impl<'a> Words<'a> {
     pub(super) fn value<T>(
         &mut self,
         expected: &str,
-        parse: impl FnOnce(Text<'a>) -> Option<T>,
+        parse: impl FnOnce(Word<'a>) -> Option<T>,
     ) -> Result<T, Wrong> {
-        let text = self.word(expected)?;
-        parse(text).ok_or_else(|| self.found(expected, text.0))
+        let word = self.word(expected)?;
+        parse(word).ok_or_else(|| self.found(expected, word.octets))
     }
 
     pub(super) fn end(&mut self) -> Result<(), Wrong> {
@@ -278,14 +308,18 @@ impl<'a> Words<'a> {
         }
     }
 
-    /// The token taken last is not what was expected.
-    pub(super) fn unexpected(&self, expected: &str) -> Wrong {
-        let (line, column) = self.last;
-        (line, column, format!("expected {expected}"))
+    /// Something is wrong with the token taken last.
+    pub(super) fn wrong(&self, what: String) -> Wrong {
+        Wrong { at: self.last, what }
     }
 
+    /// The token taken last is not what was expected.
+    pub(super) fn unexpected(&self, expected: &str) -> Wrong {
+        self.wrong(format!("expected {expected}"))
+    }
+
+    /// The same, and what was found instead.
     pub(super) fn found(&self, expected: &str, found: &[u8]) -> Wrong {
-        let (line, column) = self.last;
-        (line, column, nets::expected(expected, found))
+        self.wrong(nets::expected(expected, found))
     }
 }
