@@ -10,10 +10,11 @@ pub mod turns;
 pub mod users;
 
 use std::hash::{BuildHasher as _, RandomState};
+use std::io;
 use std::sync::{Arc, LazyLock};
-use std::time::Instant;
 
 use crate::auth::turns::Turns;
+use crate::wait::{Wait, WaitError};
 use crate::wire::userpass::Credentials;
 
 /// What proves the name of a user.
@@ -86,8 +87,25 @@ pub enum AuthError {
     Expired,
     /// The handshake's deadline passed while other passwords were being checked.
     TimedOut,
+    /// The client left meanwhile.
+    ClientGone,
+    /// The server ended meanwhile.
+    Stopped,
+    /// A system call failed with an error of this kind.
+    Failed(io::ErrorKind),
     /// The client is shut out; its password was not looked at.
     ShutOut,
+}
+
+impl From<WaitError> for AuthError {
+    fn from(error: WaitError) -> Self {
+        match error {
+            WaitError::TimedOut => Self::TimedOut,
+            WaitError::ClientGone => Self::ClientGone,
+            WaitError::Stopped => Self::Stopped,
+            WaitError::Failed(error) => Self::Failed(error.kind()),
+        }
+    }
 }
 
 /// A try to prove a name by a password, and how it may be waited for.
@@ -96,8 +114,8 @@ pub struct Attempt<'a> {
     pub claim: &'a Credentials,
     /// The turns for those that hash.
     pub turns: &'a Turns,
-    /// When the answer is of no more use.
-    pub deadline: Instant,
+    /// The terms on which the client waits.
+    pub wait: Wait<'a>,
     /// Whether the client is shut out by now.
     pub shut_out: &'a dyn Fn() -> bool,
 }

@@ -56,7 +56,7 @@ pub struct Target {
 /// vain.
 pub fn connect(targets: &[Target], wait: &Wait<'_>) -> Result<(TcpStream, usize), WaitError> {
     let mut turns = interleave(targets).peekable();
-    let mut pending: Vec<Attempt> = Vec::new();
+    let mut pending: Vec<Pending> = Vec::new();
     let mut failure = io::Error::from(io::ErrorKind::AddrNotAvailable);
     let mut next_at = Instant::now();
     loop {
@@ -67,7 +67,7 @@ pub fn connect(targets: &[Target], wait: &Wait<'_>) -> Result<(TcpStream, usize)
             }
             match start(target) {
                 Ok(fd) => {
-                    pending.push(Attempt { fd, index });
+                    pending.push(Pending { fd, index });
                     next_at = Instant::now() + ATTEMPT_DELAY;
                 }
                 Err(error) => failure = error,
@@ -76,18 +76,17 @@ pub fn connect(targets: &[Target], wait: &Wait<'_>) -> Result<(TcpStream, usize)
         if pending.is_empty() {
             return Err(WaitError::Failed(failure));
         }
-        let mut fds =
-            pending.iter().map(|attempt| PollFd::new(&attempt.fd, sys::POLLOUT)).collect();
+        let mut fds = pending.iter().map(|one| PollFd::new(&one.fd, sys::POLLOUT)).collect();
         let until = turns.peek().map(|_| next_at);
         if !wait.poll(&mut fds, until)? {
             continue;
         }
         let mut ready: Vec<bool> = fds.iter().rev().map(|fd| fd.has(!0)).collect();
-        let is_over = |_: &Attempt| ready.pop().unwrap_or(false);
+        let is_over = |_: &Pending| ready.pop().unwrap_or(false);
         let (over, waiting) = pending.into_iter().partition(is_over);
         pending = waiting;
-        for attempt in over {
-            match attempt.end() {
+        for one in over {
+            match one.end() {
                 Ok(connected) => return Ok(connected),
                 Err(error) => {
                     failure = error;
@@ -100,13 +99,13 @@ pub fn connect(targets: &[Target], wait: &Wait<'_>) -> Result<(TcpStream, usize)
 }
 
 /// A connection that is being made.
-struct Attempt {
+struct Pending {
     fd: OwnedFd,
     /// The target's index.
     index: usize,
 }
 
-impl Attempt {
+impl Pending {
     /// The connection, if the attempt has come to one.
     fn end(self) -> io::Result<(TcpStream, usize)> {
         let stream = TcpStream::from(self.fd);

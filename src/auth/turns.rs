@@ -2,16 +2,19 @@
 //! take every core from the relays. There is one [`Turns`] for the life of the server: a reload, which
 //! reads the users anew, adds no turns. What is hashed is for `users`.
 
-use std::sync::{Condvar, Mutex, PoisonError};
-use std::time::Instant;
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
 
-use crate::auth::AuthError;
 use crate::sync::lock;
+use crate::wait::{Answer, Wait, WaitError};
 
-/// The turns that are not taken.
-pub struct Turns {
-    free: Mutex<usize>,
-    returned: Condvar,
+/// The turns that are not taken, and the sessions that wait for one.
+pub struct Turns(Mutex<State>);
+
+struct State {
+    free: usize,
+    /// In the order they came. There are none while a turn is free.
+    waiting: VecDeque<Arc<Answer<()>>>,
 }
 
 /// The right to compute one hash now; it ends when it is dropped.
@@ -28,66 +31,81 @@ impl Turns {
     /// As many as given.
     #[must_use]
     pub fn new(at_once: usize) -> Self {
-        Self { free: Mutex::new(at_once), returned: Condvar::new() }
+        Self(Mutex::new(State { free: at_once, waiting: VecDeque::new() }))
     }
 
-    /// Takes a turn, waiting for one until `deadline`.
+    /// Takes a turn, waiting for one on the terms of `wait`.
     ///
     /// # Errors
-    /// `TimedOut`.
-    pub fn take(&self, deadline: Instant) -> Result<Turn<'_>, AuthError> {
-        let mut free = lock(&self.free);
-        while *free == 0 {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(AuthError::TimedOut);
-            }
-            (free, _) =
-                self.returned.wait_timeout(free, left).unwrap_or_else(PoisonError::into_inner);
+    /// Why the wait was in vain.
+    pub fn take(&self, wait: &Wait<'_>) -> Result<Turn<'_>, WaitError> {
+        let mut state = lock(&self.0);
+        if state.free > 0 {
+            state.free -= 1;
+            return Ok(Turn(self));
         }
-        *free -= 1;
-        Ok(Turn(self))
+        let answer = Arc::new(Answer::new()?);
+        state.waiting.push_back(Arc::clone(&answer));
+        drop(state);
+        wait.answer(&answer).map(|()| Turn(self)).inspect_err(|_| {
+            lock(&self.0).waiting.retain(|waiting| !Arc::ptr_eq(waiting, &answer));
+            // It may have come at the last moment: then it goes on to the next.
+            drop(answer.take().map(|()| Turn(self)));
+        })
     }
 }
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        *lock(&self.0.free) += 1;
-        self.0.returned.notify_one();
+        let mut state = lock(&self.0.0);
+        match state.waiting.pop_front() {
+            Some(next) => next.leave(()),
+            None => state.free += 1,
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wait::testing::Scene;
     use std::thread;
     use std::time::Duration;
 
-    fn soon() -> Instant {
-        Instant::now() + Duration::from_millis(20)
-    }
-
     #[test]
     fn there_are_as_many_turns_at_once_as_given() {
-        let turns = Turns::new(2);
-        let (first, _second) = (turns.take(soon()).ok(), turns.take(soon()).ok());
-        assert!(matches!(turns.take(soon()), Err(AuthError::TimedOut)));
+        let (turns, scene) = (Turns::new(2), Scene::new());
+        let (first, _second) = (turns.take(&scene.wait(20)).ok(), turns.take(&scene.wait(20)).ok());
+        assert!(matches!(turns.take(&scene.wait(20)), Err(WaitError::TimedOut)));
         drop(first);
-        assert!(turns.take(soon()).is_ok());
-        assert!(turns.take(Instant::now()).is_ok(), "free turns need no time");
+        assert!(turns.take(&scene.wait(20)).is_ok());
+        assert!(turns.take(&scene.wait(0)).is_ok(), "free turns need no time");
     }
 
     #[test]
     fn a_turn_that_is_given_back_goes_to_one_that_waits() {
         let turns = Turns::new(1);
-        let taken = turns.take(soon());
+        let scene = Scene::new();
+        let taken = turns.take(&scene.wait(20));
         thread::scope(|scope| {
-            let waiting =
-                scope.spawn(|| turns.take(Instant::now() + Duration::from_secs(10)).is_ok());
+            let waiting = scope.spawn(|| turns.take(&Scene::new().wait(10_000)).is_ok());
             thread::sleep(Duration::from_millis(50));
             assert!(!waiting.is_finished());
             drop(taken);
             assert!(waiting.join().unwrap());
         });
+        assert_eq!(lock(&turns.0).free, 1);
+    }
+
+    #[test]
+    fn a_client_that_leaves_waits_for_no_turn() {
+        let turns = Turns::new(1);
+        let mut scene = Scene::new();
+        let taken = turns.take(&scene.wait(20));
+        scene.reset();
+        assert!(matches!(turns.take(&scene.wait(60_000)), Err(WaitError::ClientGone)));
+        assert!(lock(&turns.0).waiting.is_empty());
+        drop(taken);
+        assert_eq!(lock(&turns.0).free, 1);
     }
 }

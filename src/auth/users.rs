@@ -162,7 +162,7 @@ impl Users {
     }
 
     fn check_on(&self, today: Date, attempt: &Attempt<'_>) -> Result<User, AuthError> {
-        let Attempt { claim, turns, deadline, shut_out } = *attempt;
+        let Attempt { claim, turns, ref wait, shut_out } = *attempt;
         if shut_out() {
             return Err(AuthError::ShutOut);
         }
@@ -179,7 +179,7 @@ impl Users {
             return Ok(account.user(&claim.uname, hash));
         }
         let setting = hash.unwrap_or(&self.stand_in);
-        let _turn = turns.take(deadline)?;
+        let _turn = turns.take(wait)?;
         if shut_out() {
             return Err(AuthError::ShutOut);
         }
@@ -309,8 +309,8 @@ fn same(a: &[u8], b: &[u8]) -> bool {
 mod tests {
     use super::*;
     use crate::auth::turns::Turns;
+    use crate::wait::testing::Scene;
     use crate::wire::userpass::{Credentials, Secret};
-    use std::time::{Duration, Instant};
 
     const SHA256: &str = "$5$saltsalt$0123456789012345678901234567890123456789012";
 
@@ -330,21 +330,19 @@ mod tests {
         Credentials { uname: name.as_bytes().to_vec(), passwd: Secret::new(password.to_vec()) }
     }
 
-    fn soon() -> Instant {
-        Instant::now() + Duration::from_secs(10)
-    }
-
-    fn attempt<'a>(claim: &'a Credentials, turns: &'a Turns) -> Attempt<'a> {
-        Attempt { claim, turns, deadline: soon(), shut_out: &|| false }
+    fn attempt<'a>(scene: &'a Scene, claim: &'a Credentials, turns: &'a Turns) -> Attempt<'a> {
+        Attempt { claim, turns, wait: scene.wait(10_000), shut_out: &|| false }
     }
 
     fn check(users: &Users, name: &str, password: &[u8]) -> Result<(), AuthError> {
-        users.check(&attempt(&claim(name, password), &Turns::new(1))).map(drop)
+        users.check(&attempt(&Scene::new(), &claim(name, password), &Turns::new(1))).map(drop)
     }
 
     fn check_on(users: &Users, today: &str, password: &[u8]) -> Result<(), AuthError> {
         let today = Date::parse(today.as_bytes()).unwrap();
-        users.check_on(today, &attempt(&claim("alice", password), &Turns::new(1))).map(drop)
+        users
+            .check_on(today, &attempt(&Scene::new(), &claim("alice", password), &Turns::new(1)))
+            .map(drop)
     }
 
     #[test]
@@ -439,11 +437,17 @@ mod tests {
         let none = Turns::new(0);
         let today = Date::parse(b"2028-02-29").unwrap();
         let right = claim("alice", b"secret");
-        assert!(users.check_on(today, &attempt(&right, &none)).is_ok(), "known again");
+        assert!(
+            users.check_on(today, &attempt(&Scene::new(), &right, &none)).is_ok(),
+            "known again"
+        );
         let today = Date::parse(b"2028-03-01").unwrap();
-        let deadline = Instant::now() + Duration::from_millis(20);
+        let scene = Scene::new();
         for claim in [right, claim("alice", b"wrong")] {
-            let refused = users.check_on(today, &Attempt { deadline, ..attempt(&claim, &none) });
+            let refused = users.check_on(
+                today,
+                &Attempt { wait: scene.wait(20), ..attempt(&scene, &claim, &none) },
+            );
             assert_eq!(refused, Err(AuthError::TimedOut));
         }
     }
@@ -508,7 +512,7 @@ mod tests {
         let users = users(&format!("alice:{hash}::staff,ops\n"));
         for _ in 0..2 {
             let claim = claim("alice", b"secret");
-            let user = users.check(&attempt(&claim, &Turns::new(1))).unwrap();
+            let user = users.check(&attempt(&Scene::new(), &claim, &Turns::new(1))).unwrap();
             assert_eq!(user.name(), Some(&b"alice"[..]));
             assert!(user.is_in("staff") && user.is_in("ops") && !user.is_in("other"));
         }
@@ -518,7 +522,8 @@ mod tests {
     fn who_is_shut_out_before_or_during_the_wait_has_no_password_checked() {
         let users = users(&format!("alice:{}\n", hash(b"secret", b"$5$saltsalt$")));
         let (claim, turns) = (claim("alice", b"secret"), Turns::new(1));
-        let attempt = attempt(&claim, &turns);
+        let scene = Scene::new();
+        let attempt = attempt(&scene, &claim, &turns);
         for limit in [0, 1] {
             let asked = std::cell::Cell::new(0);
             let shut_out = &|| asked.replace(asked.get() + 1) == limit;
@@ -536,13 +541,14 @@ mod tests {
     fn users_that_are_read_anew_wait_for_the_same_turns() {
         let text = format!("alice:{}\n", hash(b"secret", b"$5$saltsalt$"));
         let (turns, claim) = (Turns::new(1), claim("alice", b"secret"));
-        let taken = turns.take(soon());
+        let scene = Scene::new();
+        let taken = turns.take(&scene.wait(20));
         for users in [users(&text), users(&text)] {
-            let deadline = Instant::now() + Duration::from_millis(20);
-            let refused = users.check(&Attempt { deadline, ..attempt(&claim, &turns) });
+            let wait = scene.wait(20);
+            let refused = users.check(&Attempt { wait, ..attempt(&scene, &claim, &turns) });
             assert_eq!(refused, Err(AuthError::TimedOut));
         }
         drop(taken);
-        assert!(users(&text).check(&attempt(&claim, &turns)).is_ok());
+        assert!(users(&text).check(&attempt(&Scene::new(), &claim, &turns)).is_ok());
     }
 }

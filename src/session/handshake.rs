@@ -7,6 +7,7 @@ use std::time::Instant;
 use crate::auth::{Attempt, AuthError, Checker, User};
 use crate::log::{Level, Line};
 use crate::net::client_block;
+use crate::relay::End;
 use crate::session::intake::Intake;
 use crate::session::record::Stop;
 use crate::session::{Agreed, Seat, Session};
@@ -112,7 +113,7 @@ impl Session<'_, '_> {
         let checked = checker.check(&Attempt {
             claim: &claim,
             turns: &self.service.turns,
-            deadline: intake.deadline,
+            wait: intake.wait(intake.deadline.saturating_duration_since(Instant::now())),
             shut_out: &|| penalties.shut_out(client, Instant::now()),
         });
         if let Err(AuthError::Wrong | AuthError::Expired) = checked {
@@ -130,6 +131,9 @@ impl Session<'_, '_> {
             AuthError::Wrong => failed("wrong user name or password"),
             AuthError::Expired => failed("the account has expired"),
             AuthError::TimedOut => Stop::refused("timeout", "too many passwords to check"),
+            AuthError::ClientGone => Stop::GONE,
+            AuthError::Stopped => Stop::Ended(End::Stopped),
+            AuthError::Failed(kind) => Stop::refused("limit", format_args!("no turn: {kind}")),
             AuthError::ShutOut => Stop::refused("penalty", "too many failures before"),
         })?;
         sent?;
