@@ -1,5 +1,6 @@
-//! One client, from its first octet to its last: the only place that writes to a client before the
-//! relay, and that decides nothing itself.
+//! One client, from its first octet to its last. A session decides nothing itself: it asks who the
+//! client is, has a plan made of the request, carries that out, replies, and hands what it opened to
+//! the relay. Before the relay nothing else writes to a client; the relay takes the client by value.
 
 mod handshake;
 mod intake;
@@ -7,50 +8,32 @@ pub mod live;
 mod record;
 pub mod service;
 
-use std::io::Write as _;
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::auth::User;
 use crate::auth::ident::{self, IdentError};
 use crate::command::failure::Failure;
 use crate::command::quotas::Slot;
-use crate::command::resources::{Admission, Opened};
-use crate::command::{associate, bind, connect};
+use crate::command::resources::{Admission, Candidate, Opened};
+use crate::command::{self, Plan, associate, bind, connect};
 use crate::dial::{self, Target};
 use crate::log::Level;
 use crate::net::Stream;
 use crate::policy::nets::Set;
-use crate::policy::rules::Ident;
+use crate::policy::rules::{Ident, Rule};
 use crate::policy::{Asker, Policy};
 use crate::relay::rate::Rate;
 use crate::relay::udp::{Sockets, Terms};
 use crate::relay::{self, End, Limits, Stopper, Tunnel};
+use crate::session::handshake::{Handshake, read_proxy_header};
 use crate::session::intake::Intake;
 use crate::session::live::Grant;
 use crate::session::record::{Record, Stop};
-use crate::session::service::Service;
+use crate::session::service::{Seat, Service};
 use crate::threads::Reserved;
 use crate::wait::WaitError;
-use crate::wire::socks4::{self, Cd};
-use crate::wire::socks5::{self, Rep};
-use crate::wire::{Command, DecodeError, Destination, NO_ADDRESS, Request, Version};
-
-/// A session's place among all others, which the server counts.
-pub trait Seat {
-    /// The number of the session in the log.
-    fn number(&self) -> u64;
-
-    /// Counts it for `client`, whom a balancer has told of, from now on.
-    ///
-    /// # Errors
-    /// The cap that is reached.
-    fn belongs_to(&mut self, client: Option<IpAddr>) -> Result<(), String>;
-
-    /// Counts it no more among those whose handshake is not complete.
-    fn handshake_is_over(&mut self);
-}
+use crate::wire::{DecodeError, Destination, ReplyCode, Request, socks4, socks5};
 
 /// Serves one client that has just been accepted, to the end, and logs it. Its last octets may be
 /// relayed by another thread after this returns; then `seat` is given up there.
@@ -66,21 +49,23 @@ pub fn run(
     }
 }
 
-/// Does all that comes before the relaying of octets; that too where there will be none.
+/// Runs the session up to the relay of octets, and to its end where there is none.
 // Its frames need not stay while octets are relayed.
 #[inline(never)]
 fn open(
     service: &Arc<Service>,
-    stream: TcpStream,
+    stream: Stream,
     client: Option<SocketAddr>,
     mut seat: impl Seat + Send + 'static,
 ) -> Option<Tunnel> {
-    let mut record = Box::new(Record::new(seat.number(), client));
-    let session = Session { service, client, reached: None, record: &mut record };
-    match session.serve(stream, &mut seat) {
-        Ok((granted, intake)) => relay(service, record, granted, intake, seat),
+    let record = Box::new(Record::new(seat.number(), client));
+    let deadline = record.begun + service.means.timeouts.handshake;
+    let intake = Intake::new(stream, deadline, service.live.ended());
+    let mut session = Session { service, record, intake };
+    match session.serve(&mut seat) {
+        Ok(ready) => session.relay(ready, seat),
         Err(stop) => {
-            record.end(service, &stop);
+            session.record.end(&service.log, &service.means.stats, &stop);
             None
         }
     }
@@ -94,8 +79,8 @@ enum Work {
     Association(Sockets),
 }
 
-/// A request granted.
-struct Granted {
+/// A request granted and carried out, ready for the relay.
+struct Ready {
     asker: Asker,
     /// What for and the address it led to, unless it is an association.
     target: Option<(Destination, IpAddr)>,
@@ -107,138 +92,192 @@ struct Granted {
     slot: Slot,
 }
 
-/// What the handshake comes to.
-struct Agreed {
-    /// What was in force when the client came, and judges its request.
-    policy: Arc<Policy>,
-    user: User,
-    request: Request,
-}
-
-struct Session<'a, 'r> {
-    service: &'a Service,
-    client: Option<SocketAddr>,
-    /// Where the client has reached a balancer.
-    reached: Option<SocketAddr>,
-    record: &'r mut Record,
-}
-
-impl<'a> Session<'a, '_> {
-    /// The client's address, if it has one.
-    fn ip(&self) -> Option<IpAddr> {
-        self.client.map(|addr| addr.ip())
+impl Ready {
+    /// The rule does not outlive this: it holds lists, which a reload is to set free.
+    fn new(
+        service: &Service,
+        asker: Asker,
+        target: Option<(Destination, IpAddr)>,
+        work: Work,
+        Admission { rule, slot }: Admission,
+    ) -> Box<Self> {
+        let (rates, idle) = (service.means.caps.rates(&asker, &rule), rule.settings.idle);
+        Box::new(Self { asker, target, work, rates, idle, slot })
     }
+}
 
-    fn serve(
-        mut self,
-        stream: TcpStream,
-        seat: &mut impl Seat,
-    ) -> Result<(Box<Granted>, Intake<'a>), Stop> {
-        let deadline = self.record.begun + self.service.means.timeouts.handshake;
-        let mut intake = Intake::new(stream, deadline, self.service.live.ended());
-        if self.service.balancers.includes(self.ip()) {
-            self.introduction(&mut intake, seat)?;
-        }
-        let agreed = match intake.first_octet()? {
-            socks4::VN => self.handshake4(&mut intake),
-            socks5::VER => self.handshake5(&mut intake),
+struct Session<'s> {
+    service: &'s Arc<Service>,
+    record: Box<Record>,
+    intake: Intake<'s>,
+}
+
+impl Session<'_> {
+    fn serve(&mut self, seat: &mut impl Seat) -> Result<Box<Ready>, Stop> {
+        let Self { service, record, intake } = self;
+        let reached = if service.balancers.includes(record.ip()) {
+            read_proxy_header(service, record, intake, seat)?
+        } else {
+            None
+        };
+        let handshake = match intake.first_octet()? {
+            socks4::VN => Handshake::v4(service, record, intake),
+            socks5::VER => Handshake::v5(service, record, intake),
             // Such a client would not understand any reply.
             other => return Err(Stop::refused("protocol", DecodeError::Version(other))),
         };
         seat.handshake_is_over();
-        match agreed.and_then(|agreed| self.carry_out(agreed, &mut intake)) {
-            Ok(granted) => Ok((granted, intake)),
-            Err(stop) => {
-                if let Stop::Refused { .. } = stop {
-                    intake.drain();
-                }
-                Err(stop)
-            }
+        let ready = handshake.and_then(|Handshake { policy, user, request }| {
+            let asker = Asker {
+                client: self.record.ip(),
+                user,
+                ident: Ident::NotAsked,
+                version: request.version,
+                command: request.command,
+            };
+            let ready = self.carry_out(&policy, asker, &request, reached);
+            ready.map_err(|failure| self.refuse(&request, &failure))
+        });
+        if let Err(Stop::Refused { .. }) = ready {
+            self.intake.drain();
         }
+        ready
     }
 
     /// Carries out the request and replies.
-    fn carry_out(&mut self, agreed: Agreed, intake: &mut Intake<'_>) -> Result<Box<Granted>, Stop> {
-        let version = agreed.request.version;
-        self.grant(agreed, intake).map_err(|failure| self.refuse(version, &failure, intake))
+    #[inline(never)]
+    fn carry_out(
+        &mut self,
+        policy: &Policy,
+        mut asker: Asker,
+        request: &Request,
+        reached: Option<SocketAddr>,
+    ) -> Result<Box<Ready>, Failure> {
+        match command::destination(request) {
+            Ok(dst) if policy.needs_ident(&asker, dst) => {
+                asker.ident = self.identify(policy, request, reached)?;
+            }
+            _ => {}
+        }
+        match self.plan(policy, &asker, request)? {
+            Plan::Connect(candidates) => self.connect(asker, request, candidates),
+            Plan::Bind { expected, rule } => self.bind(policy, asker, request, &expected, &rule),
+            Plan::Associate(rule) => self.associate(asker, request, &rule),
+        }
     }
 
-    #[inline(never)]
-    fn grant(&mut self, agreed: Agreed, intake: &mut Intake<'_>) -> Result<Box<Granted>, Failure> {
-        let Agreed { policy, user, request } = agreed;
-        let Request { version, command, dst, userid } = request;
-        let Service { means, threads, log, .. } = self.service;
-        // Where an association's datagrams go is not known yet.
-        let asked = match command {
-            Command::CONNECT | Command::BIND => Some(&dst),
-            Command::UDP_ASSOCIATE if version == Version::V5 => None,
-            _ => {
-                self.record.tell(log, "request");
-                return Err(Failure::Command);
-            }
-        };
-        let ident = Ident::NotAsked;
-        let mut asker = Asker { client: self.ip(), user, ident, version, command };
-        if policy.needs_ident(&asker, asked) {
-            asker.ident = self.identify(&policy, version, &userid, intake)?;
-        }
+    /// Makes a plan of the request, and logs the request as soon as the rule is known.
+    fn plan(&mut self, policy: &Policy, asker: &Asker, request: &Request) -> Result<Plan, Failure> {
+        let Service { means, log, .. } = &**self.service;
+        let dst = command::destination(request);
         // A name may have to be looked up before it is known which rule decides; `-v` does not wait.
-        let sure = policy.sure_rule(&asker, asked);
+        let sure = dst.as_ref().ok().and_then(|dst| policy.sure_rule(asker, *dst));
         self.record.decided_by(sure);
-        let told = sure.is_some() || log.wants(Level::Verbose);
+        let told = sure.is_some() || dst.is_err() || log.wants(Level::Verbose);
         if told {
             self.record.tell(log, "request");
         }
-        let candidates = match asked {
-            Some(dst) if !dst.is_unspecified() || command == Command::CONNECT => {
-                means.candidates(&policy, &asker, dst, &intake.wait(means.timeouts.resolve))?
-            }
-            // Any peer of a BIND, any destination of an association.
-            _ => Vec::new(),
-        };
-        let rule = match candidates.first() {
-            Some(candidate) => Arc::clone(&candidate.rule),
-            None => Arc::clone(policy.may_allow(&asker, asked).map_err(Failure::Denied)?),
-        };
-        self.record.decided_by(Some(&rule));
+        let wait = self.intake.wait(means.timeouts.resolve);
+        let plan = Plan::new(means, policy, asker, request, &wait)?;
+        self.record.decided_by(plan.rule());
         if !told {
             self.record.tell(log, "request");
         }
-        let (work, target, admission) = if asked.is_none() {
-            let local = intake.local()?;
-            let (sockets, bnd, admission) = associate::open(means, &asker, &rule, local)?;
-            self.record.local = Some(bnd);
-            self.granted(version, bnd, intake)?;
-            (Work::Association(sockets), None, admission)
-        } else {
-            // Before the reply: a relay that cannot be run must not be granted.
-            let helper = threads.reserve().map_err(Failure::NoThread)?;
-            let opened = if command == Command::CONNECT {
-                let opened =
-                    connect::open(means, &asker, candidates, &intake.wait(means.timeouts.connect))?;
-                self.record.local = Some(opened.bnd);
-                opened
-            } else {
-                let local = intake.local()?;
-                let bound = bind::open(means, &asker, &dst, &candidates, &rule, local)?;
-                self.record.local = Some(bound.bnd);
-                self.granted(version, bound.bnd, intake)?;
-                bound.wait(&policy, &asker, &intake.wait_until_fin(means.timeouts.bind))?
-            };
-            let Opened { target, peer, bnd, admission } = opened;
-            self.record.peer = Some(peer);
-            self.record.decided_by(Some(&admission.rule));
-            self.granted(version, bnd, intake)?;
-            self.record.tell(log, "connect");
-            (Work::Tunnel(target, helper), Some((dst, peer.ip())), admission)
-        };
-        // Neither policy nor rule outlives this: they hold lists, which a reload is to set free.
-        let Admission { rule, slot } = admission;
-        let (rates, idle) = (means.caps.rates(&asker, &rule), rule.settings.idle);
-        Ok(Box::new(Granted { asker, target, work, rates, idle, slot }))
+        Ok(plan)
     }
 
-    /// Finds out who the client is by its host's word.
+    fn connect(
+        &mut self,
+        asker: Asker,
+        request: &Request,
+        candidates: Vec<Candidate>,
+    ) -> Result<Box<Ready>, Failure> {
+        let Service { means, threads, .. } = &**self.service;
+        // Before the reply: a relay that cannot be run must not be granted.
+        let helper = threads.reserve().map_err(Failure::NoThread)?;
+        let wait = self.intake.wait(means.timeouts.connect);
+        let opened = connect::open(means, &asker, candidates, &wait)?;
+        self.record.local = Some(opened.bnd.clone());
+        self.tunnel(asker, request, opened, helper)
+    }
+
+    fn bind(
+        &mut self,
+        policy: &Policy,
+        asker: Asker,
+        request: &Request,
+        expected: &[Candidate],
+        rule: &Arc<Rule>,
+    ) -> Result<Box<Ready>, Failure> {
+        let Service { means, threads, .. } = &**self.service;
+        let helper = threads.reserve().map_err(Failure::NoThread)?;
+        let local = self.intake.local()?;
+        let bound = bind::open(means, &asker, request, expected, rule, local)?;
+        self.record.local = Some(bound.bnd.clone());
+        self.grant(request, &bound.bnd)?;
+        let wait = self.intake.wait_until_fin(means.timeouts.bind);
+        let opened = bound.wait(policy, &asker, &wait)?;
+        self.tunnel(asker, request, opened, helper)
+    }
+
+    fn associate(
+        &mut self,
+        asker: Asker,
+        request: &Request,
+        rule: &Arc<Rule>,
+    ) -> Result<Box<Ready>, Failure> {
+        let local = self.intake.local()?;
+        let (sockets, bnd, admission) = associate::open(&self.service.means, &asker, rule, local)?;
+        self.record.local = Some(bnd.clone());
+        self.grant(request, &bnd)?;
+        Ok(Ready::new(self.service, asker, None, Work::Association(sockets), admission))
+    }
+
+    /// Grants a connection that has been made.
+    fn tunnel(
+        &mut self,
+        asker: Asker,
+        request: &Request,
+        Opened { target, peer, bnd, admission }: Opened,
+        helper: Reserved,
+    ) -> Result<Box<Ready>, Failure> {
+        self.record.peer = Some(peer);
+        self.record.decided_by(Some(&admission.rule));
+        self.grant(request, &bnd)?;
+        self.record.tell(&self.service.log, "connect");
+        let (work, target) = (Work::Tunnel(target, helper), (request.dst.clone(), peer.ip()));
+        Ok(Ready::new(self.service, asker, Some(target), work, admission))
+    }
+
+    /// Replies that the request is granted.
+    fn grant(&mut self, request: &Request, bnd: &Destination) -> Result<(), Failure> {
+        let code = ReplyCode::granted(request.version);
+        self.intake.reply(&mut self.record, code, bnd).map_err(|_| Failure::ClientGone)
+    }
+
+    /// Replies with what kept the request from being carried out.
+    #[inline(never)]
+    fn refuse(&mut self, request: &Request, failure: &Failure) -> Stop {
+        let mut bnd = Destination::NONE;
+        match failure {
+            Failure::ClientGone => return Stop::GONE,
+            Failure::Stopped => return Stop::Ended(End::Stopped),
+            Failure::WrongPeer(peer, denial) => {
+                self.record.peer = Some(*peer);
+                if let Some(denial) = denial {
+                    self.record.decided_by(denial.rule());
+                }
+                bnd = Destination::Address(*peer);
+            }
+            Failure::Denied(denial) => self.record.decided_by(denial.rule()),
+            _ => {}
+        }
+        // A client that is gone by now has been refused all the same.
+        let _ = self.intake.reply(&mut self.record, failure.code(request.version), &bnd);
+        Stop::refused(failure.reason(), failure)
+    }
+
+    /// Finds out by the word of the client's host who the client is.
     ///
     /// # Errors
     /// `ClientGone`, `Stopped`.
@@ -246,13 +285,13 @@ impl<'a> Session<'a, '_> {
     fn identify(
         &mut self,
         policy: &Policy,
-        version: Version,
-        userid: &[u8],
-        intake: &Intake<'_>,
+        request: &Request,
+        reached: Option<SocketAddr>,
     ) -> Result<Ident, Failure> {
-        match self.ask_identd(intake) {
+        match self.ask_identd(reached) {
             Ok(answer) => {
-                let ident = Ident::of_answer(policy.users.as_ref(), version, userid, &answer);
+                let Request { version, userid, .. } = request;
+                let ident = Ident::of_answer(policy.users.as_ref(), *version, userid, &answer);
                 if self.record.user.is_empty()
                     && let Ident::Proved(user) = &ident
                 {
@@ -273,134 +312,75 @@ impl<'a> Session<'a, '_> {
         }
     }
 
-    /// Asks the client's host (RFC 1413), from the address the client reached.
-    fn ask_identd(&self, intake: &Intake<'_>) -> Result<Vec<u8>, IdentError> {
-        let wait = intake.wait(self.service.means.timeouts.ident);
-        let (local, client) = (intake.local()?, self.client.ok_or(IdentError::NoHost)?);
+    /// Asks the client's host (RFC 1413), from the address that the client reached: that of a
+    /// balancer, if there is one.
+    fn ask_identd(&self, reached: Option<SocketAddr>) -> Result<Vec<u8>, IdentError> {
+        let wait = self.intake.wait(self.service.means.timeouts.ident);
+        let (local, client) = (self.intake.local()?, self.record.client.ok_or(IdentError::NoHost)?);
         let mut addr = client;
         addr.set_port(self.service.ident_port);
         // A link-local address is no source without its scope, and a balancer's is none of this
         // host's; the system then finds one.
         let usable = |ip: &IpAddr| ip.is_ipv4() || !Set::Linklocal.holds(*ip);
-        let source = Some(local.ip()).filter(|ip| self.reached.is_none() && usable(ip));
+        let source = Some(local.ip()).filter(|ip| reached.is_none() && usable(ip));
         let (stream, _) = dial::connect(&[Target { addr, source }], &wait)?;
-        let port = self.reached.unwrap_or(local).port();
-        ident::ask(stream, client.port(), port, &wait)
+        ident::ask(stream, client.port(), reached.unwrap_or(local).port(), &wait)
     }
 
-    fn granted(
-        &mut self,
-        version: Version,
-        bnd: SocketAddr,
-        intake: &mut Intake<'_>,
-    ) -> Result<(), Failure> {
-        let sent = match version {
-            Version::V4 | Version::V4a => self.reply4(intake, Cd::GRANTED, bnd),
-            Version::V5 => self.reply5(intake, Rep::SUCCEEDED, bnd),
-        };
-        sent.map_err(|_| Failure::ClientGone)
-    }
-
+    /// Relays datagrams until the session ends, and logs that; returns what is left to do for
+    /// octets.
     #[inline(never)]
-    fn refuse(&mut self, version: Version, failure: &Failure, intake: &mut Intake<'_>) -> Stop {
-        let bnd = match failure {
-            Failure::ClientGone => return Stop::GONE,
-            Failure::Stopped => return Stop::Ended(End::Stopped),
-            Failure::WrongPeer(peer, denial) => {
-                self.record.peer = Some(*peer);
-                if let Some(denial) = denial {
-                    self.record.decided_by(denial.rule());
-                }
-                *peer
-            }
-            Failure::Denied(denial) => {
-                self.record.decided_by(denial.rule());
-                NO_ADDRESS
-            }
-            _ => NO_ADDRESS,
+    fn relay(self, ready: Box<Ready>, seat: impl Seat + Send + 'static) -> Option<Tunnel> {
+        let Self { service, record, intake } = self;
+        let Service { means, live, policy, .. } = &**service;
+        let timeouts = &means.timeouts;
+        let Ready { asker, target, work, rates, idle, slot } = *ready;
+        let idle = |default: Option<Duration>| match idle {
+            Some(idle) => Some(idle).filter(|idle| !idle.is_zero()),
+            None => default,
         };
-        // A client that is gone by now has been refused all the same.
-        let _ = match version {
-            Version::V4 | Version::V4a => self.reply4(intake, failure.cd(), bnd),
-            Version::V5 => self.reply5(intake, failure.rep(), bnd),
+        let stopper = Stopper::default();
+        let record: Arc<Record> = Arc::from(record);
+        let grant = Grant {
+            asker: asker.clone(),
+            target,
+            record: Arc::clone(&record),
+            stopper: stopper.clone(),
         };
-        Stop::refused(failure.reason(), failure)
-    }
-
-    fn reply4(&mut self, intake: &mut Intake<'_>, cd: Cd, addr: SocketAddr) -> Result<(), Stop> {
-        self.record.reply = Some(cd.0);
-        self.send(intake, &socks4::encode_reply(cd, addr))
-    }
-
-    fn reply5(&mut self, intake: &mut Intake<'_>, rep: Rep, bnd: SocketAddr) -> Result<(), Stop> {
-        self.record.reply = Some(rep.0);
-        self.send(intake, &socks5::encode_reply(rep, bnd))
-    }
-
-    /// Writes a whole message. All that is ever written before the relay fits into the send buffer
-    /// of a new connection, so this does not wait.
-    fn send(&self, intake: &mut Intake<'_>, message: &[u8]) -> Result<(), Stop> {
-        intake.stream.write_all(message).map_err(|_| Stop::GONE)
-    }
-}
-
-/// Relays datagrams until the session ends, and logs that; returns what is left to do for octets.
-#[inline(never)]
-fn relay(
-    service: &Arc<Service>,
-    record: Box<Record>,
-    granted: Box<Granted>,
-    intake: Intake<'_>,
-    seat: impl Seat + Send + 'static,
-) -> Option<Tunnel> {
-    let Service { means, live, policy, .. } = &**service;
-    let timeouts = &means.timeouts;
-    let Granted { asker, target, work, rates, idle, slot } = *granted;
-    let idle = |default: Option<Duration>| match idle {
-        Some(idle) => Some(idle).filter(|idle| !idle.is_zero()),
-        None => default,
-    };
-    let stopper = Stopper::default();
-    let record: Arc<Record> = Arc::from(record);
-    let grant = Grant {
-        asker: asker.clone(),
-        target,
-        record: Arc::clone(&record),
-        stopper: stopper.clone(),
-    };
-    let entered = live.enter(record.number, grant);
-    if service.strict_reload {
-        // Another policy may have come into force since this session was judged.
-        entered.check(&policy.get());
-    }
-    let (client, leftover) = intake.into_tunnel();
-    let traffic = Arc::clone(&record.traffic);
-    let done = {
-        let service = Arc::clone(service);
-        move |end| {
-            drop((entered, slot));
-            record.end(&service, &Stop::Ended(end));
-            drop(seat);
+        let entered = live.enter(record.number, grant);
+        if service.strict_reload {
+            // Another policy may have come into force since this session was judged.
+            entered.check(&policy.get());
         }
-    };
-    match work {
-        Work::Tunnel(target, helper) => {
-            let limits = Limits { idle: idle(timeouts.idle), linger: timeouts.linger, rates };
-            let done = Box::new(done);
-            Some(Tunnel { client, leftover, target, helper, limits, traffic, stopper, done })
-        }
-        Work::Association(sockets) => {
-            let terms = Terms {
-                asker,
-                policy: Arc::clone(policy),
-                resolver: Arc::clone(&means.resolver),
-                resolve_timeout: timeouts.resolve,
-                fragments: service.fragments,
-                idle: idle(timeouts.udp_idle),
-                rates,
-            };
-            done(relay::udp::run(client, sockets, terms, &traffic, &stopper));
-            None
+        let (client, leftover) = intake.into_tunnel();
+        let traffic = Arc::clone(&record.traffic);
+        let done = {
+            let service = Arc::clone(service);
+            move |end| {
+                drop((entered, slot));
+                record.end(&service.log, &service.means.stats, &Stop::Ended(end));
+                drop(seat);
+            }
+        };
+        match work {
+            Work::Tunnel(target, helper) => {
+                let limits = Limits { idle: idle(timeouts.idle), linger: timeouts.linger, rates };
+                let done = Box::new(done);
+                Some(Tunnel { client, leftover, target, helper, limits, traffic, stopper, done })
+            }
+            Work::Association(sockets) => {
+                let terms = Terms {
+                    asker,
+                    policy: Arc::clone(policy),
+                    resolver: Arc::clone(&means.resolver),
+                    resolve_timeout: timeouts.resolve,
+                    fragments: service.fragments,
+                    idle: idle(timeouts.udp_idle),
+                    rates,
+                };
+                done(relay::udp::run(client, sockets, terms, &traffic, &stopper));
+                None
+            }
         }
     }
 }

@@ -168,6 +168,9 @@ pub enum Destination {
 }
 
 impl Destination {
+    /// Stands for "none" in a reply: 0.0.0.0 port 0.
+    pub const NONE: Self = Self::Address(NO_ADDRESS);
+
     /// Takes an address; an IPv4-mapped IPv6 address becomes the IPv4 address it means.
     #[must_use]
     pub fn from_ip(ip: IpAddr, port: u16) -> Self {
@@ -276,6 +279,44 @@ pub struct Request {
     pub userid: Vec<u8>,
 }
 
+/// The code of a reply, in the version it is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReplyCode {
+    /// CD of version 4.
+    V4(socks4::Cd),
+    /// REP of version 5.
+    V5(socks5::Rep),
+}
+
+impl ReplyCode {
+    /// The code of success.
+    #[must_use]
+    pub fn granted(version: Version) -> Self {
+        match version {
+            Version::V4 | Version::V4a => Self::V4(socks4::Cd::GRANTED),
+            Version::V5 => Self::V5(socks5::Rep::SUCCEEDED),
+        }
+    }
+
+    /// Its octet.
+    #[must_use]
+    pub fn octet(self) -> u8 {
+        match self {
+            Self::V4(cd) => cd.0,
+            Self::V5(rep) => rep.0,
+        }
+    }
+
+    /// Encodes a reply with it.
+    #[must_use]
+    pub fn encode(self, bnd: &Destination) -> Vec<u8> {
+        match self {
+            Self::V4(cd) => socks4::encode_reply(cd, bnd),
+            Self::V5(rep) => socks5::encode_reply(rep, bnd),
+        }
+    }
+}
+
 /// The address that stands for "none" in a reply: 0.0.0.0 port 0.
 pub const NO_ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
 
@@ -295,6 +336,21 @@ pub fn put_address(addr: SocketAddr, out: &mut Vec<u8>) {
         }
     }
     out.extend_from_slice(&addr.port().to_be_bytes());
+}
+
+/// Appends ATYP, address or name, and port of `dst` in the same way. Of a name longer than
+/// [`STRING_MAX`] octets, which no decoder returns, the rest is left out.
+pub fn put_destination(dst: &Destination, out: &mut Vec<u8>) {
+    match dst {
+        Destination::Address(addr) => put_address(*addr, out),
+        Destination::Name(name, port) => {
+            let name = name.get(..STRING_MAX).unwrap_or(name);
+            out.push(socks5::ATYP_DOMAINNAME);
+            out.push(u8::try_from(name.len()).unwrap_or(u8::MAX));
+            out.extend_from_slice(name);
+            out.extend_from_slice(&port.to_be_bytes());
+        }
+    }
 }
 
 #[cfg(test)]

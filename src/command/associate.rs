@@ -12,7 +12,7 @@ use crate::net::unspecified;
 use crate::policy::Asker;
 use crate::policy::rules::Rule;
 use crate::relay::udp::Sockets;
-use crate::wire::{NO_ADDRESS, NO_ADDRESS6};
+use crate::wire::{Destination, NO_ADDRESS, NO_ADDRESS6};
 
 /// Opens one socket towards the client, at the address `local` where it reached this server, and
 /// one for each family outward; returns them with BND of the reply.
@@ -27,7 +27,7 @@ pub fn open(
     asker: &Asker,
     rule: &Arc<Rule>,
     local: SocketAddr,
-) -> Result<(Sockets, SocketAddr, Admission), Failure> {
+) -> Result<(Sockets, Destination, Admission), Failure> {
     let admission = means.admit(asker, rule)?;
     // A balancer may speak another family with this server than with its client.
     let local = match asker.client {
@@ -62,7 +62,7 @@ pub fn open(
         socket.set_nonblocking(true)?;
     }
     let port = client.local_addr()?.port();
-    let bnd = SocketAddr::new(advertised.unwrap_or(local.ip()), port);
+    let bnd = Destination::Address(SocketAddr::new(advertised.unwrap_or(local.ip()), port));
     Ok((Sockets { client, v4, v6 }, bnd, admission))
 }
 

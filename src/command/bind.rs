@@ -14,13 +14,13 @@ use crate::policy::rules::Rule;
 use crate::policy::{Asker, Policy};
 use crate::sys;
 use crate::wait::{Wait, WaitError};
-use crate::wire::Destination;
+use crate::wire::{Destination, Request};
 
 /// A listening BIND.
 pub struct Bound {
     listener: TcpListener,
     /// BND of the first reply.
-    pub bnd: SocketAddr,
+    pub bnd: Destination,
     /// The addresses the peer may have; none of them given means any.
     expected: Vec<IpAddr>,
     /// What the request was for.
@@ -28,7 +28,7 @@ pub struct Bound {
     admission: Admission,
 }
 
-/// Listens for a connection from `dst`, of which `candidates` are the addresses, none of them for any
+/// Listens for a connection from the destination of `request`, of which `candidates` are the addresses, none of them for any
 /// peer, for a client that reached this server at `local`, an address with the scope it may need.
 /// `rule` is the one that lets it.
 ///
@@ -38,7 +38,7 @@ pub struct Bound {
 pub fn open(
     means: &Means,
     asker: &Asker,
-    dst: &Destination,
+    request: &Request,
     candidates: &[Candidate],
     rule: &Arc<Rule>,
     local: SocketAddr,
@@ -63,9 +63,9 @@ pub fn open(
     })?;
     listener.set_nonblocking(true)?;
     let port = listener.local_addr()?.port();
-    let bnd = SocketAddr::new(advertised.unwrap_or(reached.ip()), port);
+    let bnd = Destination::Address(SocketAddr::new(advertised.unwrap_or(reached.ip()), port));
     let expected = expected.iter().map(SocketAddr::ip).collect();
-    Ok(Bound { listener, bnd, expected, dst: dst.clone(), admission })
+    Ok(Bound { listener, bnd, expected, dst: request.dst.clone(), admission })
 }
 
 /// The address of this host that `peer` can reach: the one the client used, or where that is of
@@ -110,6 +110,6 @@ impl Bound {
         }
         let verdict = policy.allows(asker, &self.dst, peer.ip());
         verdict.map_err(|denial| Failure::WrongPeer(peer, Some(denial)))?;
-        Ok(Opened { target, peer, bnd: peer, admission: self.admission })
+        Ok(Opened { target, peer, bnd: Destination::Address(peer), admission: self.admission })
     }
 }

@@ -11,6 +11,7 @@ use crate::dial::{self, Target};
 use crate::net::canonical;
 use crate::policy::{Asker, Denial};
 use crate::wait::Wait;
+use crate::wire::Destination;
 
 /// Connects to the first of `candidates`, the addresses of one destination, that answers.
 ///
@@ -54,7 +55,7 @@ pub fn open(
     let connected = dial::connect(&targets, &wait.within(means.timeouts.connect));
     means.stats.connect.observe(begun.elapsed());
     let (target, index) = connected?;
-    let bnd = canonical(target.local_addr()?);
+    let bnd = Destination::Address(canonical(target.local_addr()?));
     let chosen = targets.get(index).zip(rules.get(index));
     let (asked, rule) = chosen.ok_or(Failure::Denied(Denial::NoRule))?;
     let admits = |admission: &Admission| Arc::ptr_eq(&admission.rule, rule);

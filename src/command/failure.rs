@@ -10,6 +10,7 @@ use crate::resolve::ResolveError;
 use crate::wait::WaitError;
 use crate::wire::socks4::Cd;
 use crate::wire::socks5::Rep;
+use crate::wire::{ReplyCode, Version};
 
 /// Why a request was not carried out.
 #[derive(Debug)]
@@ -80,6 +81,15 @@ impl Failure {
             Self::Denied(Denial::Unproved) => Cd::NO_IDENTD,
             Self::Denied(Denial::Different) => Cd::OTHER_USER,
             _ => Cd::REJECTED,
+        }
+    }
+
+    /// The code of the reply in `version`.
+    #[must_use]
+    pub fn code(&self, version: Version) -> ReplyCode {
+        match version {
+            Version::V4 | Version::V4a => ReplyCode::V4(self.cd()),
+            Version::V5 => ReplyCode::V5(self.rep()),
         }
     }
 

@@ -77,7 +77,7 @@ pub struct Opened {
     pub peer: SocketAddr,
     /// BND of the reply: for CONNECT the local address of the connection, for the second reply of a
     /// BIND the peer's.
-    pub bnd: SocketAddr,
+    pub bnd: Destination,
     /// The rule that admitted the session.
     pub admission: Admission,
 }

@@ -13,8 +13,8 @@ use crate::log::{Level, Line};
 use crate::server::Event;
 use crate::server::listeners::{Client, Listener};
 use crate::server::slots::{HalfOpen, Refusal, Sessions, Slot};
-use crate::session::service::Service;
-use crate::session::{self, Seat};
+use crate::session;
+use crate::session::service::{Seat, Service};
 use crate::sync::{Queue, lock};
 use crate::sys::{self, PollFd};
 

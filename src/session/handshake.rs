@@ -1,162 +1,174 @@
 //! From the first octet of a client to its whole request: the PROXY header of a balancer, SOCKS 4,
-//! and SOCKS 5 with its methods and passwords.
+//! and SOCKS 5 with its methods and passwords. What comes of the request is for the session.
 
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use crate::auth::{Attempt, AuthError, Checker, User};
 use crate::log::{Level, Line};
 use crate::net::client_block;
+use crate::policy::Policy;
 use crate::relay::End;
-use crate::session::intake::Intake;
-use crate::session::record::Stop;
-use crate::session::{Agreed, Seat, Session};
+use crate::session::intake::{Intake, Unread};
+use crate::session::record::{Record, Stop};
+use crate::session::service::{Seat, Service};
 use crate::wire::proxy::{self, Header};
 use crate::wire::socks4::{self, Cd};
 use crate::wire::socks5::{self, Method, Rep};
 use crate::wire::userpass;
-use crate::wire::{DecodeError, NO_ADDRESS, Request, Version};
+use crate::wire::{DecodeError, Destination, ReplyCode, Request, Version};
 
-impl Session<'_, '_> {
-    /// The header in which a balancer tells of its client.
-    pub(super) fn introduction(
-        &mut self,
-        intake: &mut Intake<'_>,
-        seat: &mut impl Seat,
-    ) -> Result<(), Stop> {
-        let header = intake.decode(proxy::decode)?;
-        // The octets of the header are none of the handshake's.
-        intake.taken = 0;
-        (self.client, self.reached) = match header {
-            Header::Local => (self.client, None),
-            Header::Unknown => (None, None),
-            Header::Proxied { client, server } => (Some(client), Some(server)),
-        };
-        self.record.client = self.client;
-        if self.service.shuts_out(self.ip()) {
-            return Err(Stop::refused("penalty", "too many failures before"));
-        }
-        if header == Header::Local {
-            return Ok(());
-        }
-        seat.belongs_to(self.ip()).map_err(|full| Stop::refused("limit", full))
+/// What a handshake comes to.
+pub(super) struct Handshake {
+    /// What was in force when the client came, and judges its request.
+    pub(super) policy: Arc<Policy>,
+    pub(super) user: User,
+    pub(super) request: Request,
+}
+
+/// Reads the PROXY header of a balancer; returns the address at which its client has reached it, if
+/// there is one.
+///
+/// # Errors
+/// Why the client is not served.
+pub(super) fn read_proxy_header(
+    service: &Service,
+    record: &mut Record,
+    intake: &mut Intake<'_>,
+    seat: &mut impl Seat,
+) -> Result<Option<SocketAddr>, Stop> {
+    let header = intake.decode(proxy::V2_MAX, proxy::decode)?;
+    let (client, reached) = match header {
+        Header::Local => (record.client, None),
+        Header::Unknown => (None, None),
+        Header::Proxied { client, server } => (Some(client), Some(server)),
+    };
+    record.client = client;
+    if service.shuts_out(record.ip()) {
+        return Err(Stop::refused("penalty", "too many failures before"));
     }
+    if header != Header::Local {
+        seat.belongs_to(record.ip()).map_err(|full| Stop::refused("limit", full))?;
+    }
+    Ok(reached)
+}
 
+impl Handshake {
     /// SOCKS 4 and 4A: the request is all there is.
+    ///
+    /// # Errors
+    /// Why there is none.
     #[inline(never)]
-    pub(super) fn handshake4(&mut self, intake: &mut Intake<'_>) -> Result<Agreed, Stop> {
-        self.record.version = Some(Version::V4);
-        let allow_4a = self.service.allow_4a;
-        let request = match intake.decode(|r| socks4::decode_request(r, allow_4a)) {
-            Ok(request) => request,
-            Err(stop) => {
-                if intake.fault.is_some() {
-                    self.reply4(intake, Cd::REJECTED, NO_ADDRESS)?;
-                }
-                return Err(stop);
-            }
-        };
-        self.record.user.clone_from(&request.userid);
-        self.note(&request);
-        Ok(Agreed { policy: self.service.policy.get(), user: User::anonymous(), request })
+    pub(super) fn v4(
+        service: &Service,
+        record: &mut Record,
+        intake: &mut Intake<'_>,
+    ) -> Result<Self, Stop> {
+        record.version = Some(Version::V4);
+        let allow_4a = service.allow_4a;
+        let decoded = intake.decode(socks4::REQUEST_MAX, |r| socks4::decode_request(r, allow_4a));
+        if let Err(Unread::Fault(_)) = decoded {
+            intake.reply(record, ReplyCode::V4(Cd::REJECTED), &Destination::NONE)?;
+        }
+        let request = decoded?;
+        record.user.clone_from(&request.userid);
+        record.asked(&request);
+        Ok(Self { policy: service.policy.get(), user: User::anonymous(), request })
     }
 
     /// SOCKS 5: greeting, perhaps a password, request (RFC 1928 sections 3 and 4).
+    ///
+    /// # Errors
+    /// Why there is no request.
     #[inline(never)]
-    pub(super) fn handshake5(&mut self, intake: &mut Intake<'_>) -> Result<Agreed, Stop> {
-        self.record.version = Some(Version::V5);
-        let offered = intake.decode(socks5::decode_greeting)?;
-        let policy = self.service.policy.get();
-        let methods = policy.methods(self.ip());
+    pub(super) fn v5(
+        service: &Service,
+        record: &mut Record,
+        intake: &mut Intake<'_>,
+    ) -> Result<Self, Stop> {
+        record.version = Some(Version::V5);
+        let offered = intake.decode(socks5::GREETING_MAX, socks5::decode_greeting)?;
+        let policy = service.policy.get();
+        let methods = policy.methods(record.ip());
         let method = methods.select(&offered);
-        let answer = method.unwrap_or(Method::NO_ACCEPTABLE);
-        self.send(intake, &socks5::encode_selection(answer))?;
+        intake.send(&socks5::encode_selection(method.unwrap_or(Method::NO_ACCEPTABLE)))?;
         let user = match (method, policy.checker()) {
             (Some(Method::NONE), _) => User::anonymous(),
-            (Some(Method::USERPASS), Some(checker)) => self.password(checker, intake)?,
+            (Some(Method::USERPASS), Some(checker)) => password(service, record, intake, checker)?,
             _ if methods.is_empty() => {
                 return Err(Stop::refused("denied", "no rule allows this client anything"));
             }
             _ => return Err(Stop::refused("method", "no acceptable method offered")),
         };
-        match intake.decode(socks5::decode_request) {
-            Ok(request) => {
-                self.note(&request);
-                Ok(Agreed { policy, user, request })
-            }
-            Err(stop) => {
-                let rep = match intake.fault {
-                    Some(DecodeError::AddressType(_)) => Rep::ADDRESS_TYPE_NOT_SUPPORTED,
-                    Some(_) => Rep::GENERAL_FAILURE,
-                    None => return Err(stop),
-                };
-                self.reply5(intake, rep, NO_ADDRESS)?;
-                Err(stop)
-            }
+        let decoded = intake.decode(socks5::REQUEST_MAX, socks5::decode_request);
+        if let Err(Unread::Fault(fault)) = decoded {
+            let rep = match fault {
+                DecodeError::AddressType(_) => Rep::ADDRESS_TYPE_NOT_SUPPORTED,
+                _ => Rep::GENERAL_FAILURE,
+            };
+            intake.reply(record, ReplyCode::V5(rep), &Destination::NONE)?;
         }
+        let request = decoded?;
+        record.asked(&request);
+        Ok(Self { policy, user, request })
     }
+}
 
-    /// The sub-negotiation of RFC 1929.
-    fn password(&mut self, checker: &dyn Checker, intake: &mut Intake<'_>) -> Result<User, Stop> {
-        let claim = match intake.decode(userpass::decode_request) {
-            Ok(claim) => claim,
-            Err(stop) => {
-                if intake.fault.is_some() {
-                    self.send(intake, &userpass::encode_reply(false))?;
-                }
-                return Err(stop);
-            }
-        };
-        self.record.user.clone_from(&claim.uname);
-        let client = client_block(self.ip());
-        let penalties = &self.service.penalties;
-        let checked = checker.check(&Attempt {
-            claim: &claim,
-            turns: &self.service.turns,
-            wait: intake.wait(intake.deadline.saturating_duration_since(Instant::now())),
-            shut_out: &|| penalties.shut_out(client, Instant::now()),
-        });
-        if let Err(AuthError::Wrong | AuthError::Expired) = checked {
-            self.service.means.stats.auth_failures.fetch_add(1, Ordering::Relaxed);
-            self.penalize(intake);
-        }
-        let sent = self.send(intake, &userpass::encode_reply(checked.is_ok()));
-        // A guess is told of as one even where the guesser does not stay for the answer.
-        let failed = |error: &str| Stop::Refused {
-            level: Level::Quiet,
-            reason: "auth",
-            error: error.into(),
-        };
-        let user = checked.map_err(|error| match error {
-            AuthError::Wrong => failed("wrong user name or password"),
-            AuthError::Expired => failed("the account has expired"),
-            AuthError::TimedOut => Stop::refused("timeout", "too many passwords to check"),
-            AuthError::ClientGone => Stop::GONE,
-            AuthError::Stopped => Stop::Ended(End::Stopped),
-            AuthError::Failed(kind) => Stop::refused("limit", format_args!("no turn: {kind}")),
-            AuthError::ShutOut => Stop::refused("penalty", "too many failures before"),
-        })?;
-        sent?;
-        Ok(user)
+/// The sub-negotiation of RFC 1929.
+///
+/// # Errors
+/// Why no user was proved.
+fn password(
+    service: &Service,
+    record: &mut Record,
+    intake: &mut Intake<'_>,
+    checker: &dyn Checker,
+) -> Result<User, Stop> {
+    let decoded = intake.decode(userpass::REQUEST_MAX, userpass::decode_request);
+    if let Err(Unread::Fault(_)) = decoded {
+        intake.send(&userpass::encode_reply(false))?;
     }
+    let claim = decoded?;
+    record.user.clone_from(&claim.uname);
+    let client = client_block(record.ip());
+    let checked = checker.check(&Attempt {
+        claim: &claim,
+        turns: &service.turns,
+        wait: intake.wait_in_handshake(),
+        shut_out: &|| service.penalties.shut_out(client, Instant::now()),
+    });
+    if let Err(AuthError::Wrong | AuthError::Expired) = checked {
+        service.means.stats.auth_failures.fetch_add(1, Ordering::Relaxed);
+        penalize(service, record, intake);
+    }
+    let sent = intake.send(&userpass::encode_reply(checked.is_ok()));
+    // A guess is logged as one even where the client does not stay for the answer.
+    let failed =
+        |error: &str| Stop::Refused { level: Level::Quiet, reason: "auth", error: error.into() };
+    let user = checked.map_err(|error| match error {
+        AuthError::Wrong => failed("wrong user name or password"),
+        AuthError::Expired => failed("the account has expired"),
+        AuthError::TimedOut => Stop::refused("timeout", "too many passwords to check"),
+        AuthError::ClientGone => Stop::GONE,
+        AuthError::Stopped => Stop::Ended(End::Stopped),
+        AuthError::Failed(kind) => Stop::refused("limit", format_args!("no turn: {kind}")),
+        AuthError::ShutOut => Stop::refused("penalty", "too many failures before"),
+    })?;
+    sent?;
+    Ok(user)
+}
 
-    /// Counts a wrong password and waits before its answer.
-    fn penalize(&self, intake: &Intake<'_>) {
-        let (penalties, now) = (&self.service.penalties, Instant::now());
-        let penalty = penalties.fail(client_block(self.ip()), now);
-        if penalty.shuts_out {
-            let line = Line::new("penalty")
-                .client(self.client)
-                .field("seconds", penalties.time().as_secs());
-            self.service.log.write(Level::Quiet, line);
-        }
-        // A guess counts as one even where the guesser does not stay for the answer.
-        let _ = intake.wait(intake.deadline.saturating_duration_since(now)).sleep(penalty.delay);
+/// Counts a wrong password and waits before its answer, as long as the client stays.
+fn penalize(service: &Service, record: &Record, intake: &Intake<'_>) {
+    let penalty = service.penalties.fail(client_block(record.ip()), Instant::now());
+    if penalty.shuts_out {
+        let line = Line::new("penalty")
+            .client(record.client)
+            .field("seconds", service.penalties.time().as_secs());
+        service.log.write(Level::Quiet, line);
     }
-
-    fn note(&mut self, request: &Request) {
-        self.record.version = Some(request.version);
-        self.record.command = Some(request.command);
-        self.record.dst = Some(request.dst.clone());
-    }
+    // However the wait ends, the answer is next.
+    let _ = intake.wait_in_handshake().sleep(penalty.delay);
 }

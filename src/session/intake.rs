@@ -1,22 +1,23 @@
-//! What a client sends before the relay: read under one deadline, decoded message by message, and
-//! what comes behind the last one kept for the relay.
+//! A client before the relay: what it sends is read under one deadline and decoded message by
+//! message, and what comes after the last one is kept for the relay. All that is ever written to a
+//! client is written here.
 
 use std::cell::Cell;
-use std::io::{self, Read as _};
+use std::io::{self, Read as _, Write as _};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 use crate::net::canonical;
 use crate::relay::End;
-use crate::session::record::Stop;
+use crate::session::record::{Record, Stop};
 use crate::sys::{self, PollFd};
 use crate::wait::{Fin, Wait};
-use crate::wire::{DecodeError, Reader};
+use crate::wire::{DecodeError, Destination, Reader, ReplyCode};
 
-/// Octets a whole handshake may take. The longest there can be, a greeting, a password and a
-/// request of version 5, takes 1,032.
-const HANDSHAKE_MAX: usize = 1_300;
+/// Octets read at once. The longest handshake there can be, a greeting, a password and a request of
+/// version 5, has 1,032.
+const READ: usize = 1_300;
 
 /// Octets read and thrown away behind a refusal, and how long that may take: closing with octets
 /// unread would reset the connection and could destroy the reply on its way.
@@ -25,24 +26,45 @@ const DRAIN_TIME: Duration = Duration::from_secs(2);
 
 /// The client before the relay: what it has sent and nobody has used yet, and how long it may take.
 pub(super) struct Intake<'a> {
-    pub(super) stream: TcpStream,
-    pub(super) deadline: Instant,
+    stream: TcpStream,
+    /// When the handshake has to be complete.
+    deadline: Instant,
     /// Hangs up when the server ends.
     ended: BorrowedFd<'a>,
     /// What a FIN of the client means while it has others waited for.
     fin: Cell<Fin>,
     /// Octets read and not yet decoded.
     octets: Vec<u8>,
-    /// Octets decoded.
-    pub(super) taken: usize,
-    /// What the last message that could not be decoded had wrong.
-    pub(super) fault: Option<DecodeError>,
+}
+
+/// Why a message of the client could not be read.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Unread {
+    /// The client left.
+    Gone,
+    /// The server ends.
+    Stopped,
+    /// It did not come in time.
+    TimedOut,
+    /// It cannot be decoded.
+    Fault(DecodeError),
+}
+
+impl From<Unread> for Stop {
+    fn from(unread: Unread) -> Self {
+        match unread {
+            Unread::Gone => Self::GONE,
+            Unread::Stopped => Self::Ended(End::Stopped),
+            Unread::TimedOut => Self::refused("timeout", "no complete request in time"),
+            Unread::Fault(fault) => Self::refused("protocol", fault),
+        }
+    }
 }
 
 impl<'a> Intake<'a> {
     pub(super) fn new(stream: TcpStream, deadline: Instant, ended: BorrowedFd<'a>) -> Self {
         let fin = Cell::new(Fin::LeavesSoon);
-        Self { stream, deadline, ended, fin, octets: Vec::new(), taken: 0, fault: None }
+        Self { stream, deadline, ended, fin, octets: Vec::new() }
     }
 
     /// The address at which the client reached this server; loopback for a UNIX socket, which has
@@ -54,7 +76,11 @@ impl<'a> Intake<'a> {
         Ok(canonical(self.stream.local_addr()?))
     }
 
-    pub(super) fn first_octet(&mut self) -> Result<u8, Stop> {
+    /// The first octet there is, which stays.
+    ///
+    /// # Errors
+    /// `Gone`, `Stopped`, `TimedOut`.
+    pub(super) fn first_octet(&mut self) -> Result<u8, Unread> {
         loop {
             match self.octets.first() {
                 Some(&octet) => return Ok(octet),
@@ -63,47 +89,46 @@ impl<'a> Intake<'a> {
         }
     }
 
-    /// Decodes one message, reading as much as it takes. Octets behind it stay for the next one or
-    /// for the relay.
+    /// Decodes one message of at most `max` octets, reading as much as it takes. Octets behind it
+    /// stay for the next one or for the relay.
+    ///
+    /// # Errors
+    /// Every [`Unread`]; `Overlong` where the decoder wants more than `max` octets.
     pub(super) fn decode<T>(
         &mut self,
+        max: usize,
         decode: impl Fn(&mut Reader<'_>) -> Result<T, DecodeError>,
-    ) -> Result<T, Stop> {
+    ) -> Result<T, Unread> {
         loop {
             let mut reader = Reader::new(&self.octets);
             match decode(&mut reader) {
                 Ok(message) => {
-                    let len = reader.consumed();
-                    self.taken += len;
-                    self.octets.drain(..len);
+                    self.octets.drain(..reader.consumed());
                     return Ok(message);
                 }
                 // Every decoder has bounds of its own, which together stay below this one.
-                Err(DecodeError::Incomplete) if self.taken + self.octets.len() < HANDSHAKE_MAX => {
-                    self.read()?;
-                }
-                Err(DecodeError::Incomplete) => {
-                    self.fault = Some(DecodeError::Overlong);
-                    return Err(Stop::refused("protocol", "handshake too long"));
-                }
-                Err(fault) => {
-                    self.fault = Some(fault);
-                    return Err(Stop::refused("protocol", fault));
-                }
+                Err(DecodeError::Incomplete) if self.octets.len() < max => self.read()?,
+                Err(DecodeError::Incomplete) => return Err(Unread::Fault(DecodeError::Overlong)),
+                Err(fault) => return Err(Unread::Fault(fault)),
             }
         }
     }
 
     /// Reads what the client has sent, waiting for it until the deadline.
-    fn read(&mut self) -> Result<(), Stop> {
-        let mut buffer = [0; HANDSHAKE_MAX];
-        let len = match self.wait_and_read(&mut buffer, self.deadline)? {
-            Some(Ok(len @ 1..)) => len,
-            Some(_) => return Err(Stop::GONE),
-            None => return Err(Stop::refused("timeout", "no complete request in time")),
-        };
+    fn read(&mut self) -> Result<(), Unread> {
+        let mut buffer = [0; READ];
+        let len = self.wait_and_read(&mut buffer, self.deadline)?;
         self.octets.extend_from_slice(buffer.get(..len).unwrap_or_default());
         Ok(())
+    }
+
+    /// Writes a whole message. All that is ever written before the relay fits into the send buffer
+    /// of a new connection, so this does not wait.
+    ///
+    /// # Errors
+    /// `Gone`.
+    pub(super) fn send(&mut self, message: &[u8]) -> Result<(), Unread> {
+        self.stream.write_all(message).map_err(|_| Unread::Gone)
     }
 
     /// Ends the handshake: the client, and what it sent behind its request.
@@ -111,34 +136,50 @@ impl<'a> Intake<'a> {
         (self.stream, self.octets)
     }
 
-    /// Reads once, waiting until `deadline` for something to come; `None` where nothing does.
+    /// Writes a reply, and notes its code.
     ///
     /// # Errors
-    /// `Ended`.
-    fn wait_and_read(
+    /// `Gone`.
+    pub(super) fn reply(
         &mut self,
-        buffer: &mut [u8],
-        deadline: Instant,
-    ) -> Result<Option<io::Result<usize>>, Stop> {
+        record: &mut Record,
+        code: ReplyCode,
+        bnd: &Destination,
+    ) -> Result<(), Unread> {
+        record.reply = Some(code.octet());
+        self.send(&code.encode(bnd))
+    }
+
+    /// Reads once, waiting until `deadline` for something to come; returns how many octets came.
+    ///
+    /// # Errors
+    /// `Gone`, `Stopped`, `TimedOut`.
+    fn wait_and_read(&mut self, buffer: &mut [u8], deadline: Instant) -> Result<usize, Unread> {
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return Ok(None);
+                return Err(Unread::TimedOut);
             }
             let mut fds = [PollFd::new(&self.stream, sys::POLLIN), PollFd::new(&self.ended, 0)];
             let ready = sys::poll(&mut fds, Some(left));
             let [on_stream, on_ended] = fds.map(|fd| fd.has(!0));
             let result = match ready {
                 Ok(_) if on_stream => self.stream.read(buffer),
-                Ok(_) if on_ended => return Err(Stop::Ended(End::Stopped)),
+                Ok(_) if on_ended => return Err(Unread::Stopped),
                 Ok(_) => continue,
                 Err(error) => Err(error),
             };
             match result {
+                Ok(len @ 1..) => return Ok(len),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                result => return Ok(Some(result)),
+                _ => return Err(Unread::Gone),
             }
         }
+    }
+
+    /// A wait on behalf of the client until the handshake's deadline; as [`Intake::wait`].
+    pub(super) fn wait_in_handshake(&self) -> Wait<'_> {
+        Wait { deadline: self.deadline, ..self.wait(Duration::ZERO) }
     }
 
     /// A wait of `time` on behalf of the client. What it has sent behind its request makes a FIN a
@@ -173,8 +214,8 @@ impl<'a> Intake<'a> {
         let mut drained = 0;
         while drained < DRAIN_MAX {
             match self.wait_and_read(&mut buffer, deadline) {
-                Ok(Some(Ok(len @ 1..))) => drained += len,
-                _ => return,
+                Ok(len) => drained += len,
+                Err(_) => return,
             }
         }
     }
@@ -183,12 +224,11 @@ impl<'a> Intake<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Write as _;
     use std::net::TcpListener;
     use std::os::fd::AsFd as _;
 
     #[test]
-    fn sec_09_a_handshake_ends_at_1300_octets_whatever_a_decoder_says() {
+    fn sec_09_a_message_is_read_up_to_its_bound_whatever_a_decoder_says() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (stream, _) = listener.accept().unwrap();
@@ -196,8 +236,8 @@ mod tests {
         let (ended, _open) = io::pipe().unwrap();
         let deadline = Instant::now() + Duration::from_secs(5);
         let mut intake = Intake::new(stream, deadline, ended.as_fd());
-        let stop = intake.decode(|_| Err::<(), _>(DecodeError::Incomplete));
-        assert!(matches!(stop, Err(Stop::Refused { reason: "protocol", .. })));
-        assert!(intake.octets.len() <= 2 * HANDSHAKE_MAX);
+        let unread = intake.decode(300, |_| Err::<(), _>(DecodeError::Incomplete));
+        assert_eq!(unread, Err(Unread::Fault(DecodeError::Overlong)));
+        assert!(intake.octets.len() < 300 + READ);
     }
 }

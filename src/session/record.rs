@@ -1,7 +1,7 @@
 //! What the log says of a session, while it runs and at its end.
 
 use std::fmt::Display;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -9,9 +9,8 @@ use std::time::Instant;
 use crate::log::{Level, Line, Log};
 use crate::policy::rules::{Logging, Place, Rule};
 use crate::relay::{End, Side, Traffic};
-use crate::session::service::Service;
-use crate::stats::Words;
-use crate::wire::{Command, Destination, Version};
+use crate::stats::{Stats, Words};
+use crate::wire::{Command, Destination, Request, Version};
 
 /// What the log says of a session.
 pub(super) struct Record {
@@ -23,7 +22,7 @@ pub(super) struct Record {
     pub(super) command: Option<Command>,
     pub(super) dst: Option<Destination>,
     pub(super) peer: Option<SocketAddr>,
-    pub(super) local: Option<SocketAddr>,
+    pub(super) local: Option<Destination>,
     pub(super) reply: Option<u8>,
     /// The rule that decided, and what it has logged.
     rule: Option<Place>,
@@ -64,16 +63,13 @@ impl Record {
             .octets("user", &self.user)
             .field_or_dash("version", self.version)
             .field_or_dash("command", self.command);
-        match &self.dst {
-            Some(Destination::Name(name, port)) => {
-                line.octets("dst", &[name, format!(":{port}").as_bytes()].concat())
-            }
-            Some(Destination::Address(addr)) => line.address("dst", Some(*addr)),
-            None => line.address("dst", None),
-        }
-        .address("addr", self.peer)
-        .address("local", self.local)
-        .field_or_dash("rule", self.rule.as_ref())
+        let line = destination(line, "dst", self.dst.as_ref()).address("addr", self.peer);
+        destination(line, "local", self.local.as_ref()).field_or_dash("rule", self.rule.as_ref())
+    }
+
+    /// The client's address, if it has one.
+    pub(super) fn ip(&self) -> Option<IpAddr> {
+        self.client.map(|addr| addr.ip())
     }
 
     /// Adds what there is to count.
@@ -86,6 +82,13 @@ impl Record {
             .number("down", self.traffic.down.load(Ordering::Relaxed))
             .number("dropped", self.traffic.dropped().map(|(_, count)| count).sum())
             .seconds("seconds", self.begun.elapsed())
+    }
+
+    /// Notes what the client asks for.
+    pub(super) fn asked(&mut self, request: &Request) {
+        self.version = Some(request.version);
+        self.command = Some(request.command);
+        self.dst = Some(request.dst.clone());
     }
 
     /// Notes the rule that decided, if one did.
@@ -107,16 +110,16 @@ impl Record {
     }
 
     /// Counts and logs that the session has ended.
-    pub(super) fn end(&self, service: &Service, stop: &Stop) {
-        let count = |reason| service.means.stats.ended.add(self.words(reason));
+    pub(super) fn end(&self, log: &Log, stats: &Stats, stop: &Stop) {
+        let count = |reason| stats.ended.add(self.words(reason));
         match stop {
             Stop::Ended(end) => {
                 count(end.word());
-                self.write(&service.log, "close", Level::Normal, end.word(), None);
+                self.write(log, "close", Level::Normal, end.word(), None);
             }
             Stop::Refused { level, reason, error } => {
                 count(reason);
-                self.write(&service.log, "refuse", *level, reason, Some(error));
+                self.write(log, "refuse", *level, reason, Some(error));
             }
         }
     }
@@ -143,6 +146,16 @@ impl Record {
     }
 }
 
+fn destination(line: Line, key: &str, dst: Option<&Destination>) -> Line {
+    match dst {
+        Some(Destination::Name(name, port)) => {
+            line.octets(key, &[name, format!(":{port}").as_bytes()].concat())
+        }
+        Some(Destination::Address(addr)) => line.address(key, Some(*addr)),
+        None => line.address(key, None),
+    }
+}
+
 /// Why a session ended before its relay.
 pub(super) enum Stop {
     /// It came to this end.
@@ -155,6 +168,7 @@ impl Stop {
     /// The client left.
     pub(super) const GONE: Self = Self::Ended(End::Closed(Side::Client));
 
+    /// This server refused it, which matters as a session does.
     pub(super) fn refused(reason: &'static str, error: impl Display) -> Self {
         Self::Refused { level: Level::Normal, reason, error: error.to_string() }
     }

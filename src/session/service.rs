@@ -1,4 +1,4 @@
-//! What all sessions share.
+//! What all sessions share, and what the server counts of each.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -79,4 +79,19 @@ impl Service {
             self.live.revoke(&self.policy.get());
         }
     }
+}
+
+/// A session's place among all others, which the server counts.
+pub trait Seat {
+    /// The number of the session in the log.
+    fn number(&self) -> u64;
+
+    /// Counts it for `client`, whom a balancer has told of, from now on.
+    ///
+    /// # Errors
+    /// The cap that is reached.
+    fn belongs_to(&mut self, client: Option<IpAddr>) -> Result<(), String>;
+
+    /// Counts it no more among those whose handshake is not complete.
+    fn handshake_is_over(&mut self);
 }

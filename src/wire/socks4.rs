@@ -9,10 +9,13 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use crate::wire::{Command, DecodeError, Destination, Reader, Request, Version};
+use crate::wire::{Command, DecodeError, Destination, Reader, Request, STRING_MAX, Version};
 
 /// VN of a request.
 pub const VN: u8 = 0x04;
+
+/// Octets of the longest request: of version 4A, with USERID and DOMAIN as long as they may be.
+pub const REQUEST_MAX: usize = 8 + 2 * (STRING_MAX + 1);
 
 /// Reply code CD, draft -08 section 3.3 table 3.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -64,15 +67,15 @@ pub fn decode_request(r: &mut Reader<'_>, allow_4a: bool) -> Result<Request, Dec
     Ok(Request { version, command, dst, userid })
 }
 
-/// Encodes a reply. DSTIP has no room for an IPv6 address: 0.0.0.0 stands for one.
+/// Encodes a reply. DSTIP has no room for an IPv6 address or a name: 0.0.0.0 stands for either.
 #[must_use]
-pub fn encode_reply(cd: Cd, addr: SocketAddr) -> Vec<u8> {
-    let ip = match addr.ip() {
-        IpAddr::V4(ip) => ip,
-        IpAddr::V6(_) => Ipv4Addr::UNSPECIFIED,
+pub fn encode_reply(cd: Cd, bnd: &Destination) -> Vec<u8> {
+    let ip = match bnd {
+        Destination::Address(SocketAddr::V4(addr)) => *addr.ip(),
+        _ => Ipv4Addr::UNSPECIFIED,
     };
     let mut out = vec![0x00, cd.0];
-    out.extend_from_slice(&addr.port().to_be_bytes());
+    out.extend_from_slice(&bnd.port().to_be_bytes());
     out.extend_from_slice(&ip.octets());
     out
 }
@@ -151,10 +154,12 @@ mod tests {
 
     #[test]
     fn v4_15_a_reply_is_eight_octets() {
-        let reply = encode_reply(Cd::GRANTED, "192.0.2.7:258".parse().unwrap());
+        let address = |text: &str| Destination::Address(text.parse().unwrap());
+        let reply = encode_reply(Cd::GRANTED, &address("192.0.2.7:258"));
         assert_eq!(reply, [0, 90, 1, 2, 192, 0, 2, 7]);
-        let reply = encode_reply(Cd::REJECTED, "[::1]:258".parse().unwrap());
-        assert_eq!(reply, [0, 91, 1, 2, 0, 0, 0, 0]);
+        for bnd in [address("[::1]:258"), Destination::Name(b"a.example".to_vec(), 258)] {
+            assert_eq!(encode_reply(Cd::REJECTED, &bnd), [0, 91, 1, 2, 0, 0, 0, 0]);
+        }
     }
 
     #[test]

@@ -8,12 +8,19 @@
 //! ```
 
 use std::fmt;
-use std::net::SocketAddr;
 
-use crate::wire::{Command, DecodeError, Reader, Request, Version, put_address};
+use crate::wire::{
+    Command, DecodeError, Destination, Reader, Request, STRING_MAX, Version, put_destination,
+};
 
 /// VER of every message here.
 pub const VER: u8 = 0x05;
+
+/// Octets of the longest greeting.
+pub const GREETING_MAX: usize = 2 + 255;
+
+/// Octets of the longest request: for a name.
+pub const REQUEST_MAX: usize = 4 + 1 + STRING_MAX + 2;
 
 /// ATYP: an IPv4 address, 4 octets.
 pub const ATYP_IPV4: u8 = 0x01;
@@ -111,9 +118,9 @@ pub fn decode_request(r: &mut Reader<'_>) -> Result<Request, DecodeError> {
 
 /// Encodes a reply; `bnd` decides ATYP.
 #[must_use]
-pub fn encode_reply(rep: Rep, bnd: SocketAddr) -> Vec<u8> {
+pub fn encode_reply(rep: Rep, bnd: &Destination) -> Vec<u8> {
     let mut out = vec![VER, rep.0, 0x00];
-    put_address(bnd, &mut out);
+    put_destination(bnd, &mut out);
     out
 }
 
@@ -174,21 +181,23 @@ mod tests {
 
     #[test]
     fn v5_20_replies_are_10_or_22_octets() {
-        let v4 = encode_reply(Rep::SUCCEEDED, "192.0.2.7:258".parse().unwrap());
+        let address = |text: &str| Destination::Address(text.parse().unwrap());
+        let v4 = encode_reply(Rep::SUCCEEDED, &address("192.0.2.7:258"));
         assert_eq!(v4, [5, 0, 0, 1, 192, 0, 2, 7, 1, 2]);
-        let v6 = encode_reply(Rep::CONNECTION_REFUSED, "[::1]:258".parse().unwrap());
+        let v6 = encode_reply(Rep::CONNECTION_REFUSED, &address("[::1]:258"));
         assert_eq!(v6.len(), 22);
         assert_eq!(v6[..4], [5, 5, 0, 4]);
         assert_eq!(v6[19..], [1, 1, 2]);
     }
 
     #[test]
-    fn an_encoded_address_decodes_to_itself() {
-        for text in ["192.0.2.7:258", "[2001:db8::1]:65535"] {
-            let addr = text.parse().unwrap();
-            let reply = encode_reply(Rep::SUCCEEDED, addr);
+    fn an_encoded_destination_decodes_to_itself() {
+        let address = |text: &str| Destination::Address(text.parse().unwrap());
+        let name = |len| Destination::Name(vec![b'a'; len], 258);
+        for dst in [address("192.0.2.7:258"), address("[2001:db8::1]:65535"), name(0), name(255)] {
+            let reply = encode_reply(Rep::SUCCEEDED, &dst);
             let mut r = Reader::new(&reply[3..]);
-            assert_eq!(r.destination(), Ok(Destination::Address(addr)));
+            assert_eq!(r.destination(), Ok(dst));
             assert_eq!(r.rest(), b"");
         }
     }

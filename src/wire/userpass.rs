@@ -5,10 +5,13 @@
 //! reply    VER(1)=1 STATUS(1)
 //! ```
 
-use crate::wire::{DecodeError, Reader};
+use crate::wire::{DecodeError, Reader, STRING_MAX};
 
 /// VER of the sub-negotiation: not the 5 of SOCKS.
 pub const VER: u8 = 0x01;
+
+/// Octets of the longest request.
+pub const REQUEST_MAX: usize = 2 + STRING_MAX + 1 + STRING_MAX;
 
 /// What the client says of itself. The password is a [`Secret`], so this cannot be printed whole.
 pub struct Credentials {
