@@ -31,9 +31,8 @@ use crate::relay::leg::keep_alive;
 pub use crate::relay::leg::prepare;
 use crate::relay::pool::Pool;
 pub use crate::relay::shared::Limits;
-use crate::relay::shared::{Lingering, Shared, State};
+use crate::relay::shared::{Lingering, Progress, Shared};
 pub use crate::relay::traffic::{Dropped, Traffic};
-use crate::sync::lock;
 use crate::sys;
 use crate::threads::Reserved;
 
@@ -79,14 +78,6 @@ impl Relays {
         let Tunnel { client, leftover, target, helper, limits, traffic, stopper, done } = tunnel;
         let _ = sys::set_nodelay(&target);
         let _ = sys::set_oobinline(&target);
-        let state = State {
-            end: None,
-            ended: 0,
-            lingers: false,
-            aborted: false,
-            shut: None,
-            done: Some(done),
-        };
         let shared = Arc::new(Shared {
             client,
             target,
@@ -97,7 +88,7 @@ impl Relays {
             begun: Instant::now(),
             active: AtomicU64::new(0),
             changed: Condvar::new(),
-            state: Mutex::new(state),
+            progress: Mutex::new(Progress::new(done)),
         });
         let stopped = Arc::downgrade(&shared);
         stopper.attach(move |end| {
@@ -142,7 +133,7 @@ fn go_on(shared: &Arc<Shared>, first: First, helper: Reserved, octets: &mut [u8]
         }
         First::Ended(from, stop) => {
             // The other direction has not begun and does not have to.
-            lock(&shared.state).ended += 1;
+            drop(shared.retire());
             direction(from).end(stop);
         }
     }

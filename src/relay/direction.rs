@@ -3,8 +3,8 @@
 use std::convert::Infallible;
 use std::io::{self, Read as _, Write as _};
 use std::net::Shutdown;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,6 @@ use crate::relay::linger;
 use crate::relay::pool::{BUFFER, PIPE, Pipe};
 use crate::relay::rate::Rate;
 use crate::relay::shared::Shared;
-use crate::sync::lock;
 
 /// Octets that are read at once while nothing tells that there may be more to come.
 pub(super) const SMALL: usize = 1536;
@@ -71,20 +70,9 @@ impl Direction {
     /// Sees to what comes of the end of this direction.
     pub(super) fn end(&self, stop: Stop) {
         let shared = &*self.shared;
-        let mut state = lock(&shared.state);
-        state.ended += 1;
-        if state.aborted {
-            shared.changed.notify_all();
-        }
-        match stop {
-            // Shut for reading by an abort, which has seen to everything.
-            Stop::EndOfInput if state.aborted => {}
+        let end = match stop {
             Stop::EndOfInput => {
-                state.end.get_or_insert(End::Closed(self.from));
-                // The end of the second direction is told by closing.
-                if state.ended < 2 {
-                    state.shut = Some(self.to());
-                    drop(state);
+                if shared.half_close(self.from) {
                     shared.touch(Duration::ZERO);
                     // Fails where the other side is gone already, which its own direction will tell.
                     let _ = shared.leg(self.to()).shutdown(Shutdown::Write);
@@ -93,19 +81,16 @@ impl Direction {
                         shared.abort(End::Internal);
                     }
                 }
+                return;
             }
-            Stop::Idle => {
-                drop(state);
-                shared.abort(End::Idle);
-            }
-            Stop::Failed(side, error) => {
-                drop(state);
-                shared.abort(match error.kind() {
-                    io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => End::Reset(side),
-                    _ => End::Lost(side),
-                });
-            }
-        }
+            Stop::Idle => End::Idle,
+            Stop::Failed(side, error) => match error.kind() {
+                io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => End::Reset(side),
+                _ => End::Lost(side),
+            },
+        };
+        drop(shared.retire());
+        shared.abort(end);
     }
 
     /// Octets to pass at a time.
@@ -191,7 +176,7 @@ impl Direction {
         loop {
             // Until all that is held has been taken nothing tells that any has, and a limit on quiet
             // might be met.
-            let is_limited = self.shared.limits.idle.is_some() || self.shared.has_closed_side();
+            let is_limited = self.shared.limits.idle.is_some() || self.shared.is_half_closed();
             let result = pipe.fill(from, if is_limited { BUFFER } else { PIPE });
             match result.as_ref().map_err(io::Error::kind) {
                 // No octets are the end of input, or an urgent one comes next: read(2) knows.
@@ -228,12 +213,7 @@ impl Direction {
         let wait = shared.limits.rates.iter().map(charge).max().unwrap_or_default();
         if !wait.is_zero() {
             shared.touch(wait);
-            let state = lock(&shared.state);
-            let (state, _) = shared
-                .changed
-                .wait_timeout_while(state, wait, |state| !state.aborted)
-                .unwrap_or_else(PoisonError::into_inner);
-            if state.aborted {
+            if shared.wait(wait) {
                 return Err(Stop::EndOfInput);
             }
         }

@@ -6,11 +6,13 @@
 //! them have a use for it.
 
 use std::io;
+use std::iter;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::relay::leg::keep_alive;
 use crate::relay::shared::Shared;
 use crate::sync::{Queue, lock};
 
@@ -37,17 +39,26 @@ pub(super) fn watch(relay: &Arc<Shared>) -> io::Result<()> {
 
 /// Looks once a second at the relays of the queue, as long as there are any.
 fn watch_all(queue: &Queue<Weak<Shared>>) {
-    while let Some(first) = queue.take(None) {
-        let mut relays = vec![first];
-        while !relays.is_empty() {
-            thread::sleep(LOOK_EVERY);
-            let now = Some(Instant::now());
-            relays.extend(std::iter::from_fn(|| queue.take(now)));
-            relays.retain(|relay| {
-                // It may be this thread that lets go of the relay, and tells that it is done.
-                let look = || relay.upgrade().is_some_and(|relay| relay.lingers());
-                catch_unwind(AssertUnwindSafe(look)).unwrap_or(false)
-            });
-        }
+    let mut relays = Vec::new();
+    loop {
+        let first = if relays.is_empty() { queue.take(None) } else { None };
+        thread::sleep(LOOK_EVERY);
+        relays.retain(|relay| stays(relay, Shared::lingers));
+        let now = Some(Instant::now());
+        let new = first.into_iter().chain(iter::from_fn(|| queue.take(now)));
+        relays.extend(new.filter(|relay| {
+            stays(relay, |relay| {
+                // It may have been half-closed before there was any need of that.
+                keep_alive(&relay.target);
+                relay.lingers()
+            })
+        }));
     }
+}
+
+/// Whether there is a relay still, and `looks` finds that it may go on.
+fn stays(relay: &Weak<Shared>, looks: impl FnOnce(&Shared) -> bool) -> bool {
+    // This thread may let go of it last, and tell that it is done.
+    let look = || relay.upgrade().is_some_and(|relay| looks(&relay));
+    catch_unwind(AssertUnwindSafe(look)).unwrap_or(false)
 }

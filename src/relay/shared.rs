@@ -1,14 +1,12 @@
 //! What both directions of a relay share: its legs, how long it has been quiet, and how it ends. How
 //! octets get from one leg to the other is in [`crate::relay::direction`].
 
-use std::mem;
 use std::net::{Shutdown, TcpStream};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use crate::relay::end::{End, Side};
-use crate::relay::leg::keep_alive;
 use crate::relay::pool::Pool;
 use crate::relay::rate::Rate;
 use crate::relay::traffic::Traffic;
@@ -51,31 +49,53 @@ pub(super) struct Shared {
     /// Milliseconds from `begun` to the last octet that passed, or that is going to pass as soon as
     /// the rates let it.
     pub(super) active: AtomicU64,
+    /// Told when the relay has been aborted, and when a direction has ended after that.
     pub(super) changed: Condvar,
     /// Is dropped last.
-    pub(super) state: Mutex<State>,
+    pub(super) progress: Mutex<Progress>,
 }
 
-pub(super) struct State {
-    /// What happened first.
-    pub(super) end: Option<End>,
-    /// How many directions have ended.
-    pub(super) ended: u8,
-    /// One side has closed, and the other was seen to stay.
-    pub(super) lingers: bool,
-    /// Nothing more is to be relayed.
-    pub(super) aborted: bool,
-    /// The side this server has sent the end of input to. Only then can its socket be closed
-    /// without a reset.
-    pub(super) shut: Option<Side>,
+/// How far a relay has come.
+pub(super) struct Progress {
+    phase: Phase,
+    /// Directions that have not ended.
+    running: u8,
     /// To be told at the end.
-    pub(super) done: Option<Box<dyn FnOnce(End) + Send>>,
+    done: Option<Box<dyn FnOnce(End) + Send>>,
 }
 
-impl Drop for State {
+/// What is still to be relayed.
+#[derive(Clone, Copy)]
+enum Phase {
+    /// Both directions.
+    Open,
+    /// Nothing from this side, whose end of input the other one has been sent. Only then can the
+    /// other one's socket be closed without a reset.
+    HalfClosed { from: Side },
+    /// Nothing more.
+    Aborted { end: End },
+}
+
+impl Progress {
+    /// Nothing has been relayed.
+    pub(super) fn new(done: Box<dyn FnOnce(End) + Send>) -> Self {
+        Self { phase: Phase::Open, running: 2, done: Some(done) }
+    }
+
+    fn is_aborted(&self) -> bool {
+        matches!(self.phase, Phase::Aborted { .. })
+    }
+}
+
+impl Drop for Progress {
     fn drop(&mut self) {
+        let end = match self.phase {
+            Phase::Open => End::Internal,
+            Phase::HalfClosed { from } => End::Closed(from),
+            Phase::Aborted { end } => end,
+        };
         if let Some(done) = self.done.take() {
-            done(self.end.unwrap_or(End::Internal));
+            done(end);
         }
     }
 }
@@ -114,23 +134,49 @@ impl Shared {
         limit.checked_sub(quiet).filter(|left| !left.is_zero())
     }
 
+    /// Waits for so long, unless the relay is aborted; tells whether it has been.
+    pub(super) fn wait(&self, time: Duration) -> bool {
+        let progress = lock(&self.progress);
+        let waited =
+            self.changed.wait_timeout_while(progress, time, |progress| !progress.is_aborted());
+        waited.unwrap_or_else(PoisonError::into_inner).0.is_aborted()
+    }
+
+    /// Counts a direction as ended.
+    pub(super) fn retire(&self) -> MutexGuard<'_, Progress> {
+        let mut progress = lock(&self.progress);
+        progress.running = progress.running.saturating_sub(1);
+        if progress.is_aborted() {
+            self.changed.notify_all();
+        }
+        progress
+    }
+
+    /// Counts the direction from this side as ended with its input; tells whether that half-closes
+    /// the relay. The end of the second direction is told by closing, and an abort, which shuts for
+    /// reading, has seen to everything.
+    pub(super) fn half_close(&self, from: Side) -> bool {
+        let mut progress = self.retire();
+        let is_first = matches!(progress.phase, Phase::Open);
+        if is_first {
+            progress.phase = Phase::HalfClosed { from };
+        }
+        is_first
+    }
+
     /// Ends both directions now. With a reset the peers learn of it by a reset.
     pub(super) fn abort(&self, end: End) {
-        let mut state = lock(&self.state);
-        if state.aborted {
-            return;
-        }
-        state.end = Some(match (state.end, end) {
+        let mut progress = lock(&self.progress);
+        let told = match (progress.phase, end) {
+            (Phase::Aborted { .. }, _) => return,
             // A side that closes while the other still sends answers that with a reset.
-            (Some(closed @ End::Closed(side)), End::Reset(same) | End::Lost(same))
-                if side == same =>
-            {
-                closed
+            (Phase::HalfClosed { from }, End::Reset(side) | End::Lost(side)) if side == from => {
+                End::Closed(from)
             }
             // What ends the session behind the close of one side counts for more than the close.
             _ => end,
-        });
-        state.aborted = true;
+        };
+        progress.phase = Phase::Aborted { end: told };
         self.changed.notify_all();
         let legs = [&self.client, &self.target];
         if matches!(end, End::Reset(_) | End::Lost(_)) {
@@ -142,12 +188,12 @@ impl Shared {
             for leg in legs {
                 let _ = leg.shutdown(Shutdown::Read);
             }
-            let others = |state: &mut State| state.ended < 2;
-            (state, _) = self
+            let others = |progress: &mut Progress| progress.running > 0;
+            (progress, _) = self
                 .changed
-                .wait_timeout_while(state, NOTICE, others)
+                .wait_timeout_while(progress, NOTICE, others)
                 .unwrap_or_else(PoisonError::into_inner);
-            if state.ended == 2 {
+            if progress.running == 0 {
                 return;
             }
             // The other direction sits in a write to a peer that takes nothing, and that will not
@@ -162,36 +208,34 @@ impl Shared {
     /// not ended its output. The error may have been given to the other direction, so that this one
     /// saw a mere end of input.
     pub(super) fn is_reset(&self, side: Side) -> bool {
-        let state = lock(&self.state);
-        !state.aborted
-            && state.shut != Some(side)
-            && sys::is_tcp_closed(self.leg(side)).unwrap_or(false)
+        let progress = lock(&self.progress);
+        let may_be = match progress.phase {
+            Phase::Open => true,
+            Phase::HalfClosed { from } => side == from,
+            Phase::Aborted { .. } => false,
+        };
+        may_be && sys::is_tcp_closed(self.leg(side)).unwrap_or(false)
     }
 
     /// Whether one side has closed, and the other may not stay quiet for long.
-    pub(super) fn has_closed_side(&self) -> bool {
-        lock(&self.state).ended > 0
+    pub(super) fn is_half_closed(&self) -> bool {
+        matches!(lock(&self.progress).phase, Phase::HalfClosed { .. })
     }
 
     /// Whether the relay, which is half-closed, may go on: the open side must not stay quiet for
     /// ever, and the closed one still be there: nobody reads from it any more.
     pub(super) fn lingers(&self) -> bool {
-        let mut state = lock(&self.state);
-        // Without one that is shut it has been aborted.
-        let Some(closed) = state.shut.map(Side::other) else { return false };
-        if state.ended == 2 {
+        let progress = lock(&self.progress);
+        let Phase::HalfClosed { from } = progress.phase else { return false };
+        if progress.running == 0 {
             return false;
         }
-        // It may have closed before there was any need of that.
-        if !mem::replace(&mut state.lingers, true) {
-            keep_alive(&self.target);
-        }
-        drop(state);
+        drop(progress);
         if self.left(self.limits.linger).is_none() {
             self.abort(End::Linger);
-        } else if self.is_reset(closed) {
-            self.abort(End::Reset(closed));
+        } else if self.is_reset(from) {
+            self.abort(End::Reset(from));
         }
-        !lock(&self.state).aborted
+        self.is_half_closed()
     }
 }
