@@ -18,8 +18,11 @@ const FAILURES: u32 = 10;
 /// of them has cost its sender the work of a hash, so that this is not a quick way to be forgotten.
 const REMEMBERED: usize = 10_000;
 
-/// What the answer to a first failure waits; twice that for the next, and so on up to the second.
-const DELAY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// What the answer to a first failure waits; twice that for the next, and so on.
+const DELAY_FIRST: Duration = Duration::from_millis(100);
+
+/// What an answer waits at most.
+const DELAY_MAX: Duration = Duration::from_secs(5);
 
 /// Which clients have failed of late. A client is whatever its caller counts by.
 pub struct Penalties {
@@ -83,13 +86,13 @@ impl Penalties {
         let record = records.entry(client).or_insert(Record { failures: 0, last: now });
         if self.is_shut_out(record, now) {
             // One that was being checked at the same time.
-            return Penalty { delay: DELAY.1, shuts_out: false };
+            return Penalty { delay: DELAY_MAX, shuts_out: false };
         }
         let quiet = now.saturating_duration_since(record.last);
         let forgotten = quiet.as_nanos() / (self.time / FAILURES).as_nanos();
         let forgotten = u32::try_from(forgotten).unwrap_or(u32::MAX);
         let failures = record.failures.saturating_sub(forgotten);
-        let delay = (DELAY.0 * 2_u32.pow(failures)).min(DELAY.1);
+        let delay = (DELAY_FIRST * 2_u32.pow(failures)).min(DELAY_MAX);
         // Answers of failures at the same time may be due in another order.
         *record = Record { failures: failures + 1, last: record.last.max(now + delay) };
         Penalty { delay, shuts_out: record.failures == FAILURES }
@@ -133,17 +136,17 @@ mod tests {
         assert!(!penalties.shut_out(client(1), now));
 
         let (given, answered) = fail(&penalties, client(1), 1, now);
-        assert_eq!(given, [Penalty { delay: DELAY.1, shuts_out: true }]);
+        assert_eq!(given, [Penalty { delay: DELAY_MAX, shuts_out: true }]);
         assert!(penalties.shut_out(client(1), now));
         assert!(penalties.shut_out(client(1), answered + TIME - Duration::from_millis(1)));
         assert!(!penalties.shut_out(client(2), now), "another is unharmed");
-        assert_eq!(penalties.fail(client(2), now).delay, DELAY.0);
+        assert_eq!(penalties.fail(client(2), now).delay, DELAY_FIRST);
         // Those that were under way make it neither longer nor known twice.
         let late = penalties.fail(client(1), now + Duration::from_secs(60));
-        assert_eq!(late, Penalty { delay: DELAY.1, shuts_out: false });
+        assert_eq!(late, Penalty { delay: DELAY_MAX, shuts_out: false });
         let over = answered + TIME;
         assert!(!penalties.shut_out(client(1), over));
-        assert_eq!(penalties.fail(client(1), over).delay, DELAY.0, "all is forgotten");
+        assert_eq!(penalties.fail(client(1), over).delay, DELAY_FIRST, "all is forgotten");
     }
 
     #[test]

@@ -21,11 +21,24 @@ use crate::sync::lock;
 use crate::sys;
 use crate::wire::STRING_MAX;
 
-/// The prefixes of the hash methods taken: yescrypt, bcrypt, SHA-512, SHA-256.
-/// Behind the last `$` of a hash stand as many digits as are given here; fewer or more would lock
-/// the user out without a word.
-const METHODS: [(&[u8], usize); 6] =
-    [(b"$y$", 43), (b"$2b$", 53), (b"$2a$", 53), (b"$2y$", 53), (b"$6$", 86), (b"$5$", 43)];
+/// A hash method of crypt(3).
+struct HashMethod {
+    /// What its hashes begin with.
+    prefix: &'static [u8],
+    /// How many digits stand behind the last `$`: fewer or more would lock the user out without a
+    /// word.
+    digits: usize,
+}
+
+/// The methods taken: yescrypt, bcrypt, SHA-512, SHA-256.
+const METHODS: [HashMethod; 6] = [
+    HashMethod { prefix: b"$y$", digits: 43 },
+    HashMethod { prefix: b"$2b$", digits: 53 },
+    HashMethod { prefix: b"$2a$", digits: 53 },
+    HashMethod { prefix: b"$2y$", digits: 53 },
+    HashMethod { prefix: b"$6$", digits: 86 },
+    HashMethod { prefix: b"$5$", digits: 43 },
+];
 
 /// What a line has to be.
 const FORM: &str = "expected name:hash[:expiry[:group,group]]";
@@ -33,17 +46,33 @@ const FORM: &str = "expected name:hash[:expiry[:group,group]]";
 /// What an unknown user is checked against where the file holds no hash of its own.
 const NOBODY: &[u8] = b"$6$socksd.nobody$";
 
+/// What a line says of the password.
+#[derive(Debug, PartialEq, Eq)]
+enum HashField {
+    /// None is right: the account is locked.
+    Locked,
+    /// The one that has this hash.
+    Hash(Vec<u8>),
+}
+
 /// What a line says of its user.
 #[derive(Debug, PartialEq, Eq)]
 struct Account {
-    /// `None` is a locked account.
-    hash: Option<Vec<u8>>,
+    hash: HashField,
     /// The last day on which the password is right.
     expiry: Option<Date>,
     groups: Arc<[String]>,
 }
 
 impl Account {
+    /// The hash of the password, unless the account is locked.
+    fn hash(&self) -> Option<&[u8]> {
+        match &self.hash {
+            HashField::Locked => None,
+            HashField::Hash(hash) => Some(hash),
+        }
+    }
+
     fn groups(&self) -> Arc<[String]> {
         Arc::clone(&self.groups)
     }
@@ -60,6 +89,15 @@ impl Account {
 
 fn today() -> Date {
     Date::of(SystemTime::now())
+}
+
+/// What is wrong with a file of users.
+#[derive(Debug, PartialEq, Eq)]
+pub struct LineError {
+    /// In which line, from 1.
+    pub line: usize,
+    /// What it is.
+    pub what: String,
 }
 
 /// All users of one file.
@@ -91,41 +129,38 @@ impl Users {
         let mut octets = Vec::new();
         opened.read_to_end(&mut octets).map_err(unreadable)?;
         Self::parse(&octets).map_err(|errors| {
-            errors.into_iter().map(|(line, error)| format!("{file}:{line}: {error}")).collect()
+            let message = |LineError { line, what }| format!("{file}:{line}: {what}");
+            errors.into_iter().map(message).collect()
         })
     }
 
-    /// Parses the octets of a file; errors come with their line numbers, from 1.
+    /// Parses the octets of a file.
     ///
     /// # Errors
     /// Everything that is wrong.
-    pub fn parse(octets: &[u8]) -> Result<Self, Vec<(usize, String)>> {
+    pub fn parse(octets: &[u8]) -> Result<Self, Vec<LineError>> {
         let mut accounts = HashMap::new();
         let mut stand_in = None;
         let mut errors = Vec::new();
         let mut tried = Vec::new();
-        for (line, number) in octets.split(|&octet| octet == b'\n').zip(1..) {
-            if line.is_empty() || line.starts_with(b"#") {
+        for (text, line) in octets.split(|&octet| octet == b'\n').zip(1..) {
+            if text.is_empty() || text.starts_with(b"#") {
                 continue;
             }
-            match parse_line(line).and_then(|(name, account)| {
-                if let Some(hash) = &account.hash {
-                    try_method(hash, &mut tried)?;
-                }
+            let parsed = parse_line(text).and_then(|(name, account)| {
+                account.hash().map_or(Ok(()), |hash| try_method(hash, &mut tried))?;
                 Ok((name, account))
-            }) {
-                Ok((name, account)) => match accounts.entry(name.to_vec()) {
-                    Entry::Occupied(_) => {
-                        errors.push((number, format!("user {} stands here twice", Escaped(name))));
-                    }
-                    Entry::Vacant(vacant) => {
-                        if stand_in.is_none() {
-                            stand_in.clone_from(&account.hash);
-                        }
-                        vacant.insert(account);
-                    }
-                },
-                Err(error) => errors.push((number, error)),
+            });
+            let added = parsed.and_then(|(name, account)| match accounts.entry(name.to_vec()) {
+                Entry::Occupied(_) => Err(format!("user {} stands here twice", Escaped(name))),
+                Entry::Vacant(vacant) => Ok(vacant.insert(account)),
+            });
+            match added {
+                Ok(account) if stand_in.is_none() => {
+                    stand_in = account.hash().map(<[u8]>::to_vec);
+                }
+                Ok(_) => {}
+                Err(what) => errors.push(LineError { line, what }),
             }
         }
         if !errors.is_empty() {
@@ -169,7 +204,7 @@ impl Users {
         let account = self.accounts.get(&claim.uname);
         let expired = account.is_some_and(|account| account.has_expired(today));
         let digest = self.keys.each_ref().map(|key| key.hash_one(claim.passwd.expose()));
-        let hash = account.and_then(|account| account.hash.as_ref());
+        let hash = account.and_then(Account::hash);
         // A password that was accepted before its account expired is not known again: refusing it
         // takes the same work as refusing a wrong one.
         if let (Some(account), Some(hash)) = (account, hash)
@@ -208,7 +243,7 @@ impl Checker for Users {
 
     fn user(&self, name: &[u8]) -> Option<User> {
         let account = self.accounts.get(name).filter(|account| !account.has_expired(today()))?;
-        account.hash.as_ref().map(|hash| account.user(name, hash))
+        account.hash().map(|hash| account.user(name, hash))
     }
 }
 
@@ -255,16 +290,17 @@ fn parse_line(line: &[u8]) -> Result<(&[u8], Account), String> {
     Ok((name, Account { hash, expiry, groups }))
 }
 
-/// Checks a hash; `Some(None)` is the one of a locked account, `None` an error.
-fn parse_hash(hash: &[u8]) -> Option<Option<Vec<u8>>> {
+/// Checks the field of the hash; `None` is an error.
+fn parse_hash(hash: &[u8]) -> Option<HashField> {
     if hash.is_empty() || hash.starts_with(b"!") || hash.starts_with(b"*") {
-        return Some(None);
+        return Some(HashField::Locked);
     }
-    let (_, digits) = METHODS.iter().find(|(method, _)| hash.starts_with(method))?;
+    let method = METHODS.iter().find(|method| hash.starts_with(method.prefix))?;
     let last = hash.rsplit(|&octet| octet == b'$').next()?;
     let digit = |octet: &u8| octet.is_ascii_alphanumeric() || b"./".contains(octet);
-    let whole = last.len() == *digits && last.iter().all(digit);
-    (whole && hash.iter().all(u8::is_ascii_graphic)).then(|| Some(hash.to_vec()))
+    let whole = last.len() == method.digits && last.iter().all(digit);
+    let graphic = hash.iter().all(u8::is_ascii_graphic);
+    (whole && graphic).then(|| HashField::Hash(hash.to_vec()))
 }
 
 /// Splits and checks a list of groups, which may be empty; `None` is an error.
@@ -323,7 +359,8 @@ mod tests {
     }
 
     fn errors(text: &[u8]) -> Vec<(usize, String)> {
-        Users::parse(text).err().unwrap_or_default()
+        let errors = Users::parse(text).err().unwrap_or_default();
+        errors.into_iter().map(|LineError { line, what }| (line, what)).collect()
     }
 
     fn claim(name: &str, password: &[u8]) -> Credentials {
@@ -469,7 +506,7 @@ mod tests {
         for (rest, hash, expiry, groups) in table {
             let line = format!("n:{}", rest.replace("HASH", SHA256));
             let account = Account {
-                hash: hash.map(|hash| hash.as_bytes().to_vec()),
+                hash: hash.map_or(HashField::Locked, |hash| HashField::Hash(hash.into())),
                 expiry: expiry.map(|date| Date::parse(date.as_bytes()).unwrap()),
                 groups: groups.iter().map(|&group| group.to_owned()).collect(),
             };
