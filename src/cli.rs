@@ -61,48 +61,52 @@ pub const OPTIONS: [Opt; 36] = [
     flag("4", "ipv4-only", "reach IPv4 targets only"),
     flag("6", "ipv6-only", "reach IPv6 targets only"),
     values("", "advertise", "ADDR", "address told to clients for BIND and UDP, one per family"),
-    flag("", "check", "check options and files, tell all that is wrong, and exit"),
+    flag("", "check", "check options and files, report all errors, and exit"),
     value("chroot", "DIR", "make DIR the root directory before files are opened"),
     value(
         "early-drop",
         "LOW-HIGH",
-        "refuse some new clients from LOW, all at HIGH per cent of max-sessions [75-100]",
+        "refuse new clients at random from LOW %, all at HIGH % of max-sessions [75-100]",
     ),
-    value("explain", "REQUEST", "tell what the rules make of a request, and exit"),
+    value("explain", "REQUEST", "show how the rules decide a request, and exit"),
     flag("h", "help", "print this help and exit"),
-    flag("", "hash", "read a password, print its hash for the users file and exit"),
-    flag("", "inetd", "serve descriptor 0: a client, or a socket that listens"),
+    flag("", "hash", "read a password, print its users-file hash, and exit"),
+    flag("", "inetd", "serve descriptor 0: a client or a listening socket"),
     values(
         "l",
         "listen",
         "ADDR:PORT",
-        "where to listen, also PORT for both loopbacks, or unix:PATH [127.0.0.1:1080]",
+        "address to listen on; also PORT for both loopbacks, or unix:PATH [127.0.0.1:1080]",
     ),
     value("log", "FILE", "append the log to FILE [standard error]"),
     value("log-format", "FORMAT", "text or json [text]"),
-    value("metrics", "ADDR:PORT", "serve metrics for Prometheus over HTTP, also unix:PATH"),
-    flag("", "metrics-public", "serve metrics at an address that others can reach"),
-    flag("", "no-4a", "speak SOCKS 4 without host names"),
-    flag("", "no-fragments", "drop fragments of datagrams"),
+    value("metrics", "ADDR:PORT", "serve Prometheus metrics over HTTP; also unix:PATH"),
+    flag("", "metrics-public", "allow --metrics on a non-loopback address"),
+    flag("", "no-4a", "refuse SOCKS 4 requests with host names (4A)"),
+    flag("", "no-fragments", "drop fragments of SOCKS 5 datagrams"),
     flag("", "no-landlock", "do not confine the server to its files"),
-    flag("", "no-splice", "copy all octets instead of splicing much of them"),
-    flag("", "peer-env", "take the client's address from the environment of the wrapper"),
-    value("pid-file", "FILE", "write the process number to FILE"),
+    flag("", "no-splice", "copy all bytes instead of splicing"),
+    flag("", "peer-env", "take the client's address from the environment"),
+    value("pid-file", "FILE", "write the process ID to FILE"),
     value("port-range", "LO-HI", "ports for BIND and UDP"),
-    value("proxy-protocol", "CLIENTS", "balancers that begin with a PROXY header"),
-    flag("q", "quiet", "log only trouble and failed authentication"),
+    value("proxy-protocol", "CLIENTS", "balancers that send a PROXY header; also unix"),
+    flag("q", "quiet", "log only errors and failed authentication"),
     value("ready-fd", "FD", "write a newline to descriptor FD once listening, and close it"),
     flag("", "reuse-port", "let several processes listen on one port"),
-    values("", "rule", "TEXT", "a rule, before those of --rules"),
-    value("rules", "FILE", "who may do what [clients from inside or with a password, to outside]"),
-    values("", "source", "ADDR", "address to leave from, one per family"),
-    flag("", "strict-reload", "end sessions that new rules or users would not grant"),
+    values("", "rule", "TEXT", "an access rule, before those of --rules"),
+    value(
+        "rules",
+        "FILE",
+        "file of access rules [default: local clients, or users with a password, to public addresses]",
+    ),
+    values("", "source", "ADDR", "source address of outgoing connections, one per family"),
+    flag("", "strict-reload", "end sessions that new rules or users no longer allow"),
     value("syslog", "FACILITY", "send the log to the syslog daemon"),
     value("unix-mode", "MODE", "mode of UNIX sockets, octal [600]"),
-    value("user", "NAME[:GROUP]", "become this user, in this group and no other"),
-    value("users", "FILE", "users and hashes are in FILE; without rules, demand a password"),
+    value("user", "NAME[:GROUP]", "run as this user and in this group only"),
+    value("users", "FILE", "file of users and hashes; without rules, demand a password"),
     flag("V", "version", "print the version and exit"),
-    flag("v", "verbose", "log requests and connections as they are made"),
+    flag("v", "verbose", "log requests and connections as they happen"),
 ];
 
 /// An option whose argument is a number.
@@ -140,21 +144,21 @@ const CONNECT_TIMEOUT: Number = Number {
     unit: "seconds",
     default: 30,
     range: 1..=3_600,
-    help: "how long a connection may take, all addresses together",
+    help: "how long connecting may take, all addresses together",
 };
 const DRAIN: Number = Number {
     long: "drain",
     unit: "seconds",
     default: 30,
     range: 0..=DAY,
-    help: "how long sessions go on at the end",
+    help: "how long sessions may continue after a signal to end",
 };
 const EXIT_WHEN_IDLE: Number = Number {
     long: "exit-when-idle",
     unit: "seconds",
     default: 0,
     range: 0..=DAY,
-    help: "end when there was no session for so long; 0: never",
+    help: "end after this long without a session; 0: never",
 };
 const HANDSHAKE_TIMEOUT: Number = Number {
     long: "handshake-timeout",
@@ -168,28 +172,28 @@ const IDENT_PORT: Number = Number {
     unit: "port",
     default: 113,
     range: 1..=65_535,
-    help: "where clients' hosts answer IDENT queries",
+    help: "port of the IDENT servers on clients' hosts",
 };
 const IDENT_TIMEOUT: Number = Number {
     long: "ident-timeout",
     unit: "seconds",
     default: 30,
     range: 1..=3_600,
-    help: "how long such an answer may take",
+    help: "how long an IDENT answer may take",
 };
 const IDLE_TIMEOUT: Number = Number {
     long: "idle-timeout",
     unit: "seconds",
     default: 0,
     range: 0..=30 * DAY,
-    help: "end TCP sessions without traffic; 0: never",
+    help: "end TCP sessions after this long without traffic; 0: never",
 };
 const LINGER_TIMEOUT: Number = Number {
     long: "linger-timeout",
     unit: "seconds",
     default: 600,
     range: 1..=30 * DAY,
-    help: "end sessions without traffic once one side has closed",
+    help: "end half-closed TCP sessions after this long without traffic",
 };
 /// As many as four clients may have sessions: a quarter of them is for one client.
 const MAX_HALF_OPEN: Number = Number {
@@ -197,35 +201,35 @@ const MAX_HALF_OPEN: Number = Number {
     unit: "sessions",
     default: 1_024,
     range: 1..=1_000_000,
-    help: "most sessions whose handshake is not complete",
+    help: "maximum sessions with an incomplete handshake",
 };
 const MAX_PER_CLIENT: Number = Number {
     long: "max-per-client",
     unit: "sessions",
     default: 256,
     range: 1..=1_000_000,
-    help: "most sessions of one IPv4 address or IPv6 /64",
+    help: "maximum sessions per IPv4 address or IPv6 /64",
 };
 const MAX_PER_USER: Number = Number {
     long: "max-per-user",
     unit: "sessions",
     default: 1_024,
     range: 1..=1_000_000,
-    help: "most sessions of one user",
+    help: "maximum sessions per user",
 };
 const MAX_SESSIONS: Number = Number {
     long: "max-sessions",
     unit: "sessions",
     default: 4_096,
     range: 1..=1_000_000,
-    help: "most sessions",
+    help: "maximum sessions",
 };
 const RESOLVE_TIMEOUT: Number = Number {
     long: "resolve-timeout",
     unit: "seconds",
     default: 10,
     range: 1..=3_600,
-    help: "how long a name may take",
+    help: "how long the look-up of a name may take",
 };
 /// A quarter of them is for one client, and ought to outlast a few dozen names that hang.
 const RESOLVERS: Number = Number {
@@ -233,14 +237,14 @@ const RESOLVERS: Number = Number {
     unit: "threads",
     default: 128,
     range: 1..=1_024,
-    help: "most names looked up at once",
+    help: "maximum concurrent name look-ups",
 };
 const UDP_IDLE_TIMEOUT: Number = Number {
     long: "udp-idle-timeout",
     unit: "seconds",
     default: 0,
     range: 0..=30 * DAY,
-    help: "end UDP associations without datagrams; 0: never",
+    help: "end UDP associations after this long without datagrams; 0: never",
 };
 
 /// All options that are numbers, in the order of the manual.
@@ -319,7 +323,7 @@ pub fn parse(args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Result<Action
     }
     let matches = options().parse(args).map_err(|fail| {
         UsageError(match fail {
-            Fail::ArgumentMissing(name) => format!("option {} wants an argument", dashed(&name)),
+            Fail::ArgumentMissing(name) => format!("option {} requires an argument", dashed(&name)),
             Fail::UnrecognizedOption(name) => format!("unknown option {}", dashed(&name)),
             Fail::OptionDuplicated(name) => format!("option {} is given twice", dashed(&name)),
             Fail::UnexpectedArgument(name) => format!("option {} takes no argument", dashed(&name)),
@@ -404,7 +408,7 @@ fn config(matches: &Matches) -> Result<Config, UsageError> {
 
 fn level(matches: &Matches) -> Result<Level, UsageError> {
     match (matches.opt_present("q"), matches.opt_present("v")) {
-        (true, true) => Err(UsageError("options -q and -v exclude each other".into())),
+        (true, true) => Err(UsageError("options -q and -v are mutually exclusive".into())),
         (true, false) => Ok(Level::Quiet),
         (false, true) => Ok(Level::Verbose),
         (false, false) => Ok(Level::Normal),
@@ -462,7 +466,7 @@ fn log_to(matches: &Matches) -> Result<LogTo, UsageError> {
         (Some(path), None) => return Ok(LogTo::File(path.into())),
         (None, Some(name)) => name,
         (Some(_), Some(_)) => {
-            return Err(UsageError("options --log and --syslog exclude each other".into()));
+            return Err(UsageError("options --log and --syslog are mutually exclusive".into()));
         }
     };
     let found = FACILITIES.into_iter().find(|(known, _)| *known == name);
@@ -489,7 +493,10 @@ fn format(matches: &Matches) -> Result<Format, UsageError> {
 fn ready_fd(matches: &Matches) -> Result<Option<i32>, UsageError> {
     let Some(text) = matches.opt_str("ready-fd") else { return Ok(None) };
     text.parse().ok().filter(|&fd| fd > 2).map(Some).ok_or_else(|| {
-        UsageError(format!("--ready-fd {}: expected a descriptor from 3", text.escape_debug()))
+        UsageError(format!(
+            "--ready-fd {}: expected a descriptor of 3 or more",
+            text.escape_debug()
+        ))
     })
 }
 
@@ -512,7 +519,7 @@ fn listen(matches: &Matches) -> Result<Vec<Listen>, UsageError> {
         }
     }
     if matches.opt_present("inetd") && !listen.is_empty() {
-        return Err(UsageError("options --inetd and --listen exclude each other".into()));
+        return Err(UsageError("options --inetd and --listen are mutually exclusive".into()));
     }
     Ok(listen)
 }
@@ -560,7 +567,7 @@ fn unix_mode(matches: &Matches) -> Result<u32, UsageError> {
     let digits = !text.is_empty() && text.bytes().all(|octet| octet.is_ascii_digit());
     let mode = u32::from_str_radix(&text, 8).ok().filter(|mode| digits && *mode <= 0o777);
     mode.ok_or_else(|| {
-        UsageError(format!("--unix-mode {}: expected MODE, octal to 777", text.escape_debug()))
+        UsageError(format!("--unix-mode {}: expected an octal mode up to 777", text.escape_debug()))
     })
 }
 
@@ -576,7 +583,7 @@ fn user(matches: &Matches) -> Result<Option<String>, UsageError> {
 fn outgoing(matches: &Matches) -> Result<Outgoing, UsageError> {
     let (only_v4, only_v6) = (matches.opt_present("4"), matches.opt_present("6"));
     if only_v4 && only_v6 {
-        return Err(UsageError("options -4 and -6 exclude each other".into()));
+        return Err(UsageError("options -4 and -6 are mutually exclusive".into()));
     }
     Ok(Outgoing {
         ipv4: !only_v6,
@@ -599,7 +606,7 @@ fn addresses(matches: &Matches, option: &str) -> Result<PerFamily, UsageError> {
         }
         let family = if ip.is_ipv4() { &mut source.v4 } else { &mut source.v6 };
         if family.replace(ip).is_some() {
-            return Err(wrong("an address of this family is given already"));
+            return Err(wrong("this family already has an address"));
         }
     }
     Ok(source)
@@ -691,36 +698,33 @@ mod tests {
             ("--early-drop 9-101", "--early-drop 9-101: expected LOW-HIGH, per cent from 1 to 100"),
             ("--early-drop 9", "--early-drop 9: expected LOW-HIGH, per cent from 1 to 100"),
             ("--source 0.0.0.0", "--source 0.0.0.0: expected the address of a host"),
-            (
-                "--source ::1 --source ::2",
-                "--source ::2: an address of this family is given already",
-            ),
+            ("--source ::1 --source ::2", "--source ::2: this family already has an address"),
             ("--metrics 9180", "--metrics 9180: expected ADDR:PORT, [ADDR6]:PORT or unix:PATH"),
             (
                 "--metrics [::ffff:192.0.2.1]:1",
                 "--metrics [::ffff:192.0.2.1]:1: not a loopback address: \
                  add --metrics-public to let others see it",
             ),
-            ("--unix-mode 8", "--unix-mode 8: expected MODE, octal to 777"),
-            ("--unix-mode 1000", "--unix-mode 1000: expected MODE, octal to 777"),
+            ("--unix-mode 8", "--unix-mode 8: expected an octal mode up to 777"),
+            ("--unix-mode 1000", "--unix-mode 1000: expected an octal mode up to 777"),
             ("--user :nogroup", "--user :nogroup: expected NAME or NAME:GROUP"),
             ("--user nobody:", "--user nobody:: expected NAME or NAME:GROUP"),
             ("--user a:b:c", "--user a:b:c: expected NAME or NAME:GROUP"),
-            ("--inetd -l 1", "options --inetd and --listen exclude each other"),
-            ("-4 -6", "options -4 and -6 exclude each other"),
-            ("--log a --syslog user", "options --log and --syslog exclude each other"),
+            ("--inetd -l 1", "options --inetd and --listen are mutually exclusive"),
+            ("-4 -6", "options -4 and -6 are mutually exclusive"),
+            ("--log a --syslog user", "options --log and --syslog are mutually exclusive"),
             ("--log-format xml", "--log-format xml: expected text or json"),
-            ("--ready-fd 2", "--ready-fd 2: expected a descriptor from 3"),
-            ("--ready-fd x", "--ready-fd x: expected a descriptor from 3"),
+            ("--ready-fd 2", "--ready-fd 2: expected a descriptor of 3 or more"),
+            ("--ready-fd x", "--ready-fd x: expected a descriptor of 3 or more"),
             (
                 "--syslog kern",
                 "--syslog kern: expected user, mail, daemon, auth, syslog, lpr, news, uucp, cron, \
                  authpriv, ftp, local0, local1, local2, local3, local4, local5, local6, local7",
             ),
-            ("-q -v", "options -q and -v exclude each other"),
+            ("-q -v", "options -q and -v are mutually exclusive"),
             ("--nonsense", "unknown option --nonsense"),
             ("-x", "unknown option -x"),
-            ("--log", "option --log wants an argument"),
+            ("--log", "option --log requires an argument"),
             ("--log a --log b", "option --log is given twice"),
             ("--quiet=1", "option --quiet takes no argument"),
             ("file", "unexpected operand 'file'"),

@@ -63,7 +63,7 @@ fn setting<'a>(method: &str, random: impl Iterator<Item = &'a u8>) -> String {
 /// A password is something SOCKS 5 can carry and crypt(3) can take.
 fn check(password: &[u8]) -> Result<(), StartError> {
     if password.is_empty() || password.len() > STRING_MAX || password.contains(&0) {
-        return Err(wrong("expected a password of 1 to 255 octets without NUL"));
+        return Err(wrong("expected a password of 1 to 255 bytes without NUL"));
     }
     Ok(())
 }

@@ -112,14 +112,14 @@ impl Inherited {
     /// Where there is not one client, or nothing in the environment.
     pub fn believe_environment(&mut self) -> Result<(), String> {
         let [client] = self.clients.as_mut_slice() else {
-            return Err("--peer-env: there is no client yet whose address it could be".into());
+            return Err("--peer-env: expected exactly one accepted client".into());
         };
         let peer = PEERS.iter().find_map(|(ip, port)| {
             let ip = parse_ip(&env::var(ip).ok()?)?;
             let port = env::var(port).ok().and_then(|port| port.parse().ok()).unwrap_or_default();
             Some(SocketAddr::new(ip, port))
         });
-        client.addr = Some(peer.ok_or("--peer-env: no address of a client in the environment")?);
+        client.addr = Some(peer.ok_or("--peer-env: no client address in the environment")?);
         Ok(())
     }
 }

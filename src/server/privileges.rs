@@ -37,7 +37,7 @@ impl UnixUser {
             }
         };
         let gid = match group.map(str::parse) {
-            None => primary.ok_or_else(|| wrong("expected a group too: it has none of its own"))?,
+            None => primary.ok_or_else(|| wrong("no primary group is known: use NAME:GROUP"))?,
             Some(Ok(gid)) => gid,
             Some(Err(_)) => {
                 let found = sys::getgrnam(group.unwrap_or_default())?;
@@ -59,7 +59,11 @@ impl UnixUser {
         sys::setgroups(&[self.gid])?;
         sys::setgid(self.gid)?;
         sys::setuid(self.uid)?;
-        if self.is_all_there_is()? { Ok(()) } else { Err(io::Error::other("root can be got back")) }
+        if self.is_all_there_is()? {
+            Ok(())
+        } else {
+            Err(io::Error::other("root privileges can be regained"))
+        }
     }
 
     /// Whether the process is this user and group in every respect and cannot be root again.
@@ -92,7 +96,7 @@ mod tests {
             ("65534", Ok((65534, 65534))),
             ("nobody:1", Ok((65534, 1))),
             ("4000000000:4000000001", Ok((4_000_000_000, 4_000_000_001))),
-            ("4000000000", Err("expected a group too: it has none of its own")),
+            ("4000000000", Err("no primary group is known: use NAME:GROUP")),
             ("no-such", Err("no such user")),
             ("nobody:no-such", Err("no such group")),
             ("root", Err("expected a user and a group other than root")),

@@ -9,7 +9,7 @@ use std::thread;
 use crate::common::{SOCKSD, Server, TempFile, eventually, read, root};
 use socksd::sync::lock;
 
-const EXPECTED: &str = "socksd: expected a password of 1 to 255 octets without NUL\n";
+const EXPECTED: &str = "socksd: expected a password of 1 to 255 bytes without NUL\n";
 
 fn text(octets: &[u8]) -> String {
     String::from_utf8(octets.to_vec()).unwrap()

@@ -200,7 +200,7 @@ fn a_server_that_could_be_root_again_does_not_run() {
         let mut command = Command::new("setpriv");
         command.args(["--securebits", "+no_setuid_fixup", SOCKSD, "-l", "127.0.0.1:0"]);
         let (status, stderr) = run(command.args(["--user", "nobody"]).args(check));
-        let expected = "socksd: cannot change to user nobody: root can be got back\n";
+        let expected = "socksd: cannot change to user nobody: root privileges can be regained\n";
         assert_eq!((status, stderr.as_str()), (Some(111), expected));
     }
 }
