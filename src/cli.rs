@@ -1,5 +1,5 @@
-//! The options: one table, from which parsing and usage are made, and which a test holds against
-//! the manual. Arguments are checked here for what they say; nothing is opened or looked up.
+//! The options: one table for parsing and for the usage text, which a test compares with the
+//! manual. Arguments are checked for form and range; nothing is opened or looked up.
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -27,15 +27,15 @@ use crate::wait::Timeouts;
 
 /// One option.
 pub struct Opt {
-    /// Its letter, or nothing.
+    /// Its letter; empty if it has none.
     pub short: &'static str,
     /// Its name.
     pub long: &'static str,
-    /// What its argument is, or nothing if it takes none.
+    /// The name of its argument; empty if it takes none.
     pub argument: &'static str,
-    /// Whether it may be given more than once.
+    /// Whether it may be repeated.
     pub repeats: bool,
-    /// What it does, in a line.
+    /// Its line in the usage text.
     pub help: &'static str,
 }
 
@@ -113,13 +113,13 @@ pub const OPTIONS: [Opt; 36] = [
 pub struct Number {
     /// Its name.
     pub long: &'static str,
-    /// What is counted.
+    /// The unit.
     pub unit: &'static str,
     /// The value without the option.
     pub default: u64,
-    /// The values that are taken.
+    /// The valid values.
     pub range: RangeInclusive<u64>,
-    /// What it does, in a line.
+    /// Its line in the usage text.
     pub help: &'static str,
 }
 
@@ -195,7 +195,7 @@ const LINGER_TIMEOUT: Number = Number {
     range: 1..=30 * DAY,
     help: "end half-closed TCP sessions after this long without traffic",
 };
-/// As many as four clients may have sessions: a quarter of them is for one client.
+/// A quarter is the maximum of one client: as many as `--max-per-client` allows by default.
 const MAX_HALF_OPEN: Number = Number {
     long: "max-half-open",
     unit: "sessions",
@@ -231,7 +231,7 @@ const RESOLVE_TIMEOUT: Number = Number {
     range: 1..=3_600,
     help: "how long the look-up of a name may take",
 };
-/// A quarter of them is for one client, and ought to outlast a few dozen names that hang.
+/// A quarter is the maximum of one client, which should survive a few dozen look-ups that hang.
 const RESOLVERS: Number = Number {
     long: "resolvers",
     unit: "threads",
@@ -268,14 +268,14 @@ pub const NUMBERS: [&Number; 17] = [
     &UDP_IDLE_TIMEOUT,
 ];
 
-/// What the arguments ask for.
+/// The action that the arguments ask for.
 #[derive(Debug)]
 pub enum Action {
     /// Run the server.
     Run(Box<Config>),
     /// Check the settings and exit.
     Check(Box<Config>),
-    /// Tell what the rules make of a request and exit.
+    /// Show how the rules decide a request and exit.
     Explain(PolicySource, Request),
     /// Read a password, print its hash and exit.
     Hash,
@@ -283,7 +283,7 @@ pub enum Action {
     Print(String),
 }
 
-/// What is wrong with the arguments; Display names option, value and what was expected.
+/// An error in the arguments; Display names the option, the value and the expected form.
 #[derive(Debug, PartialEq, Eq)]
 pub struct UsageError(String);
 
@@ -312,10 +312,10 @@ pub fn options() -> Options {
     options
 }
 
-/// Parses and checks all arguments, without the name of the program. Touches nothing.
+/// Parses and checks all arguments, without the name of the program. Has no side effects.
 ///
 /// # Errors
-/// The first argument that is wrong.
+/// The first wrong argument.
 pub fn parse(args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Result<Action, UsageError> {
     let args: Vec<_> = args.into_iter().collect();
     if let Some(arg) = args.iter().map(AsRef::as_ref).find(|arg| arg.to_str().is_none()) {
@@ -338,7 +338,7 @@ pub fn parse(args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Result<Action
         return Ok(Action::Print(concat!("socksd ", env!("CARGO_PKG_VERSION"), "\n").into()));
     }
     if matches.opt_present("hash") {
-        // An operand might be a password, meant well: it is not shown again.
+        // The operand may be a password given by mistake: the message must not repeat it.
         return match matches.free.first() {
             None => Ok(Action::Hash),
             Some(_) => Err(UsageError(format!("option {} takes no argument", dashed("hash")))),
@@ -438,7 +438,7 @@ fn seconds(matches: &Matches, option: &Number) -> Result<Duration, UsageError> {
     number(matches, option).map(Duration::from_secs)
 }
 
-/// The same where 0 stands for ever.
+/// Seconds of which 0 means no limit.
 fn some_seconds(matches: &Matches, option: &Number) -> Result<Option<Duration>, UsageError> {
     seconds(matches, option).map(|time| Some(time).filter(|time| !time.is_zero()))
 }
@@ -524,7 +524,7 @@ fn listen(matches: &Matches) -> Result<Vec<Listen>, UsageError> {
     Ok(listen)
 }
 
-/// Blocks of addresses, and the word `unix`, between commas.
+/// Parses blocks of addresses and the word `unix`, separated by commas.
 fn balancers(matches: &Matches) -> Result<Balancers, UsageError> {
     let mut balancers = Balancers::default();
     for item in matches.opt_str("proxy-protocol").iter().flat_map(|text| text.split(',')) {
@@ -538,7 +538,7 @@ fn balancers(matches: &Matches) -> Result<Balancers, UsageError> {
     Ok(balancers)
 }
 
-/// An address with a port, or the path of a UNIX socket.
+/// Parses an address with a port, or the path of a UNIX socket.
 fn endpoint(text: &str) -> Option<Endpoint> {
     match text.strip_prefix("unix:") {
         Some(path) => Some(Endpoint::Unix(path.into())).filter(|_| !path.is_empty()),
@@ -594,7 +594,7 @@ fn outgoing(matches: &Matches) -> Result<Outgoing, UsageError> {
     })
 }
 
-/// The addresses of a repeatable option, at most one of each family.
+/// Parses the addresses of a repeatable option, at most one per family.
 fn addresses(matches: &Matches, option: &str) -> Result<PerFamily, UsageError> {
     let mut source = PerFamily::default();
     for text in matches.opt_strs(option) {

@@ -1,6 +1,5 @@
-//! Typed settings, as the options give them. The texts of options, their defaults and ranges are in
-//! [`crate::cli`], what is made of the settings in [`crate::start`]; nothing below this floor sees a
-//! `Config`.
+//! Typed settings. Their texts, defaults and ranges are in [`crate::cli`], their use at the start
+//! is in [`crate::start`]. No floor below this one sees a `Config`.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -14,18 +13,18 @@ use crate::server::slots::Caps;
 use crate::session::service::Balancers;
 use crate::wait::Timeouts;
 
-/// Everything that can be set. Nothing here has been opened or looked at yet.
+/// All settings. Nothing named here has been opened or looked up yet.
 #[derive(Debug)]
 pub struct Config {
-    /// Where to listen; nowhere for the default, or for where somebody else has.
+    /// The endpoints to listen on. If empty: inherited sockets, or without those the default.
     pub listen: Vec<Listen>,
-    /// How to open what to listen on.
+    /// How to open listeners.
     pub manner: Manner,
-    /// Where to serve metrics.
+    /// The endpoint that serves metrics.
     pub metrics: Option<Endpoint>,
-    /// Whether descriptor 0 is a client, or a socket to accept clients from.
+    /// Whether descriptor 0 is a client or a listening socket.
     pub inetd: bool,
-    /// Whether the environment tells where the client has come from.
+    /// Whether the address of the client is taken from the environment.
     pub peer_env: bool,
     /// When to end.
     pub lifetime: Lifetime,
@@ -35,59 +34,59 @@ pub struct Config {
     pub user: Option<String>,
     /// The directory to make the root directory.
     pub chroot: Option<PathBuf>,
-    /// Whether to be confined to the files that are needed.
+    /// Whether Landlock confines the server to the files it needs.
     pub landlock: bool,
-    /// Where the rules and the users are.
+    /// The sources of rules and users.
     pub policy: PolicySource,
-    /// Whether a reload ends the sessions that the new rules and users would not grant.
+    /// Whether a reload ends the sessions that the new rules and users do not allow.
     pub strict_reload: bool,
     /// The port at which clients' hosts answer IDENT queries.
     pub ident_port: u16,
-    /// How long a client is shut out that fails to authenticate; zero for never.
+    /// How long a client that fails to authenticate is shut out; zero: never.
     pub auth_penalty: Duration,
-    /// Where to log.
+    /// The destination of the log.
     pub log: LogTo,
-    /// How much to log.
+    /// The level of the log.
     pub level: Level,
-    /// What the lines look like.
+    /// The format of log lines.
     pub format: Format,
-    /// The file to write the process number to.
+    /// The file for the process ID.
     pub pid_file: Option<PathBuf>,
-    /// The descriptor that waits for a newline once the server listens, 3 or more.
+    /// The descriptor to write a newline to once the server listens, 3 or more.
     pub ready_fd: Option<i32>,
-    /// Which addresses and ports the sockets have that sessions open.
+    /// Addresses, ports and families of the sockets that commands open.
     pub outgoing: Outgoing,
     /// Whether SOCKS 4A is spoken.
     pub allow_4a: bool,
-    /// Whether fragments of datagrams are put together.
+    /// Whether fragments of datagrams are reassembled.
     pub fragments: bool,
-    /// Most sessions.
+    /// Limits on sessions.
     pub caps: Caps,
-    /// Most sessions of one user.
+    /// Maximum sessions per user.
     pub per_user: u64,
     /// Whether octets are spliced where that is cheaper than copying them.
     pub splice: bool,
-    /// Most threads that resolve names.
+    /// Maximum threads that resolve names.
     pub resolvers: usize,
-    /// How long each wait of a session may take.
+    /// How long each wait may take.
     pub timeouts: Timeouts,
 }
 
-/// Where to log.
+/// The destination of the log.
 #[derive(Debug, PartialEq, Eq)]
 pub enum LogTo {
-    /// To standard error.
+    /// Standard error.
     Stderr,
-    /// To the end of this file.
+    /// The end of this file.
     File(PathBuf),
-    /// To the syslog daemon.
+    /// The syslog daemon.
     Syslog(Facility),
 }
 
-/// Where the rules and the users are.
+/// The sources of rules and users.
 #[derive(Clone, Debug, Default)]
 pub struct PolicySource {
-    /// Rules given as they are, before those of the file.
+    /// Rules given as options, before those of the file.
     pub texts: Vec<String>,
     /// The file of rules.
     pub rules: Option<PathBuf>,
@@ -96,7 +95,7 @@ pub struct PolicySource {
 }
 
 impl Config {
-    /// Where to log if standard error is not to be had.
+    /// Logs to the syslog daemon instead of standard error.
     pub fn hide_stderr(&mut self) {
         if self.log == LogTo::Stderr {
             self.log = LogTo::Syslog(Facility::default());

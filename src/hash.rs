@@ -1,7 +1,7 @@
-//! `--hash`: from a password on standard input to a hash for the users file, socksd.users(5).
+//! `--hash`: turns a password from standard input into a hash for the users file, socksd.users(5).
 //!
-//! A terminal shows a prompt and no echo, and is left as it was found, whatever happens: signals
-//! that would end the process are waited for rather than delivered.
+//! A terminal shows a prompt and no echo. Its state is always restored: signals that would end the
+//! process are waited for instead of delivered.
 
 use std::fs::File;
 use std::io::{self, BufRead as _, IsTerminal as _, Read as _, Write as _};
@@ -14,34 +14,33 @@ use crate::sys::{self, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP, Termios};
 use crate::wire::STRING_MAX;
 use crate::wire::userpass::Secret;
 
-/// The digits of crypt(5) in their order.
+/// The digits of crypt(5) in order.
 const DIGITS: &[u8; 64] = b"./0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 
-/// yescrypt with the cost that libxcrypt takes by itself: 16 MiB and some 25 ms for each guess.
+/// yescrypt with libxcrypt's default cost: 16 MiB and about 25 ms for each guess.
 const YESCRYPT: &str = "$y$j9T$";
 
-/// SHA-512 where there is no yescrypt. It takes no memory worth mentioning, so that time is all
-/// there is to slow down who guesses: a hundred times the 5,000 rounds of crypt(5) take a third to
-/// half of a second, and a client whose password was right need not wait for that again.
+/// SHA-512, for systems without yescrypt. It uses little memory, so only time slows down guesses:
+/// a hundred times the 5,000 rounds of crypt(5) take 0.3 to 0.5 seconds. A client with the right
+/// password waits for that only once.
 const SHA512: &str = "$6$rounds=500000$";
 
-/// Octets of base 64 in a salt: 144 bits, whole groups of four digits as yescrypt wants them, or
-/// the 96 bits that are the most SHA-512 takes.
+/// Digits of a salt: 144 bits in the whole groups of four digits that yescrypt requires, or 96
+/// bits, the maximum of SHA-512.
 const YESCRYPT_SALT: usize = 24;
 const SHA512_SALT: usize = 16;
 
 /// Reads a password and hashes it; returns the hash without a newline.
 ///
 /// # Errors
-/// `Config` for a password that cannot be used, `System` where a system call fails or a signal
-/// comes in the middle.
+/// `Config` for an invalid password, `System` if a system call fails or a signal interrupts.
 pub fn run() -> Result<String, StartError> {
     let password = if io::stdin().is_terminal() { ask()? } else { take()? };
     check(password.expose())?;
     make(&password).map_err(|error| StartError::system("make a hash", &error))
 }
 
-/// Hashes a password with a new salt, by the best method this system's crypt(3) can compute.
+/// Hashes a password with a new salt and the best method of this system's crypt(3).
 fn make(password: &Secret) -> io::Result<String> {
     let mut random = [0; YESCRYPT_SALT];
     File::open("/dev/urandom")?.read_exact(&mut random)?;
@@ -53,14 +52,14 @@ fn make(password: &Secret) -> io::Result<String> {
     String::from_utf8(hash).map_err(io::Error::other)
 }
 
-/// A method and its cost, then a salt of one digit for each octet: 256 is a multiple of 64, so that
-/// all digits are equally likely.
+/// The method with its cost, then a salt of one digit for each byte. All digits are equally
+/// likely, since 256 is a multiple of 64.
 fn setting<'a>(method: &str, random: impl Iterator<Item = &'a u8>) -> String {
     let digits = random.filter_map(|octet| DIGITS.get(usize::from(octet % 64)));
     method.chars().chain(digits.map(|&digit| char::from(digit))).collect()
 }
 
-/// A password is something SOCKS 5 can carry and crypt(3) can take.
+/// Checks that SOCKS 5 can carry the password and crypt(3) can take it.
 fn check(password: &[u8]) -> Result<(), StartError> {
     if password.is_empty() || password.len() > STRING_MAX || password.contains(&0) {
         return Err(wrong("expected a password of 1 to 255 bytes without NUL"));
@@ -76,13 +75,13 @@ fn unread(error: &io::Error) -> StartError {
     StartError::system("read the password", error)
 }
 
-/// Takes one line of standard input.
+/// Reads one line of standard input.
 fn take() -> Result<Secret, StartError> {
     line(&mut io::stdin().lock()).map_err(|error| unread(&error))
 }
 
-/// Reads up to a newline or the end of input, without the newline, and no more than shows that it
-/// is too long.
+/// Reads up to a newline, which is dropped, or the end of input, and stops as soon as the line is
+/// known to be too long.
 ///
 /// # Errors
 /// As read(2).
@@ -96,16 +95,16 @@ pub fn line(input: &mut impl io::BufRead) -> io::Result<Secret> {
     Ok(Secret::new(line))
 }
 
-/// Asks twice at the terminal.
+/// Prompts twice at the terminal.
 fn ask() -> Result<Secret, StartError> {
-    // A stop is held back as well: the shell that takes over would have no echo either.
+    // A stop is blocked as well: the shell would get a terminal without echo.
     sys::block_signals(&[SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP])
         .map_err(|error| StartError::system("block signals", &error))?;
     let _quiet =
         Quiet::begin().map_err(|error| StartError::system("silence the terminal", &error))?;
     let answers = answers().map_err(|error| StartError::system("start a thread", &error))?;
     let first = answer("Password: ", &answers)?;
-    // Before a second one is asked for in vain.
+    // No second prompt for an invalid password.
     check(first.expose())?;
     let second = answer("Password again: ", &answers)?;
     if first.expose() != second.expose() {
@@ -114,19 +113,19 @@ fn ask() -> Result<Secret, StartError> {
     Ok(first)
 }
 
-/// Prompts, and waits for a line or a signal.
+/// Prints a prompt and waits for a line or a signal.
 fn answer(prompt: &str, answers: &Queue<io::Result<Secret>>) -> Result<Secret, StartError> {
-    // Whoever cannot see the prompt may still answer it.
+    // Without a prompt the answer can still be typed.
     let _ = write!(io::stderr(), "{prompt}");
     let gone = || Err(io::ErrorKind::UnexpectedEof.into());
     let answer = answers.take(None).unwrap_or_else(gone);
-    // The newline that was typed is not shown either.
+    // The typed newline is not echoed either.
     let _ = writeln!(io::stderr());
     answer.map_err(|error| unread(&error))
 }
 
-/// Reads two lines on one thread and waits for a signal on another, which is an error. Neither is
-/// waited for at the end: both end with the process.
+/// Starts a thread that reads two lines, and another that waits for a signal and reports it as an
+/// error. Nobody joins them: they end with the process.
 fn answers() -> io::Result<Arc<Queue<io::Result<Secret>>>> {
     let answers = Arc::<Queue<_>>::default();
     let (lines, signals) = (Arc::clone(&answers), Arc::clone(&answers));
@@ -142,7 +141,7 @@ fn answers() -> io::Result<Arc<Queue<io::Result<Secret>>>> {
     Ok(answers)
 }
 
-/// A terminal without echo, until this is dropped.
+/// Keeps the echo of the terminal off until it is dropped.
 struct Quiet(Termios);
 
 impl Quiet {
@@ -155,7 +154,7 @@ impl Quiet {
 
 impl Drop for Quiet {
     fn drop(&mut self) {
-        // A terminal that is gone has nothing to restore.
+        // If the terminal is gone there is nothing to restore.
         let _ = sys::tcsetattr_flush(&io::stdin(), &self.0);
     }
 }

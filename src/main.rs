@@ -1,4 +1,4 @@
-//! argv to exit status.
+//! From argv to an action and its exit status. All the work is in the library.
 
 use std::io::{self, Write as _};
 use std::process::ExitCode;
@@ -12,24 +12,24 @@ use socksd::start::{self, StartError};
 
 /// The request that `--explain` asks about is denied.
 const EXIT_DENIED: u8 = 1;
-/// Wrong usage or configuration: starting again will not help.
+/// Wrong usage or configuration: another start will not help.
 const EXIT_USAGE: u8 = 100;
-/// A system call failed: starting again may help.
+/// A system call failed: another start may help.
 const EXIT_SYSTEM: u8 = 111;
 
 fn main() -> ExitCode {
-    // Where standard error is a client, nothing is told there.
+    // Under inetd standard error may be the client, which must get nothing but SOCKS.
     let hidden = inherit::hide_stderr().unwrap_or(true);
     let complain = |text: &str| {
         if hidden {
             let log = Log::to_syslog(Level::Quiet, Format::Text, Facility::default());
             log.write(Level::Quiet, Line::new("error").text("error", text.trim_end()));
         } else {
-            // Nobody may be reading standard output or error; neither is a reason to fail.
+            // A closed standard output or standard error is no reason to fail.
             let _ = write!(io::stderr(), "{text}");
         }
     };
-    // The exit status of a result, after telling what went wrong.
+    // Reports the error of a result, and gives its exit status.
     let status = |result: Result<(), StartError>| {
         let Err(error) = result else { return ExitCode::SUCCESS };
         complain(&error.to_string());
@@ -67,7 +67,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// Reads a password and prints its hash, which is lost where nobody takes it: a reason to fail.
+/// Reads a password and prints its hash. A hash that cannot be printed is lost, so that is an
+/// error.
 fn print_hash() -> Result<(), StartError> {
     let hash = hash::run()?;
     writeln!(io::stdout(), "{hash}").map_err(|error| StartError::system("print the hash", &error))

@@ -1,5 +1,6 @@
-//! The start: from settings to a server that runs, and how the policy is read anew while it does.
-//! What can be set is in [`crate::config`], its texts in [`crate::cli`].
+//! Starts the server from its settings, checks them without serving, and reloads rules and users
+//! while it runs. The settings are in [`crate::config`], their texts in [`crate::cli`], the running
+//! server in [`crate::server`].
 
 use std::fmt;
 use std::io;
@@ -32,13 +33,17 @@ use crate::stats::Stats;
 use crate::sys;
 use crate::threads::Threads;
 
-/// What the log says of a panic, after where and why: it is a bug of this program.
+/// Ends the log line of a panic, which is always a bug of this program.
 const REPORT: &str = "please report it: see 'Reporting a problem' in the README";
+
+/// Maximum pipes for splicing: half of those a user may have, pipe(7). With more busy directions
+/// than that the processors are the limit.
+const PIPES: u64 = 32;
 
 /// Starts the server and runs it until a signal ends it.
 ///
 /// # Errors
-/// What keeps it from starting, or from accepting clients any longer.
+/// The reason why it cannot start, or cannot accept clients any longer.
 pub fn run(config: Config) -> Result<(), StartError> {
     let notify = Notify::from_env()
         .map_err(|error| StartError::system("connect to NOTIFY_SOCKET", &error))?;
@@ -67,6 +72,7 @@ pub fn run(config: Config) -> Result<(), StartError> {
     } = started;
     let server = Server::start(listeners, metrics, clients, &service, caps)
         .map_err(|error| StartError::system("start a thread", &error))?;
+    // Only now, so that a reader of these lines can rely on the server.
     lines.into_iter().for_each(|(level, line)| service.log.write(level, line));
     notify.ready();
     if let Some(fd) = ready_fd {
@@ -83,15 +89,15 @@ pub fn run(config: Config) -> Result<(), StartError> {
     }
 }
 
-/// Tells how much there is to go by.
+/// Adds the numbers of rules and users to a line.
 fn policy_line(line: Line, service: &Service) -> Line {
     let policy = service.policy.get();
     let users = policy.users.as_ref().map_or_else(|| "-".into(), |users| users.len().to_string());
     line.field("rules", policy.len()).field("users", users)
 }
 
-/// Opens the log and reads rules and users anew. Where anything is wrong with either, what is in
-/// use stays.
+/// Reopens the log and rereads rules and users. After an error in either, the old ones stay in
+/// use.
 fn reload(source: &PolicySource, service: &Service) {
     if let Err(error) = service.log.reopen() {
         service.log.write(Level::Quiet, Line::new("reopen-failed").text("error", error));
@@ -112,7 +118,7 @@ fn reload(source: &PolicySource, service: &Service) {
     }
 }
 
-/// What kept the server from starting; Display gives the message for standard error.
+/// Why the server cannot start; Display gives the messages for standard error.
 #[derive(Debug)]
 pub enum StartError {
     /// Files or settings are wrong, one message each: exit status 100.
@@ -132,7 +138,7 @@ impl fmt::Display for StartError {
 }
 
 impl StartError {
-    /// A system call failed while doing `what`.
+    /// The error of a system call; the message reads "cannot `what`".
     #[must_use]
     pub fn system(what: &str, error: &io::Error) -> Self {
         Self::System(format!("cannot {what}: {error}"))
@@ -140,16 +146,16 @@ impl StartError {
 }
 
 impl PolicySource {
-    /// Reads and checks all of it.
+    /// Reads and checks rules and users.
     ///
     /// # Errors
-    /// `Config` with everything that is wrong.
+    /// `Config` with all errors found.
     pub fn load(&self) -> Result<Policy, StartError> {
         Policy::load(&self.texts, self.rules.as_deref(), self.users.as_deref())
             .map_err(StartError::Config)
     }
 
-    /// What the rules make of `request`, and whether they allow it.
+    /// The decision of the rules on `request` as a text, and whether they allow it.
     ///
     /// # Errors
     /// As [`PolicySource::load`].
@@ -160,60 +166,59 @@ impl PolicySource {
 
 /// A server ready to run.
 struct Started {
-    /// Its listeners.
+    /// The listeners for clients.
     listeners: Vec<Listener>,
     /// The listener for metrics.
     metrics: Option<Listener>,
-    /// Clients that somebody else has accepted.
+    /// Clients that another program has accepted.
     clients: Vec<Client>,
     /// When to end.
     lifetime: Lifetime,
-    /// What all sessions share.
+    /// The resources that all sessions share.
     service: Arc<Service>,
-    /// The caps that can be kept, which may be lower than those asked for.
+    /// The caps in force, which may be lower than those of the settings.
     caps: Caps,
-    /// What reads the policy anew.
+    /// The files to reload.
     source: PolicySource,
     /// Whether the server is confined to its files.
     landlock: Confinement,
-    /// What is not as it should be.
+    /// Texts for the log.
     warnings: Vec<String>,
-    /// What the system allows, if that is to be told.
+    /// The limits of the system, if they are to be logged.
     walls: Option<Walls>,
-    /// The file with the process number.
+    /// The file with the process ID.
     pid_file: Option<PidFile>,
 }
 
 impl Started {
-    /// The lines of the start, of a server for which the caps `asked` were asked for.
+    /// The log lines of the start; `asked` are the caps of the settings.
     fn lines(&self, asked: Caps) -> Vec<(Level, Line)> {
         let Self { listeners, metrics, service, caps, .. } = self;
-        // Told once all is open: who reads it can count on the server.
         let mut lines = Vec::new();
-        let mut tell = |level: Level, line: Line| lines.push((level, line));
+        let mut add = |level: Level, line: Line| lines.push((level, line));
         for listener in listeners {
-            tell(Level::Normal, Line::new("listening").field("addr", &listener.endpoint));
+            add(Level::Normal, Line::new("listening").field("addr", &listener.endpoint));
         }
         if let Some(listener) = metrics {
-            tell(Level::Normal, Line::new("metrics").field("addr", &listener.endpoint));
+            add(Level::Normal, Line::new("metrics").field("addr", &listener.endpoint));
         }
-        // Of one session each time, that would be more than of the session itself.
+        // A server for one inherited client would log more about itself than about its session.
         if !listeners.is_empty() {
             let line = Line::new("limits")
                 .field("sessions", caps.sessions)
                 .field("per-client", caps.per_client)
                 .field("half-open", caps.half_open);
-            tell(Level::Normal, line);
+            add(Level::Normal, line);
             if let Some(walls) = &self.walls {
                 let line = Line::new("walls");
                 let line = walls.iter().fold(line, |line, (name, value)| line.field(name, value));
-                tell(Level::Verbose, line);
+                add(Level::Verbose, line);
             }
-            tell(Level::Normal, policy_line(Line::new("policy"), service));
-            tell(Level::Normal, Line::new("landlock").field("state", self.landlock));
+            add(Level::Normal, policy_line(Line::new("policy"), service));
+            add(Level::Normal, Line::new("landlock").field("state", self.landlock));
         }
         for warning in &self.warnings {
-            tell(Level::Quiet, Line::new("warning").text("error", warning));
+            add(Level::Quiet, Line::new("warning").text("error", warning));
         }
         if caps.sessions < asked.sessions {
             let line = Line::new("warning").text(
@@ -223,13 +228,13 @@ impl Started {
                     asked.sessions
                 ),
             );
-            tell(Level::Quiet, line);
+            add(Level::Quiet, line);
         }
         lines
     }
 }
 
-/// What is opened before the root directory is another.
+/// Sockets and files that are opened before the change of the root directory.
 #[derive(Default)]
 struct Listening {
     listeners: Vec<Listener>,
@@ -237,7 +242,7 @@ struct Listening {
     pid_file: Option<PidFile>,
 }
 
-/// What there is once privileges are given up.
+/// Everything opened, after privileges are given up.
 struct Settled {
     listening: Listening,
     policy: Policy,
@@ -246,16 +251,12 @@ struct Settled {
     warnings: Vec<String>,
 }
 
-/// Most pipes for splicing: half of what a user may have, pipe(7). With more busy directions than that
-/// the processors are the limit.
-const PIPES: u64 = 32;
-
 impl Config {
-    /// Takes what was inherited, reads the files, opens the log and the listeners, and gives up
+    /// Takes inherited sockets, reads the files, opens the log and the listeners, and gives up
     /// privileges. No other thread may be running.
     ///
     /// # Errors
-    /// What is wrong with the first of them that cannot be used.
+    /// The first step that fails.
     fn start(self) -> Result<Started, StartError> {
         let inherited = self.inherited().map_err(|error| StartError::Config(vec![error]))?;
         let (caps, pipes) = slots::fit(self.caps, if self.splice { PIPES } else { 0 })
@@ -266,7 +267,7 @@ impl Config {
         let wanted = if self.listen.is_empty() { &default } else { &self.listen };
         let listen = || {
             listeners.extend(listeners::open(wanted, self.manner).map_err(StartError::System)?);
-            // Each process has metrics of its own.
+            // Processes that share a port must not share the metrics of one of them.
             let manner = Manner { reuse_port: false, ..self.manner };
             let wanted = self.metrics.clone().map(|endpoint| Listen { endpoint, optional: false });
             let metrics = listeners::open(wanted.as_slice(), manner).map_err(StartError::System)?;
@@ -294,7 +295,7 @@ impl Config {
         })
     }
 
-    /// What all sessions share, from the settings and what has been opened by them.
+    /// Builds the resources that all sessions share.
     fn service(
         self,
         policy: Policy,
@@ -327,8 +328,8 @@ impl Config {
         }
     }
 
-    /// Checks the files. Where privileges are to be given up, gives them up as the start does, and
-    /// returns what is not as it should be. No other thread may be running.
+    /// Checks the files. With a user or a root directory to change to, changes to them like the
+    /// start and returns the warnings that it would log. No other thread may be running.
     ///
     /// # Errors
     /// As [`Config::start`].
@@ -363,8 +364,8 @@ impl Config {
         }
     }
 
-    /// Opens the files, listens with `listen`, and gives up privileges, in the order that is best
-    /// for each of them.
+    /// Opens the files, listens with `listen`, and gives up privileges, each at the time that
+    /// suits it best.
     fn settle(
         &self,
         listen: impl FnOnce() -> Result<Listening, StartError>,
@@ -372,11 +373,11 @@ impl Config {
         sys::prctl_set_no_new_privs()
             .map_err(|error| StartError::system("forbid new privileges", &error))?;
         let unix_user = self.unix_user()?;
-        // What is wrong with the files is told before anything listens, if they can be had then.
-        // Terminals and the syslog daemon are not to be found in another root directory.
+        // Errors in the files are reported before anything listens, unless the files are in another
+        // root directory. That directory has neither terminals nor the syslog daemon.
         let here = self.chroot.is_none();
         let policy = if here { Some(self.policy.load()?) } else { None };
-        // A log file is the user's to open: root would follow a link in a directory of the user's.
+        // The new user opens a log file: root would follow a link that this user has made.
         let as_is = here && self.user.is_none() || !matches!(self.log, LogTo::File(_));
         let log = if as_is { Some(self.open_log()?) } else { None };
         let mut listening = listen()?;
@@ -385,7 +386,7 @@ impl Config {
             privileges::change_root(directory)
                 .map_err(|error| StartError::system(&what, &error))?;
             let Listening { listeners, metrics, .. } = &mut listening;
-            listeners.iter_mut().chain(metrics).for_each(Listener::leave_behind);
+            listeners.iter_mut().chain(metrics).for_each(Listener::keep_path);
         }
         let policy = policy.map_or_else(|| self.policy.load(), Ok)?;
         if let (Some(unix_user), Some(name)) = (unix_user, &self.user) {
@@ -413,14 +414,14 @@ impl Config {
             LogTo::File(path) => Some(path.as_path()),
             LogTo::Stderr | LogTo::Syslog(_) => None,
         };
-        // The process number is read before it is removed.
+        // A new root directory puts the file out of reach.
         let pid_file = self.pid_file.as_deref().filter(|_| self.chroot.is_none());
         let listeners = listening.listeners.iter().chain(&listening.metrics);
         let removed = listeners.filter_map(Listener::own_path).chain(pid_file).collect();
         landlock::confine(&Files { read, log, removed })
     }
 
-    /// What would go wrong if all files were to be opened anew.
+    /// Opens all files again as a reload does, and returns the errors.
     fn reload_troubles(&self, log: &Log) -> Vec<String> {
         let mut troubles = match self.policy.load() {
             Ok(_) => Vec::new(),

@@ -1,6 +1,6 @@
-//! Sockets that another program has opened: descriptor 0 under inetd and its like, descriptors from
-//! 3 under systemd. What they are is asked of the sockets, never guessed from addresses; the
-//! addresses that wrappers put into the environment are believed only where that is asked for.
+//! Sockets that another program has opened: descriptor 0 under inetd and similar wrappers,
+//! descriptors from 3 under systemd. The system is asked for their kinds, which are never guessed
+//! from addresses. The addresses that wrappers put into the environment are used only on request.
 
 use std::env;
 use std::fs::File;
@@ -17,11 +17,11 @@ use crate::sys;
 /// The first descriptor that systemd passes, sd_listen_fds(3).
 const FIRST: i32 = 3;
 
-/// Most descriptors taken: more are a mistake.
+/// Maximum descriptors taken: more are a mistake.
 const MOST: i32 = 256;
 
-/// What the environment calls the address and the port of a client: tcpserver, tcpsvd and inetutils;
-/// xinetd and stunnel; systemd; socat; ncat.
+/// The environment variables for the address and the port of a client, of tcpserver, tcpsvd and
+/// inetutils; xinetd and stunnel; systemd; socat; ncat.
 const PEERS: [(&str, &str); 5] = [
     ("TCPREMOTEIP", "TCPREMOTEPORT"),
     ("REMOTE_HOST", "REMOTE_PORT"),
@@ -30,23 +30,23 @@ const PEERS: [(&str, &str); 5] = [
     ("NCAT_REMOTE_ADDR", "NCAT_REMOTE_PORT"),
 ];
 
-/// What was inherited.
+/// The inherited sockets.
 #[derive(Debug, Default)]
 pub struct Inherited {
-    /// Sockets to accept clients from.
+    /// Listening sockets.
     pub listeners: Vec<Listener>,
-    /// Clients that somebody has accepted.
+    /// Clients that another program has accepted.
     pub clients: Vec<Client>,
-    /// Whether there was anything, be it a client who is gone already.
+    /// Whether there was any socket, even that of a client that has left already.
     pub any: bool,
 }
 
 impl Inherited {
-    /// Takes the descriptors that the environment says are for this process, by LISTEN_FDS and
-    /// LISTEN_PID. These may stay there: no program is started that could believe them.
+    /// Takes the descriptors that LISTEN_FDS and LISTEN_PID assign to this process. The variables
+    /// stay in the environment: this process starts no program that could misread them.
     ///
     /// # Errors
-    /// What is wrong with a descriptor that was passed.
+    /// A message about a descriptor that cannot be used.
     pub fn from_systemd() -> Result<Self, String> {
         let number = |name: &str| env::var(name).ok().and_then(|text| text.parse::<u32>().ok());
         let (pid, count) = (number("LISTEN_PID"), number("LISTEN_FDS"));
@@ -62,17 +62,17 @@ impl Inherited {
         Ok(inherited)
     }
 
-    /// Takes descriptor 0 of a program that inetd or its like has started.
+    /// Takes descriptor 0 as inetd and similar wrappers pass it.
     ///
     /// # Errors
-    /// That it is no stream socket, or a system call failed.
+    /// A message if it is no stream socket or a system call fails.
     pub fn from_inetd() -> Result<Self, String> {
         let mut inherited = Self::default();
         let wrong = |error: String| format!("descriptor 0: {error}");
         let own = io::stdin().as_fd().try_clone_to_owned();
         let own = own.map_err(|error| wrong(error.to_string()))?;
         inherited.take(own).map_err(wrong)?;
-        // A connection ends when its last descriptor is closed.
+        // A connection ends only when its last descriptor is closed.
         let replaced = null().and_then(|null| {
             sys::replace_fd(&null, 0)?;
             sys::replace_fd(&null, 1)
@@ -97,7 +97,7 @@ impl Inherited {
         let addr = match stream.peer_addr() {
             _ if unix => None,
             Ok(addr) => Some(canonical(addr)),
-            // Gone again before this program was started.
+            // The client left before this program started.
             Err(error) if error.kind() == io::ErrorKind::NotConnected => return Ok(()),
             Err(error) => return Err(failed(error)),
         };
@@ -106,10 +106,11 @@ impl Inherited {
         Ok(())
     }
 
-    /// Has the one client come from where the environment says, as the wrapper knows better.
+    /// Gives the one client the address from the environment, for a wrapper that knows it better
+    /// than the socket.
     ///
     /// # Errors
-    /// Where there is not one client, or nothing in the environment.
+    /// A message unless there are exactly one client and an address.
     pub fn believe_environment(&mut self) -> Result<(), String> {
         let [client] = self.clients.as_mut_slice() else {
             return Err("--peer-env: expected exactly one accepted client".into());
@@ -124,8 +125,8 @@ impl Inherited {
     }
 }
 
-/// Has standard error lead nowhere if it is a socket of the Internet, or the very one that descriptor
-/// 0 is: inetd and systemd can give the client for both, and nothing but SOCKS may come to it. Tells
+/// Sends standard error to /dev/null if it is an Internet socket or the same socket as descriptor
+/// 0: inetd and systemd can pass the client as both, and it must get nothing but SOCKS. Returns
 /// whether it did.
 ///
 /// # Errors
@@ -141,13 +142,13 @@ pub fn hide_stderr() -> io::Result<bool> {
     Ok(is_client)
 }
 
-/// An address as wrappers write it: IPv6 perhaps in brackets or with an IPv4 address mapped.
+/// Parses an address in the forms of the wrappers: IPv6 may have brackets or be IPv4-mapped.
 pub fn parse_ip(text: &str) -> Option<IpAddr> {
     let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
     bare.parse().ok().map(|ip: IpAddr| ip.to_canonical())
 }
 
-/// A descriptor that gives nothing and takes anything; without /dev/null, the end of a pipe.
+/// Opens /dev/null, or in a root directory without it the end of a closed pipe.
 fn null() -> io::Result<OwnedFd> {
     let file = File::options().read(true).write(true).open("/dev/null").map(OwnedFd::from);
     file.or_else(|_| io::pipe().map(|(reader, _)| reader.into()))
@@ -165,7 +166,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_are_taken_as_wrappers_write_them() {
+    fn addresses_are_parsed_in_all_forms_of_the_wrappers() {
         for (text, ip) in [
             ("192.0.2.1", Some("192.0.2.1")),
             ("2001:db8::1", Some("2001:db8::1")),
@@ -181,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn one_file_is_itself_and_no_other() {
+    fn a_file_is_the_same_only_as_itself() {
         let (reader, writer) = io::pipe().unwrap();
         let twin = reader.try_clone().unwrap();
         assert!(same_file(reader.as_fd(), twin.as_fd()));

@@ -1,7 +1,8 @@
-//! What of the file system the server can still reach once it has opened everything: Landlock,
-//! landlock(7), where the kernel has it. What is open stays open, and sockets are no concern of it.
+//! Confines the server to the files it needs, once it has opened everything: landlock(7), if the
+//! kernel has it. Open files stay open; sockets are not restricted.
 //!
-//! A file that others replace is a new one, so it is the directories of the files that are allowed.
+//! The directories of the files are allowed, not the files: a file that another program replaces
+//! is a new one.
 
 use std::fmt;
 use std::fs::{self, OpenOptions};
@@ -15,23 +16,23 @@ use crate::sys::{
     LANDLOCK_ACCESS_FS_WRITE_FILE as WRITE_FILE,
 };
 
-/// What the look-up of names reads, with links to elsewhere.
+/// Files that name look-ups read; some may be links to other directories.
 const LOOK_UPS: [&str; 5] =
     ["/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf", "/etc/host.conf", "/etc/gai.conf"];
 
-/// Where the modules are that glibc loads for a look-up, and where the C library and std look for
-/// the number of processors.
+/// Directories of the modules that glibc loads for a look-up, and of the number of processors,
+/// which the C library and std read.
 const LIBRARIES: [&str; 6] =
     ["/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/sys/fs/cgroup"];
 
 /// Whether the server is confined; Display gives the word for the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Confinement {
-    /// It is.
+    /// Confined.
     On,
-    /// It was not asked to be, or could not be.
+    /// Not confined, by an option or after an error.
     Off,
-    /// The kernel cannot do it.
+    /// Not supported by the kernel.
     Absent,
 }
 
@@ -45,32 +46,32 @@ impl fmt::Display for Confinement {
     }
 }
 
-/// The files that the server may want again.
+/// The files that the server may open or remove later.
 #[derive(Debug, Default)]
 pub struct Files<'a> {
-    /// Rules, lists and users: read at a reload.
+    /// Rules, lists and users, read at a reload.
     pub read: Vec<&'a Path>,
-    /// The log: made and written at a reload.
+    /// The log, created and written at a reload.
     pub log: Option<&'a Path>,
-    /// UNIX sockets, and the process number, which is read first: removed at the end.
+    /// UNIX sockets and the file with the process ID, checked and removed at the end.
     pub removed: Vec<&'a Path>,
 }
 
 /// Confines this thread, and those it starts from now on, to `files` and what name look-ups need.
 ///
 /// # Errors
-/// As the calls of landlock(7), where the kernel has them; nothing is confined then.
+/// As the calls of landlock(7), if the kernel has them. Nothing is confined then.
 pub fn confine(files: &Files<'_>) -> io::Result<Confinement> {
     let Ok(version) = sys::landlock_version() else { return Ok(Confinement::Absent) };
     let ruleset = sys::landlock_create_ruleset(handled(version))?;
     let allow = |place: &Path, access| {
-        // What is not there, or cannot be had, stays forbidden.
+        // A place that is missing or cannot be opened stays forbidden.
         let place = OpenOptions::new().read(true).custom_flags(sys::O_PATH).open(place);
         let _ = place.and_then(|place| sys::landlock_add_path(&ruleset, access, &place));
     };
     let to_read = LOOK_UPS.iter().map(Path::new).chain(files.read.iter().copied());
     let mut to_read: Vec<PathBuf> = to_read.flat_map(places).collect();
-    // Most are in /etc, and each takes three system calls of the start.
+    // Most are in /etc, and each costs the start three system calls.
     to_read.dedup();
     to_read.iter().for_each(|place| allow(place, READ_FILE));
     LIBRARIES.iter().for_each(|place| allow(Path::new(place), READ_FILE));
@@ -85,7 +86,7 @@ pub fn confine(files: &Files<'_>) -> io::Result<Confinement> {
     Ok(Confinement::On)
 }
 
-/// All accesses to the file system that a version of Landlock can forbid.
+/// All kinds of access to files that a version of Landlock can forbid.
 fn handled(version: i32) -> u64 {
     let count = match version {
         ..=1 => 13,
@@ -99,8 +100,8 @@ fn handled(version: i32) -> u64 {
     (1 << count) - 1
 }
 
-/// The directories in which the file `path` is by its name and, if that leads elsewhere, really is.
-/// A device or a FIFO stands for itself: nobody puts another in its place.
+/// The directory of `path` and, if that is a link, the one of the file it leads to. A device or a
+/// FIFO stands for itself: it is not replaced.
 fn places(path: &Path) -> Vec<PathBuf> {
     let is_special = fs::metadata(path).is_ok_and(|found| !found.is_file() && !found.is_dir());
     if is_special {
@@ -120,7 +121,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_version_of_landlock_is_asked_for_more_than_it_knows() {
+    fn no_version_of_landlock_is_asked_for_unknown_accesses() {
         assert_eq!(
             [1, 2, 3, 4, 5, 99].map(|version| handled(version).count_ones()),
             [13, 14, 15, 15, 16, 16]
@@ -136,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn a_confined_thread_reads_what_it_may_and_nothing_else() {
+    fn a_confined_thread_has_only_the_accesses_it_needs() {
         let directory =
             std::env::temp_dir().join(format!("socksd-landlock-{}", std::process::id()));
         fs::create_dir_all(directory.join("other")).unwrap();
@@ -177,7 +178,7 @@ mod tests {
         fs::remove_dir_all(&directory).unwrap();
         let (may, may_not) = confined.split_at(7);
         assert_eq!(may, [true; 7]);
-        // The last one truncates, which version 3 and later forbid.
+        // The last one truncates the file, which only version 3 and later forbid.
         assert_eq!(may_not[..6], [false; 6]);
         assert_eq!(may_not[6], sys::landlock_version().unwrap() < 3);
     }

@@ -1,5 +1,6 @@
-//! Listening sockets, TCP and UNIX: opening, accepting, closing. A client of either comes as a
-//! [`Stream`]; only its address tells the two apart.
+//! Listening sockets, TCP and UNIX: opens them, accepts one client, closes them. A client of either
+//! is a [`Stream`]; only its address tells the two apart. The threads that accept are in
+//! `server/accept.rs`.
 
 use std::fmt;
 use std::fs::{self, Metadata};
@@ -15,13 +16,13 @@ use crate::net::{Stream, canonical};
 use crate::relay;
 use crate::sys;
 
-/// Clients the system may hold back for an accept loop. It lowers this to net.core.somaxconn.
+/// Clients that the system queues for accept(2), at most net.core.somaxconn.
 const BACKLOG: i32 = 4_096;
 
-/// Where to listen.
+/// An address to listen on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Endpoint {
-    /// An address; port 0 lets the system choose.
+    /// IP address and port; the system chooses for port 0.
     Tcp(SocketAddr),
     /// The path of a UNIX socket.
     Unix(PathBuf),
@@ -36,12 +37,12 @@ impl fmt::Display for Endpoint {
     }
 }
 
-/// One thing to listen on.
+/// A request for one listener.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listen {
-    /// Where.
+    /// The address.
     pub endpoint: Endpoint,
-    /// Whether a host that lacks this address can do without it.
+    /// Whether a host without this address or its family does without the listener.
     pub optional: bool,
 }
 
@@ -52,21 +53,21 @@ impl Default for Listen {
     }
 }
 
-/// How to open sockets.
+/// How to open listeners.
 #[derive(Clone, Copy, Debug)]
 pub struct Manner {
-    /// The mode of UNIX sockets, as of chmod(2).
+    /// The mode of UNIX sockets, chmod(2).
     pub unix_mode: u32,
     /// Whether several processes may listen on one port, SO_REUSEPORT.
     pub reuse_port: bool,
 }
 
-/// A client that has just come.
+/// A client that has just been accepted.
 #[derive(Debug)]
 pub struct Client {
     /// Its connection.
     pub stream: Stream,
-    /// Where it came from; a client of a UNIX socket has no address.
+    /// Its address; a client of a UNIX socket has none.
     pub addr: Option<SocketAddr>,
 }
 
@@ -74,11 +75,11 @@ pub struct Client {
 #[derive(Debug)]
 pub struct Listener {
     socket: Socket,
-    /// Where it listens.
+    /// Its address.
     pub endpoint: Endpoint,
-    /// Whether it was inherited: another process has it too and goes on with it.
+    /// Whether it was inherited: another process has it too and goes on using it.
     pub inherited: bool,
-    /// The path of a UNIX socket as it was made, which is to be removed at the end.
+    /// The identity of a UNIX socket whose path is to be removed at the end.
     removable: Option<FileId>,
 }
 
@@ -88,10 +89,10 @@ enum Socket {
     Unix(UnixListener),
 }
 
-/// Opens a listener on each of `wanted`, in order.
+/// Opens the listeners `wanted`, in order.
 ///
 /// # Errors
-/// A message for the first that cannot be listened on.
+/// A message for the first that cannot be opened.
 pub fn open(wanted: &[Listen], manner: Manner) -> Result<Vec<Listener>, String> {
     let mut listeners = Vec::new();
     for Listen { endpoint, optional } in wanted {
@@ -115,12 +116,14 @@ fn open_tcp(addr: SocketAddr, all: &[Listen], reuse_port: bool) -> io::Result<Tc
         sys::set_reuseport(&fd)?;
     }
     if addr.is_ipv6() {
-        // `::` takes IPv4 clients too, unless an IPv4 listener was asked for on the same port.
-        let takes_v4 = |other: &Listen| matches!(other.endpoint, Endpoint::Tcp(other) if other.is_ipv4() && other.port() == addr.port());
+        // `::` takes IPv4 clients too, unless an IPv4 listener is to have the same port.
+        let is_v4_on_port = |other: SocketAddr| other.is_ipv4() && other.port() == addr.port();
+        let takes_v4 =
+            |other: &Listen| matches!(other.endpoint, Endpoint::Tcp(other) if is_v4_on_port(other));
         sys::set_v6only(&fd, all.iter().any(takes_v4) && addr.port() != 0)?;
     }
     sys::bind_socket(&fd, addr)?;
-    // Clients come from the next call on.
+    // Before the first client can connect, which inherits these settings.
     relay::prepare(&fd);
     sys::listen(&fd, BACKLOG)?;
     let listener = TcpListener::from(fd);
@@ -128,15 +131,15 @@ fn open_tcp(addr: SocketAddr, all: &[Listen], reuse_port: bool) -> io::Result<Tc
     Ok(listener)
 }
 
-/// A socket that nobody listens on any more is replaced; anything else is in the way.
+/// Replaces a socket on which no process listens any more; any other file is an error.
 fn open_unix(path: &Path, mode: u32) -> io::Result<UnixListener> {
     let is_socket = fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket());
     let refused = |error: io::Error| error.kind() == io::ErrorKind::ConnectionRefused;
-    // A datagram socket is told of the wrong kind of peer, and never has to wait for it.
+    // A datagram socket fails at once even if a process listens, so this never waits.
     if is_socket && UnixDatagram::unbound()?.connect(path).is_err_and(refused) {
         fs::remove_file(path)?;
     }
-    // Nobody whom the mode keeps out is to come in before it is set.
+    // A later chmod(2) would leave a moment in which other users can connect.
     let umask = sys::umask(0o777 & !mode);
     let bound = UnixListener::bind(path);
     sys::umask(umask);
@@ -161,7 +164,7 @@ impl Listener {
         Ok(Self { socket, endpoint, inherited, removable })
     }
 
-    /// Takes over a socket that listens already.
+    /// Takes over a listening socket.
     ///
     /// # Errors
     /// As getsockname(2).
@@ -172,12 +175,12 @@ impl Listener {
             Socket::Tcp(TcpListener::from(fd))
         };
         let listener = Self::new(socket, true)?;
-        // Another process may accept the client that this one was woken for.
+        // Another process may accept the client first.
         listener.set_nonblocking(true)?;
         Ok(listener)
     }
 
-    /// The address it listens on, unless it is a UNIX socket.
+    /// Its address, unless it is a UNIX socket.
     #[must_use]
     pub fn tcp_addr(&self) -> Option<SocketAddr> {
         match &self.endpoint {
@@ -194,7 +197,7 @@ impl Listener {
         match &self.socket {
             Socket::Tcp(listener) => {
                 let (stream, addr) = listener.accept()?;
-                // What another process has too stays as that has set it.
+                // The options of an inherited listener belong to the other process.
                 if self.inherited {
                     relay::prepare(&stream);
                 }
@@ -207,7 +210,7 @@ impl Listener {
         }
     }
 
-    /// Whether accepting is to fail rather than to wait.
+    /// Makes accepting fail instead of wait, or wait again.
     ///
     /// # Errors
     /// As fcntl(2).
@@ -218,7 +221,7 @@ impl Listener {
         }
     }
 
-    /// The path of a UNIX socket of our own, unless it is to be left behind.
+    /// The path of a UNIX socket that this process has made and will remove.
     #[must_use]
     pub fn own_path(&self) -> Option<&Path> {
         match &self.endpoint {
@@ -227,24 +230,23 @@ impl Listener {
         }
     }
 
-    /// Removes that path.
+    /// Removes that path, unless another process has replaced it.
     pub fn remove(&self) {
         if let Some(path) = self.own_path()
             && identity(path) == self.removable
         {
-            // It may be gone already, and another have taken its place.
+            // It may have been removed already.
             let _ = fs::remove_file(path);
         }
     }
 
-    /// Leaves it behind: the root directory is another now, where the path is that of something
-    /// else.
-    pub fn leave_behind(&mut self) {
+    /// Keeps the path from being removed: below a new root directory it names another file.
+    pub fn keep_path(&mut self) {
         self.removable = None;
     }
 }
 
-/// Which file it is, whatever its name.
+/// The identity of a file, whatever its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct FileId {
     device: u64,

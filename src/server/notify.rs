@@ -1,4 +1,5 @@
-//! Telling whoever started the server how it is, as sd_notify(3) and s6 want to hear it.
+//! Reports the state of the server to the supervisor that started it: sd_notify(3) for systemd, a
+//! newline for s6.
 
 use std::env;
 use std::fs::File;
@@ -11,19 +12,19 @@ use std::time::Duration;
 
 use crate::sys;
 
-/// How long a supervisor may take to make room for a message; it is not waited for any longer.
+/// How long to wait for a supervisor that has no room for a message.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// The socket of sd_notify(3), if there is one. A message that it does not take is lost: nothing
-/// better can be done than to serve all the same.
+/// The socket of sd_notify(3), if there is one. A message that cannot be sent is lost, and the
+/// server goes on.
 pub struct Notify(Option<UnixDatagram>);
 
 impl Notify {
-    /// Connects to `NOTIFY_SOCKET`, a path or `@` and an abstract name, while that can still be
-    /// done.
+    /// Connects to `NOTIFY_SOCKET`, a path or `@` and an abstract name, before a change of user or
+    /// root directory puts it out of reach.
     ///
     /// # Errors
-    /// As connect(2): whoever waits for a message had better be told than left waiting.
+    /// As connect(2): the start fails rather than leave the supervisor waiting.
     pub fn from_env() -> io::Result<Self> {
         let Some(name) = env::var_os("NOTIFY_SOCKET") else { return Ok(Self(None)) };
         let addr = match name.as_bytes() {
@@ -36,14 +37,14 @@ impl Notify {
         Ok(Self(Some(socket)))
     }
 
-    /// The server listens, or has read its rules anew.
+    /// The server listens, or a reload is over.
     pub fn ready(&self) {
         self.send("READY=1");
     }
 
-    /// The server reads its rules anew.
+    /// A reload begins.
     pub fn reloading(&self) {
-        // systemd takes no message for an answer to its signal that was sent before it.
+        // systemd ignores an answer that seems older than its signal.
         let now = sys::clock_gettime_monotonic().unwrap_or_default();
         self.send(&format!("RELOADING=1\nMONOTONIC_USEC={}", now.as_micros()));
     }
@@ -60,7 +61,8 @@ impl Notify {
     }
 }
 
-/// Tells s6 that the server listens: a newline, and the end of it. Nobody has to be reading.
+/// Tells s6 that the server listens: writes a newline and closes the descriptor. An error is
+/// ignored, since the reader may have gone.
 pub fn end_with_newline(fd: OwnedFd) {
     let _ = File::from(fd).write_all(b"\n");
 }

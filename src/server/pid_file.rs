@@ -1,4 +1,4 @@
-//! The file that tells others which process the server is.
+//! The file with the process ID of the server.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write as _};
@@ -6,17 +6,16 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
 use std::process;
 
-/// The file, removed when this is dropped, unless another process has written its own by then.
+/// Removes the file when it is dropped, unless another process has written its own.
 pub struct PidFile(PathBuf);
 
 impl PidFile {
-    /// Writes the process number and a newline to the file at `path`, which is made anew, readable
-    /// by all.
+    /// Writes the process ID and a newline to a new file at `path`, readable by all users.
     ///
     /// # Errors
-    /// As unlink(2), open(2) and write(2); EEXIST where `path` is there and no regular file.
+    /// As unlink(2), open(2) and write(2); EEXIST if `path` exists and is no regular file.
     pub fn write(path: PathBuf) -> io::Result<Self> {
-        // A file in place of a link is not written through, and a device is not taken away.
+        // A new file never writes through a link, and a device must not be removed.
         if fs::symlink_metadata(&path).is_ok_and(|old| old.is_file()) {
             fs::remove_file(&path)?;
         }
@@ -29,11 +28,11 @@ impl PidFile {
 
 impl Drop for PidFile {
     fn drop(&mut self) {
-        // Anything else than a file may keep its reader waiting.
+        // Reading anything but a regular file might block.
         if fs::symlink_metadata(&self.0).is_ok_and(|own| own.is_file())
             && fs::read_to_string(&self.0).is_ok_and(|text| text == content())
         {
-            // A directory that may not be written to any more keeps it.
+            // After a change of user the directory may not be writable.
             let _ = fs::remove_file(&self.0);
         }
     }

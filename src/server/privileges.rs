@@ -1,5 +1,5 @@
-//! Giving up what a server needs at its start only: the whole file system and being root. What the
-//! names of users mean is looked up here; when each step is taken is the caller's part.
+//! Gives up root and the whole file system, which a server needs only at its start. The names of
+//! users are looked up here; the order of the steps is in [`crate::start`].
 
 use std::env;
 use std::io::{self, ErrorKind};
@@ -8,7 +8,7 @@ use std::path::Path;
 
 use crate::sys;
 
-/// A user to run as, and the one group.
+/// A user to run as, with its only group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UnixUser {
     uid: u32,
@@ -19,8 +19,7 @@ impl UnixUser {
     /// Looks up `NAME` or `NAME:GROUP`, either of which may be a number.
     ///
     /// # Errors
-    /// An error of the system, or one without a number of its own where there is none of that name
-    /// or it is root.
+    /// An error of the system, or one without an errno for an unknown name or root.
     pub fn look_up(text: &str) -> io::Result<Self> {
         let wrong = |what: &str| io::Error::new(ErrorKind::InvalidInput, what);
         let (user, group) = match text.split_once(':') {
@@ -28,7 +27,7 @@ impl UnixUser {
             None => (text, None),
         };
         let (uid, primary) = match user.parse() {
-            // Its primary group may not be known, and need not be.
+            // Its primary group may be unknown, and is not needed.
             Ok(uid) if group.is_some() => (uid, None),
             Ok(uid) => (uid, sys::getpwuid(uid)?),
             Err(_) => {
@@ -50,24 +49,24 @@ impl UnixUser {
         Ok(Self { uid, gid })
     }
 
-    /// Becomes this user, in this group and no other, for ever. No other thread may be running.
+    /// Becomes this user, in this group only, for ever. No other thread may be running.
     ///
     /// # Errors
-    /// EPERM without privilege; one without a number if root could be got back: the process must
-    /// not go on then.
+    /// EPERM without privilege; an error without an errno if root could be regained: the process
+    /// must not go on then.
     pub fn change_to(self) -> io::Result<()> {
         sys::setgroups(&[self.gid])?;
         sys::setgid(self.gid)?;
         sys::setuid(self.uid)?;
-        if self.is_all_there_is()? {
+        if self.is_final()? {
             Ok(())
         } else {
             Err(io::Error::other("root privileges can be regained"))
         }
     }
 
-    /// Whether the process is this user and group in every respect and cannot be root again.
-    fn is_all_there_is(self) -> io::Result<bool> {
+    /// Whether all IDs of the process are these and it cannot become root again.
+    fn is_final(self) -> io::Result<bool> {
         Ok(sys::getresuid()? == [self.uid; 3]
             && sys::getresgid()? == [self.gid; 3]
             && sys::setuid(0).is_err()
@@ -110,9 +109,9 @@ mod tests {
     }
 
     #[test]
-    fn nobody_else_and_no_root_passes_the_proof() {
+    fn only_the_current_user_who_is_not_root_passes_the_check() {
         let [[uid, ..], [gid, ..]] = [sys::getresuid().unwrap(), sys::getresgid().unwrap()];
-        let passes = |uid, gid| UnixUser { uid, gid }.is_all_there_is().unwrap();
+        let passes = |uid, gid| UnixUser { uid, gid }.is_final().unwrap();
         assert_eq!(passes(uid, gid), uid != 0);
         assert!(!passes(uid + 1, gid));
         assert!(!passes(uid, gid + 1));

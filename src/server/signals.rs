@@ -1,4 +1,5 @@
-//! Signals: blocked before the first thread starts, waited for by one thread. No handlers.
+//! Signals: they are blocked before the first thread starts, and one thread waits for them. There
+//! are no handlers.
 
 use std::io;
 
@@ -7,19 +8,19 @@ use crate::sys::{self, SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGXFSZ};
 /// The signals that are waited for.
 const WAITED_FOR: [i32; 4] = [SIGHUP, SIGINT, SIGTERM, SIGUSR1];
 
-/// What a signal asks for.
+/// The meaning of a signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Signal {
-    /// To read rules and users anew: SIGHUP.
+    /// Reload rules and users: SIGHUP.
     Reload,
-    /// To log how the server is doing: SIGUSR1.
+    /// Log the state of the server: SIGUSR1.
     Report,
-    /// To end; the name is the signal's.
+    /// End; with the name of the signal.
     End(&'static str),
 }
 
-/// Blocks them, here and in all threads started from now on, and with them SIGXFSZ: a log that may
-/// not grow any further is then an error of a write and not the end of the server.
+/// Blocks them in this thread and those it starts from now on. SIGXFSZ is blocked as well: a log
+/// file at its size limit then makes write(2) fail instead of killing the server.
 ///
 /// # Errors
 /// As pthread_sigmask(3).
@@ -27,7 +28,7 @@ pub fn block() -> io::Result<()> {
     sys::block_signals(&[SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGXFSZ])
 }
 
-/// Waits for one of them.
+/// Waits for the next signal.
 ///
 /// # Errors
 /// As sigwait(3).

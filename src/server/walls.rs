@@ -1,15 +1,16 @@
-//! What the system allows besides what the caps say: descriptors, threads and mappings. Told, not
-//! kept to: most of it is shared with other processes.
+//! The limits of the system on descriptors, threads and mappings, for the log. They are not
+//! enforced here, since most are shared with other processes; the server's own limits are in
+//! [`crate::server::slots`].
 
 use std::fs;
 use std::path::Path;
 
 use crate::sys;
 
-/// What there is of each; `-` where it has no limit, or that cannot be found out.
+/// The name and the value of each limit; `-` if there is none or it is unknown.
 pub type Walls = [(&'static str, String); 6];
 
-/// Reads them, before the server is confined to its files.
+/// Reads the limits; to be called before the server is confined to its files.
 #[must_use]
 pub fn read() -> Walls {
     let file = |path: &str| read_file(Path::new(path));
@@ -39,11 +40,11 @@ fn processes() -> Option<String> {
     line.split_whitespace().next().map(str::to_owned)
 }
 
-/// The limit on threads of the control group, or of one it is in: what systemd calls TasksMax.
+/// The lowest limit on threads of the control group and its ancestors: TasksMax in systemd.
 fn tasks() -> Option<String> {
     let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
     let limits = groups.lines().flat_map(|line| {
-        // As cgroups(7) has it: number, controllers, path. Version 2 has no controllers there.
+        // Number, controllers, path: cgroups(7). Version 2 has no controllers there.
         let mut fields = line.splitn(3, ':').skip(1);
         let (controllers, path) = (fields.next().unwrap_or_default(), fields.next());
         let root = match controllers.split(',').any(|controller| controller == "pids") {
