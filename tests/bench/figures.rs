@@ -86,7 +86,7 @@ pub const FIGURES: [Figure; 7] = [
     Figure {
         name: "rtt",
         metrics: &[
-            less("round trip of 64 octets p50 µs").drawn(),
+            less("round trip of 64 bytes p50 µs").drawn(),
             less("CPU µs per round trip").drawn(),
             less("round trip p99 µs"),
         ],
@@ -95,9 +95,9 @@ pub const FIGURES: [Figure; 7] = [
     Figure {
         name: "udp",
         metrics: &[
-            more("UDP of 512 octets, echoes/s"),
+            more("UDP of 512 bytes, echoes/s"),
             less("CPU µs per echo of 512"),
-            more("UDP of 1,400 octets, echoes/s").drawn(),
+            more("UDP of 1,400 bytes, echoes/s").drawn(),
             less("CPU µs per echo of 1,400").drawn(),
             less("lost of 1,000 datagrams"),
         ],
@@ -116,7 +116,7 @@ pub const FIGURES: [Figure; 7] = [
     },
     Figure {
         name: "first",
-        metrics: &[less("first octet of the target p50 µs").drawn(), less("first octet p99 µs")],
+        metrics: &[less("first byte of the target p50 µs").drawn(), less("first byte p99 µs")],
         measure: first,
     },
 ];
