@@ -17,11 +17,12 @@ all:
 run: all
 	exec $(TARGET)/release/socksd $(ARGS)
 
-# Installs what the tests need (Debian), then runs everything there is.
+# Installs what the tests need (Debian), then runs everything there is. Most tests wait most of the
+# time, so many more run at once than there are processors.
 test:
 	sh tests/setup.sh
 	$(MAKE) check
-	$(CARGO) test --locked --no-fail-fast
+	RUST_TEST_THREADS=$${RUST_TEST_THREADS:-16} $(CARGO) test --locked --no-fail-fast
 
 # Measures socksd beside microsocks, danted and 3proxy, those of them that are on PATH.
 bench:

@@ -12,9 +12,8 @@
 mod common;
 
 mod crowd;
-mod frugal;
+mod memory;
 mod soak;
-mod whole;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

@@ -62,14 +62,17 @@ pub(crate) struct Static {
 }
 
 impl Static {
-    fn build(build: &str, path: Option<&Path>) -> Self {
-        let (mut make, directory) = make(build);
+    /// Both are built in one directory, one after the other: most often the second is the first one
+    /// once more, and cargo has it built.
+    fn build(name: &str, path: Option<&Path>) -> Self {
+        let (mut make, directory) = make("static");
         if let Some(first) = path {
             let path = std::env::var("PATH").unwrap();
             make.env("PATH", format!("{}:{path}", first.display()));
         }
         printed(make.arg("static"));
-        let binary = directory.join("static/socksd");
+        let binary = directory.join(name);
+        fs::rename(directory.join("static/socksd"), &binary).unwrap();
         let octets = fs::read(&binary).unwrap();
         let target = format!("{}-unknown-linux-musl/release/socksd", std::env::consts::ARCH);
         let is_musl =
@@ -80,26 +83,30 @@ impl Static {
     /// As the Makefile builds it here: with musl if rustup has it.
     pub(crate) fn preferred() -> &'static Self {
         static BUILT: OnceLock<Static> = OnceLock::new();
-        BUILT.get_or_init(|| Self::build("static", None))
+        BUILT.get_or_init(|| Self::build(PREFERRED, None))
     }
 
     /// Where [`Self::preferred`] is, once it is built.
     pub(crate) fn place() -> PathBuf {
-        make("static").1.join("static/socksd")
+        make("static").1.join(PREFERRED)
     }
 
     /// As the Makefile builds it where there is no rustup: with glibc.
     fn fallback() -> &'static Self {
         static BUILT: OnceLock<Static> = OnceLock::new();
+        Self::preferred();
         BUILT.get_or_init(|| {
             let bin = TempDir::new();
             let rustup = bin.0.join("rustup");
             fs::write(&rustup, "#!/bin/sh\nexit 1\n").unwrap();
             fs::set_permissions(&rustup, fs::Permissions::from_mode(0o755)).unwrap();
-            Self::build("static-glibc", Some(&bin.0))
+            Self::build("fallback", Some(&bin.0))
         })
     }
 }
+
+/// The name of the file that is built by preference.
+const PREFERRED: &str = "preferred";
 
 /// A static server in a network of its own and in a directory that holds the two files a resolver
 /// reads, and nothing else.

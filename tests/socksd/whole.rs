@@ -134,25 +134,21 @@ fn pass_a_gib(args: &[&str], cut: impl Fn(&mut Random) -> (usize, Duration) + Co
 
 #[test]
 fn a_gib_arrives_whole_both_ways_at_once_through_pipes() {
-    let _alone = crate::alone();
     pass_a_gib(&[], |_| (1 << 20, Duration::ZERO));
 }
 
 #[test]
 fn a_gib_arrives_whole_both_ways_at_once_through_buffers() {
-    let _alone = crate::alone();
     pass_a_gib(&["--no-splice"], |_| (1 << 20, Duration::ZERO));
 }
 
 #[test]
 fn a_gib_arrives_whole_both_ways_at_once_through_everything_by_turns() {
-    let _alone = crate::alone();
     pass_a_gib(&[], burst);
 }
 
 #[test]
 fn a_gib_arrives_whole_both_ways_at_once_through_small_and_large_buffers_by_turns() {
-    let _alone = crate::alone();
     pass_a_gib(&["--no-splice"], burst);
 }
 
@@ -302,19 +298,16 @@ fn play(args: &[&str]) {
 
 #[test]
 fn random_half_closes_and_resets_lose_alter_and_leave_nothing() {
-    let _alone = crate::alone();
     play(&[]);
 }
 
 #[test]
 fn random_half_closes_and_resets_lose_alter_and_leave_nothing_without_pipes() {
-    let _alone = crate::alone();
     play(&["--no-splice"]);
 }
 
 #[test]
 fn what_a_reset_leaves_in_a_pipe_gets_to_nobody() {
-    let _alone = crate::alone();
     const EACH: usize = 4 << 20;
     let server = Server::open(&[]);
     // Leaves pipes for those who come next.
@@ -355,7 +348,6 @@ fn what_a_reset_leaves_in_a_pipe_gets_to_nobody() {
 
 #[test]
 fn a_receiver_that_rests_for_longer_than_the_idle_limit_loses_nothing() {
-    let _alone = crate::alone();
     for args in [&["--idle-timeout", "1"][..], &["--idle-timeout", "1", "--no-splice"]] {
         let server = Server::open(args);
         // So many sizes that with some of them it is the last octets that have to wait.
@@ -388,7 +380,6 @@ fn a_receiver_that_rests_for_longer_than_the_idle_limit_loses_nothing() {
 
 #[test]
 fn a_slow_reader_behind_a_half_close_keeps_its_session_as_long_as_it_reads() {
-    let _alone = crate::alone();
     isolated(|| {
         // Else all that is sent would fit into the buffers of the system.
         for (file, sizes) in

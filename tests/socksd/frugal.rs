@@ -1,5 +1,5 @@
-//! What a session costs, as far as no clock tells it: system calls and memory; and that much is
-//! spliced where it may be, and only there.
+//! What a session costs, as far as no clock tells it: system calls, threads and pipes; and that much
+//! is spliced where it may be, and only there. What it costs of memory is in `tests/alone`.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -91,7 +91,6 @@ fn short_session(server: &Server) {
 
 #[test]
 fn a_short_session_takes_at_most_29_system_calls_of_one_thread() {
-    let _alone = crate::alone();
     let traced = Traced::start("all", &ALLOW);
     short_session(&traced.server);
     let before = traced.calls().len();
@@ -150,7 +149,6 @@ fn spliced(args: &[&str], octets: usize) -> usize {
 
 #[test]
 fn most_of_what_is_much_is_spliced() {
-    let _alone = crate::alone();
     // Twice that, less what passes before a direction is known to be busy. It may be quiet between,
     // where the machine has other things to do.
     let moved = spliced(&ALLOW, 64 << 20);
@@ -159,7 +157,6 @@ fn most_of_what_is_much_is_spliced() {
 
 #[test]
 fn nothing_is_spliced_of_little_or_at_a_rate_or_with_no_splice() {
-    let _alone = crate::alone();
     assert_eq!(spliced(&ALLOW, 1), 0);
     assert_eq!(spliced(&ALLOW, 100_000), 0);
     assert_eq!(spliced(&["--rule", "allow to all rate 1000000000"], 64 << 20), 0);
@@ -168,7 +165,6 @@ fn nothing_is_spliced_of_little_or_at_a_rate_or_with_no_splice() {
 
 #[test]
 fn with_an_idle_limit_no_more_is_spliced_at_once_than_would_be_copied() {
-    let _alone = crate::alone();
     // Else a session whose reader takes longer than the limit for what is in a pipe would be idle.
     let most = |args: &[&str]| {
         let args = [&ALLOW[..], args].concat();
@@ -180,7 +176,6 @@ fn with_an_idle_limit_no_more_is_spliced_at_once_than_would_be_copied() {
 
 #[test]
 fn where_splicing_is_forbidden_or_unknown_octets_are_copied() {
-    let _alone = crate::alone();
     for error in ["EPERM", "ENOSYS", "EINVAL"] {
         let traced = Traced::injected(&format!("inject=splice:error={error}"), &ALLOW);
         let (client, target) = through(&traced.server);
@@ -191,14 +186,7 @@ fn where_splicing_is_forbidden_or_unknown_octets_are_copied() {
     }
 }
 
-/// The value that a file of the server's in /proc has behind `key`.
-fn proc(server: &Server, file: &str, key: &str) -> usize {
-    let text = fs::read_to_string(format!("/proc/{}/{file}", server.pid())).unwrap();
-    let line = text.lines().find_map(|line| line.strip_prefix(key)).unwrap();
-    line.split_whitespace().next().unwrap().parse().unwrap()
-}
-
-/// The names of its threads.
+/// The names of the threads of a server.
 fn names_of_threads(server: &Server) -> Vec<String> {
     let tasks = fs::read_dir(format!("/proc/{}/task", server.pid())).unwrap();
     // One that ends meanwhile has none.
@@ -206,50 +194,8 @@ fn names_of_threads(server: &Server) -> Vec<String> {
     names.map(|name| name.trim_end().to_owned()).collect()
 }
 
-/// Threads, mappings and KiB of memory of a server.
-fn has(server: &Server) -> [usize; 3] {
-    let maps = fs::read_to_string(format!("/proc/{}/maps", server.pid())).unwrap();
-    [proc(server, "status", "Threads:"), maps.lines().count(), proc(server, "smaps_rollup", "Pss:")]
-}
-
-/// Sessions to average over that stand, and the most memory one of them may take, in KiB; less
-/// where the compiler has optimised.
-const MORE: usize = 100;
-const KIB: usize = 32;
-
-#[test]
-fn a_session_that_stands_takes_two_threads_four_mappings_and_little_memory() {
-    let _alone = crate::alone();
-    let server = Server::open(&[]);
-    let stand = |count| -> Vec<(TcpStream, TcpStream)> {
-        let sessions = (0..count).map(|_| {
-            let (mut client, mut target) = through(&server);
-            // Too many for one thread.
-            for _ in 0..10 {
-                client.write_all(b"?").unwrap();
-                read(&mut target, 1);
-                target.write_all(b"!").unwrap();
-                read(&mut client, 1);
-            }
-            (client, target)
-        });
-        sessions.collect()
-    };
-    // With the first ones comes what all share, such as the arenas of malloc(3).
-    let _first = stand(50);
-    let [threads, maps, kib] = has(&server);
-    let _more = stand(MORE);
-    let more = has(&server);
-    // Both stacks, each with its guard; an arena may grow.
-    let [most_maps, most_kib] = [maps + 4 * MORE + MORE / 10, kib + KIB * MORE];
-    assert_eq!(more[0], threads + 2 * MORE);
-    assert!(more[1] <= most_maps, "{maps} mappings, then {} and not {most_maps}", more[1]);
-    assert!(more[2] <= most_kib, "{kib} KiB, then {} and not {most_kib}", more[2]);
-}
-
 #[test]
 fn a_session_that_goes_quiet_gives_its_pipes_back() {
-    let _alone = crate::alone();
     const ONE_AFTER_ANOTHER: usize = 6;
     let server = Server::open(&[]);
     let (before, _) = server.holds();
@@ -269,7 +215,6 @@ fn a_session_that_goes_quiet_gives_its_pipes_back() {
 
 #[test]
 fn pipes_are_kept_for_a_few_sessions_and_not_for_many() {
-    let _alone = crate::alone();
     const AT_ONCE: usize = 10;
     let server = Server::open(&[]);
     let (before, _) = server.holds();
@@ -286,7 +231,6 @@ fn pipes_are_kept_for_a_few_sessions_and_not_for_many() {
 
 #[test]
 fn a_user_who_may_have_no_more_pages_for_pipes_has_octets_copied() {
-    let _alone = crate::alone();
     // Takes all there is, so that new ones have two pages, and becomes the program of its arguments,
     // in which these pipes stay open.
     const HOG: &str = "
@@ -322,7 +266,6 @@ os.execvp(sys.argv[1], sys.argv[1:])
 
 #[test]
 fn a_trickle_takes_no_pipe_however_long_it_lasts() {
-    let _alone = crate::alone();
     const SECONDS: u32 = 3;
     let server = Server::open(&[]);
     let (before, _) = server.holds();
@@ -338,11 +281,10 @@ fn a_trickle_takes_no_pipe_however_long_it_lasts() {
 
 #[test]
 fn a_session_half_closed_early_keeps_one_thread() {
-    let _alone = crate::alone();
     const HALF_CLOSED: usize = 20;
     let server = Server::open(&[]);
     let watching = || names_of_threads(&server).iter().filter(|name| *name == "linger").count();
-    let before = proc(&server, "status", "Threads:");
+    let before = server.holds().1;
     assert_eq!(watching(), 0, "a thread that nobody needs yet");
     let sessions = (0..HALF_CLOSED).map(|_| {
         let (client, mut target) = through(&server);
@@ -354,8 +296,6 @@ fn a_session_half_closed_early_keeps_one_thread() {
     // As long as threads without work stay.
     thread::sleep(Duration::from_secs(5));
     // One more watches all that are half-closed.
-    eventually("threads without work end", || {
-        proc(&server, "status", "Threads:") <= before + HALF_CLOSED + 1
-    });
+    eventually("threads without work end", || server.holds().1 <= before + HALF_CLOSED + 1);
     assert_eq!(watching(), 1);
 }
