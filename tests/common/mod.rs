@@ -616,6 +616,17 @@ pub fn is_root() -> bool {
     fs::metadata("/proc/self").unwrap().uid() == 0
 }
 
+/// Whether it may become any user too: whether it is root of all users, not only of a namespace.
+pub fn is_real_root() -> bool {
+    let map = fs::read_to_string("/proc/self/uid_map").unwrap();
+    is_root() && map.split_whitespace().eq(["0", "0", "4294967295"])
+}
+
+/// Fails a test that only root can do.
+pub fn demand_root() {
+    assert!(is_real_root(), "this test changes users, which only root can do");
+}
+
 /// A command that runs a shell script in a network of its own, in which loopback is up. Whoever is
 /// not root becomes it in a user namespace, to be allowed that, and stays an unprivileged user all
 /// the same. The script's arguments are added by the caller.

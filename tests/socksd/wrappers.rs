@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 
 use crate::common::netns::{is_inside, isolated};
 use crate::common::{
-    HELLO, SOCKSD, SOON, Target, assert_ends_silently, connect_from, copy_program, eventually,
-    field, is_root, read, read_to_end, reply5, request5, root,
+    HELLO, SOCKSD, SOON, Target, assert_ends_silently, connect_from, copy_program, demand_root,
+    eventually, field, is_real_root, read, read_to_end, reply5, request5, root,
 };
 use crate::install::Static;
 
@@ -113,7 +113,7 @@ impl Stage {
         }
         // A log that goes to the service's logger is made to come here.
         let log = if text.contains("--log ") { "" } else { " --log /var/log/socksd.log" };
-        let user = if is_root() && !is_mapped() { "nobody" } else { "root" };
+        let user = if is_real_root() { "nobody" } else { "root" };
         for (old, new) in [
             ("--inetd", format!("--inetd{log} {args}").as_str()),
             ("/usr/local/sbin/socksd", &self.path("socksd")),
@@ -192,11 +192,6 @@ impl Drop for Stage {
         }
         let _ = fs::remove_dir_all(&self.0);
     }
-}
-
-/// Whether root is so only in a namespace of its own, where there is no other user.
-fn is_mapped() -> bool {
-    !fs::read_to_string("/proc/self/uid_map").unwrap().trim_end().ends_with("4294967295")
 }
 
 /// Whether somebody listens at an address of this network: `127.0.0.1:PORT`, `[::1]:PORT`, a path.
@@ -1108,10 +1103,7 @@ exec /lib/systemd/systemd --system --unit=test.target --log-target=console --sho
 #[test]
 fn systemd_itself_runs_the_example_units_with_all_they_forbid() {
     isolated(|| {
-        if is_mapped() {
-            println!("not run: systemd has to be root");
-            return;
-        }
+        demand_root();
         // The service has a /tmp of its own, so the server must be elsewhere.
         let mounted = Command::new("mount").args(["-t", "tmpfs", "tmpfs", "/mnt"]).status();
         assert!(mounted.unwrap().success());
