@@ -19,7 +19,6 @@ mod shared;
 mod traffic;
 pub mod udp;
 
-use std::net::TcpStream;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Instant;
@@ -28,7 +27,7 @@ use crate::relay::direction::{Direction, SMALL, Stop};
 pub use crate::relay::end::{End, Side, Stopper};
 use crate::relay::first::{First, first};
 use crate::relay::leg::keep_alive;
-pub use crate::relay::leg::prepare;
+pub use crate::relay::leg::{Leg, prepare};
 use crate::relay::pool::Pool;
 pub use crate::relay::shared::Limits;
 use crate::relay::shared::{Lingering, Progress, Shared};
@@ -38,12 +37,10 @@ use crate::threads::Reserved;
 
 /// A session about to be relayed.
 pub struct Tunnel {
-    /// The client.
-    pub client: TcpStream,
-    /// What the client has sent behind its request.
-    pub leftover: Vec<u8>,
-    /// The target.
-    pub target: TcpStream,
+    /// The client; unread is what it has sent after its request.
+    pub client: Leg,
+    /// The target; unread is what it has sent after the answer of an upstream.
+    pub target: Leg,
     /// Copies one direction, if there is more than a short exchange.
     pub helper: Reserved,
     /// What it is to keep to.
@@ -75,12 +72,12 @@ impl Relays {
     // The frames of whoever has prepared the tunnel do not lie above those that stay.
     #[inline(never)]
     pub fn run(&self, tunnel: Tunnel) {
-        let Tunnel { client, leftover, target, helper, limits, traffic, stopper, done } = tunnel;
-        let _ = sys::set_nodelay(&target);
-        let _ = sys::set_oobinline(&target);
+        let Tunnel { client, target, helper, limits, traffic, stopper, done } = tunnel;
+        let _ = sys::set_nodelay(&target.stream);
+        let _ = sys::set_oobinline(&target.stream);
         let shared = Arc::new(Shared {
-            client,
-            target,
+            client: client.stream,
+            target: target.stream,
             limits,
             pool: Arc::clone(&self.pool),
             lingering: Arc::clone(&self.lingering),
@@ -96,13 +93,15 @@ impl Relays {
                 shared.abort(end);
             }
         });
-        let direction = |from| Direction { shared: Arc::clone(&shared), from };
+        let direction = |from, unsent| Direction { shared: Arc::clone(&shared), from, unsent };
+        let mut up = direction(Side::Client, client.unread);
+        let mut down = direction(Side::Target, target.unread);
         let mut octets = [0; SMALL];
         // Waiting for a rate must not hold up the other direction.
         let first = if shared.limits.rates.is_empty() {
-            first(&direction(Side::Client), &direction(Side::Target), &leftover, &mut octets)
+            first(&mut up, &mut down, &mut octets)
         } else {
-            First::More(Side::Client, leftover)
+            First::More(Side::Client)
         };
         // Worth their system calls for who stays.
         if let First::More(..) = first {
@@ -112,29 +111,28 @@ impl Relays {
         if let Some(idle) = shared.limits.idle {
             shared.set_timeouts(idle);
         }
-        go_on(&shared, first, helper, &mut octets);
-    }
-}
-
-/// Does what is left to do after the first exchange, in this thread and the helper.
-fn go_on(shared: &Arc<Shared>, first: First, helper: Reserved, octets: &mut [u8]) {
-    let direction = |from| Direction { shared: Arc::clone(shared), from };
-    match first {
-        First::More(from, unsent) => {
-            let other = direction(from.other());
-            helper.run(move || other.run(&[], &mut [0; SMALL]));
-            direction(from).run(&unsent, octets);
-        }
-        First::Ended(from, Stop::EndOfInput) => {
-            // The other direction may take long.
-            drop(helper);
-            direction(from).end(Stop::EndOfInput);
-            direction(from.other()).run(&[], octets);
-        }
-        First::Ended(from, stop) => {
-            // The other direction has not begun and does not have to.
-            drop(shared.retire());
-            direction(from).end(stop);
+        let directions = |from| match from {
+            Side::Client => (up, down),
+            Side::Target => (down, up),
+        };
+        match first {
+            First::More(from) => {
+                let (own, other) = directions(from);
+                helper.run(move || other.run(&mut [0; SMALL]));
+                own.run(&mut octets);
+            }
+            First::Ended(from, Stop::EndOfInput) => {
+                // The other direction may take long.
+                drop(helper);
+                let (own, other) = directions(from);
+                own.end(Stop::EndOfInput);
+                other.run(&mut octets);
+            }
+            First::Ended(from, stop) => {
+                // The other direction has not begun and does not have to.
+                drop(shared.retire());
+                directions(from).0.end(stop);
+            }
         }
     }
 }
@@ -145,7 +143,7 @@ mod tests {
     use crate::relay::rate::Rate;
     use crate::threads::Threads;
     use std::io::{Read as _, Write as _};
-    use std::net::{Shutdown, TcpListener};
+    use std::net::{Shutdown, TcpListener, TcpStream};
     use std::num::NonZeroU64;
     use std::sync::atomic::Ordering;
     use std::sync::mpsc;
@@ -188,21 +186,23 @@ mod tests {
         }
     }
 
-    fn tunnel(leftover: &'static [u8], limits: Limits) -> Tunnel {
-        tunnel_with(leftover, limits, Stopper::default())
+    fn tunnel(unread: &[u8], limits: Limits) -> Tunnel {
+        tunnel_with(unread, b"", limits, Stopper::default())
     }
 
-    fn tunnel_with(leftover: &'static [u8], limits: Limits, stopper: Stopper) -> Tunnel {
+    /// A relay of a client and a target of whom this has been read before.
+    fn tunnel_with(client: &[u8], target: &[u8], limits: Limits, stopper: Stopper) -> Tunnel {
+        let unread = (client.to_vec(), target.to_vec());
         let ((client, near), (target, far)) = (pair(), pair());
         let (traffic, threads) = (Arc::<Traffic>::default(), Threads::default());
         let helper = threads.reserve().unwrap();
         let end = thread::spawn({
             let (traffic, stopper) = (Arc::clone(&traffic), stopper.clone());
-            let (client, leftover, target) = (near, leftover.to_vec(), far);
+            let [client, target] =
+                [(near, unread.0), (far, unread.1)].map(|(stream, unread)| Leg { stream, unread });
             let (tx, rx) = mpsc::channel();
             let done = Box::new(move |end| tx.send(end).unwrap());
-            let tunnel =
-                super::Tunnel { client, leftover, target, helper, limits, traffic, stopper, done };
+            let tunnel = super::Tunnel { client, target, helper, limits, traffic, stopper, done };
             move || {
                 Relays::new(2).run(tunnel);
                 rx.recv().unwrap()
@@ -263,14 +263,56 @@ mod tests {
     }
 
     #[test]
-    fn what_came_with_the_request_keeps_to_the_rate_too() {
-        let begun = Instant::now();
-        let mut session = tunnel(&[7; 150], limits(&[&rate(100)]));
-        let mut octets = [0; 150];
-        session.target.read_exact(&mut octets[..10]).unwrap();
-        session.target.read_exact(&mut octets[10..]).unwrap();
-        assert_eq!(octets, [7; 150]);
-        check(begun, 150, 100);
+    fn what_has_been_read_already_comes_first_on_both_sides() {
+        for (up, down) in [(3, 5), (3, 1 << 23), (1 << 23, 3), (1 << 23, 1 << 23)] {
+            let unread = [vec![1; up], vec![2; down]];
+            let [from_client, from_target] = &unread;
+            let session = tunnel_with(from_client, from_target, limits(&[]), Stopper::default());
+            let ways = [(&session.client, &session.target), (&session.target, &session.client)];
+            thread::scope(|scope| {
+                for ((mut from, mut to), mut octets) in ways.into_iter().zip(unread.clone()) {
+                    scope.spawn(move || {
+                        from.write_all(b"later").unwrap();
+                        from.shutdown(Shutdown::Write).unwrap();
+                    });
+                    scope.spawn(move || {
+                        let mut received = Vec::new();
+                        to.read_to_end(&mut received).unwrap();
+                        octets.extend(b"later");
+                        assert!(received == octets, "{} of {}", received.len(), octets.len());
+                    });
+                }
+            });
+            assert!(matches!(session.end.join().unwrap(), End::Closed(_)));
+            let expected = [up, down].map(|octets| u64::try_from(octets + 5).unwrap());
+            assert_eq!(passed(&session.traffic), expected);
+        }
+    }
+
+    #[test]
+    fn what_a_target_said_before_it_left_reaches_the_client() {
+        let mut session = tunnel_with(b"?", b"220 ", limits(&[]), Stopper::default());
+        drop(session.target);
+        let mut octets = Vec::new();
+        // A reset may follow.
+        let _ = session.client.read_to_end(&mut octets);
+        assert_eq!(octets, b"220 ");
+    }
+
+    #[test]
+    fn what_has_been_read_already_keeps_to_the_rate_too() {
+        for by_client in [true, false] {
+            let begun = Instant::now();
+            let (unread, nothing) = (&[7; 150][..], &[][..]);
+            let (client, target) = if by_client { (unread, nothing) } else { (nothing, unread) };
+            let session = tunnel_with(client, target, limits(&[&rate(100)]), Stopper::default());
+            let mut to = if by_client { &session.target } else { &session.client };
+            let mut octets = [0; 150];
+            to.read_exact(&mut octets[..10]).unwrap();
+            to.read_exact(&mut octets[10..]).unwrap();
+            assert_eq!(octets, [7; 150]);
+            check(begun, 150, 100);
+        }
     }
 
     #[test]
@@ -304,8 +346,13 @@ mod tests {
         }
     }
 
+    /// Octets passed up and down.
+    fn passed(traffic: &Traffic) -> [u64; 2] {
+        [&traffic.up, &traffic.down].map(|count| count.load(Ordering::Relaxed))
+    }
+
     /// Waits until the relay has passed some octets up.
-    fn passed(session: &Tunnel, octets: u64) {
+    fn wait_for(session: &Tunnel, octets: u64) {
         while session.traffic.up.load(Ordering::Relaxed) < octets {
             thread::yield_now();
         }
@@ -315,7 +362,7 @@ mod tests {
     fn a_stop_wakes_directions_that_read() {
         let mut session = tunnel(b"", limits(&[]));
         session.client.write_all(b"x").unwrap();
-        passed(&session, 1);
+        wait_for(&session, 1);
         session.stop();
     }
 
@@ -333,7 +380,7 @@ mod tests {
     #[test]
     fn a_stop_wakes_a_direction_that_waits_for_its_rate() {
         let session = tunnel(&[7; 1_000], limits(&[&rate(1)]));
-        passed(&session, 1);
+        wait_for(&session, 1);
         session.stop();
     }
 
@@ -351,17 +398,17 @@ mod tests {
         stopper.stop(End::Revoked);
         stopper.stop(End::Internal);
         for rates in [&[][..], &[&rate(1)]] {
-            let session = tunnel_with(b"leftover", limits(rates), stopper.clone());
+            let session = tunnel_with(b"up", b"down", limits(rates), stopper.clone());
             let traffic = Arc::clone(&session.traffic);
             session.stop();
-            assert_eq!(traffic.up.load(Ordering::Relaxed), 0);
+            assert_eq!(passed(&traffic), [0, 0]);
         }
     }
 
     #[test]
     fn a_stop_at_any_moment_ends_the_relay() {
         for delay in 0..100 {
-            let session = tunnel(b"leftover", limits(&[]));
+            let session = tunnel(b"unread", limits(&[]));
             thread::sleep(Duration::from_micros(5 * delay));
             session.stop();
         }

@@ -8,7 +8,7 @@ pub mod live;
 mod record;
 pub mod service;
 
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,7 +25,7 @@ use crate::policy::rules::{Ident, Rule};
 use crate::policy::{Asker, Policy};
 use crate::relay::rate::Rate;
 use crate::relay::udp::{Sockets, Terms};
-use crate::relay::{self, End, Limits, Stopper, Tunnel};
+use crate::relay::{self, End, Leg, Limits, Stopper, Tunnel};
 use crate::session::handshake::{Handshake, read_proxy_header};
 use crate::session::intake::Intake;
 use crate::session::live::Grant;
@@ -74,7 +74,7 @@ fn open(
 /// What is left to do once a request is granted.
 enum Work {
     /// Relay octets with the target; the thread copies one of the directions, if it is needed.
-    Tunnel(TcpStream, Reserved),
+    Tunnel(Leg, Reserved),
     /// Relay datagrams.
     Association(Sockets),
 }
@@ -352,7 +352,7 @@ impl Session<'_> {
             // Another policy may have come into force since this session was judged.
             entered.check(&policy.get());
         }
-        let (client, leftover) = intake.into_tunnel();
+        let client = intake.into_leg();
         let traffic = Arc::clone(&record.traffic);
         let done = {
             let service = Arc::clone(service);
@@ -366,7 +366,7 @@ impl Session<'_> {
             Work::Tunnel(target, helper) => {
                 let limits = Limits { idle: idle(timeouts.idle), linger: timeouts.linger, rates };
                 let done = Box::new(done);
-                Some(Tunnel { client, leftover, target, helper, limits, traffic, stopper, done })
+                Some(Tunnel { client, target, helper, limits, traffic, stopper, done })
             }
             Work::Association(sockets) => {
                 let terms = Terms {
@@ -378,7 +378,7 @@ impl Session<'_> {
                     idle: idle(timeouts.udp_idle),
                     rates,
                 };
-                done(relay::udp::run(client, sockets, terms, &traffic, &stopper));
+                done(relay::udp::run(client.stream, sockets, terms, &traffic, &stopper));
                 None
             }
         }

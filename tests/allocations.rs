@@ -72,9 +72,8 @@ fn nothing_is_allocated_for_what_is_relayed_however_it_is_passed() {
         let ((client, near), (target, far)) = (pair(), pair());
         let (tx, ended) = mpsc::channel();
         let tunnel = Tunnel {
-            client: near,
-            leftover: Vec::new(),
-            target: far,
+            client: near.into(),
+            target: far.into(),
             helper: threads.reserve().unwrap(),
             limits: Limits { idle: Some(10 * SOON), linger: SOON, rates: Vec::new() },
             traffic: Arc::<Traffic>::default(),

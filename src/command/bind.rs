@@ -12,6 +12,7 @@ use crate::command::resources::{Admission, Candidate, Means, Opened};
 use crate::net::{canonical, unspecified};
 use crate::policy::rules::Rule;
 use crate::policy::{Asker, Policy};
+use crate::relay::Leg;
 use crate::sys;
 use crate::wait::{Wait, WaitError};
 use crate::wire::{Destination, Request};
@@ -110,6 +111,7 @@ impl Bound {
         }
         let verdict = policy.allows(asker, &self.dst, peer.ip());
         verdict.map_err(|denial| Failure::WrongPeer(peer, Some(denial)))?;
+        let target = Leg { stream: target, unread: Vec::new() };
         Ok(Opened { target, peer, bnd: Destination::Address(peer), admission: self.admission })
     }
 }

@@ -10,6 +10,7 @@ use crate::command::resources::{Admission, Candidate, Means, Opened};
 use crate::dial::{self, Target};
 use crate::net::canonical;
 use crate::policy::{Asker, Denial};
+use crate::relay::Leg;
 use crate::wait::Wait;
 use crate::wire::Destination;
 
@@ -60,6 +61,7 @@ pub fn open(
     let (asked, rule) = chosen.ok_or(Failure::Denied(Denial::NoRule))?;
     let admits = |admission: &Admission| Arc::ptr_eq(&admission.rule, rule);
     let admission = admissions.into_iter().find(admits).ok_or(Failure::Denied(Denial::NoRule))?;
+    let target = Leg { stream: target, unread: Vec::new() };
     Ok(Opened { target, peer: canonical(asked.addr), bnd, admission })
 }
 

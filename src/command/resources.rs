@@ -2,7 +2,7 @@
 //! room for its session.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -13,6 +13,7 @@ use crate::dial::PerFamily;
 use crate::net::client_block;
 use crate::policy::rules::Rule;
 use crate::policy::{Asker, Policy};
+use crate::relay::Leg;
 use crate::resolve::{ResolveError, Resolver};
 use crate::stats::Stats;
 use crate::wait::{Timeouts, Wait, WaitError};
@@ -72,7 +73,7 @@ pub struct Candidate {
 #[derive(Debug)]
 pub struct Opened {
     /// The connection to it.
-    pub target: TcpStream,
+    pub target: Leg,
     /// The address of the target.
     pub peer: SocketAddr,
     /// BND of the reply: for CONNECT the local address of the connection, for the second reply of a

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::io::{self, Read as _, Write as _};
+use std::mem;
 use std::net::Shutdown;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -29,6 +30,8 @@ const QUIET: Duration = Duration::from_millis(100);
 pub(super) struct Direction {
     pub(super) shared: Arc<Shared>,
     pub(super) from: Side,
+    /// Octets that have been read and are to be written before any others.
+    pub(super) unsent: Vec<u8>,
 }
 
 /// Why a direction stopped copying.
@@ -57,11 +60,13 @@ impl Direction {
         self.from.other()
     }
 
-    /// Copies to the end, first what is `unsent`.
-    pub(super) fn run(self, unsent: &[u8], octets: &mut [u8]) {
+    /// Copies to the end, through `octets` while there is little to copy.
+    pub(super) fn run(mut self, octets: &mut [u8]) {
+        let unsent = mem::take(&mut self.unsent);
         let guard = Guard(&self.shared);
         let mut portions = unsent.chunks(self.portion(BUFFER));
         let passed = portions.try_for_each(|octets| self.pass(octets));
+        drop(unsent);
         let Err(stop) = passed.and_then(|()| self.copy(octets));
         drop(guard);
         self.end(stop);
@@ -75,7 +80,7 @@ impl Direction {
                 if shared.half_close(self.from) {
                     shared.touch(Duration::ZERO);
                     // Fails where the other side is gone already, which its own direction will tell.
-                    let _ = shared.leg(self.to()).shutdown(Shutdown::Write);
+                    let _ = shared.stream(self.to()).shutdown(Shutdown::Write);
                     if linger::watch(&self.shared).is_err() {
                         // Nothing would ever end it.
                         shared.abort(End::Internal);
@@ -102,7 +107,7 @@ impl Direction {
     /// Copies through `octets`, small enough to be held while nothing comes. Once that is filled
     /// there may be more to come.
     fn copy(&self, octets: &mut [u8]) -> Result<Infallible, Stop> {
-        let mut from = self.shared.leg(self.from);
+        let mut from = self.shared.stream(self.from);
         let portion = self.portion(octets.len());
         let octets = octets.get_mut(..portion).unwrap_or_default();
         loop {
@@ -137,7 +142,7 @@ impl Direction {
 
     /// Copies through `buffer` until it goes quiet, or until so much has come that a pipe is better.
     fn copy_through(&self, buffer: &mut [u8]) -> Result<Option<Pipe>, Stop> {
-        let mut from = self.shared.leg(self.from);
+        let mut from = self.shared.stream(self.from);
         let portion = self.portion(buffer.len());
         let octets = buffer.get_mut(..portion).unwrap_or_default();
         let (mut passed, mut since) = (0, Instant::now());
@@ -171,7 +176,7 @@ impl Direction {
 
     /// Moves octets through `pipe` until it goes quiet, or whoever is to take them slow.
     fn splice(&self, pipe: &mut Pipe) -> Result<(), Stop> {
-        let (from, to) = (self.shared.leg(self.from), self.shared.leg(self.to()));
+        let (from, to) = (self.shared.stream(self.from), self.shared.stream(self.to()));
         let (mut passed, mut since) = (0, Instant::now());
         loop {
             // Until all that is held has been taken nothing tells that any has, and a limit on quiet
@@ -217,7 +222,7 @@ impl Direction {
                 return Err(Stop::EndOfInput);
             }
         }
-        let mut to = shared.leg(self.to());
+        let mut to = shared.stream(self.to());
         while !octets.is_empty() {
             let len = self.sent(to.write(octets))?;
             octets = octets.get(len..).unwrap_or_default();
@@ -260,7 +265,7 @@ impl Direction {
             (io::ErrorKind::Interrupted, _) => None,
             (io::ErrorKind::WouldBlock, Some(idle)) => {
                 let Some(left) = self.shared.left(idle) else { return Some(Stop::Idle) };
-                let leg = self.shared.leg(side);
+                let leg = self.shared.stream(side);
                 let set = if side == self.from {
                     leg.set_read_timeout(Some(left))
                 } else {

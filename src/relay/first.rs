@@ -1,6 +1,8 @@
 //! The first few octets of both directions, which one thread passes. Many sessions have no more.
 
 use std::io::Read as _;
+use std::mem;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::relay::direction::{Direction, Stop, is_quiet};
@@ -16,19 +18,24 @@ const FIRST_QUIET: Duration = Duration::from_secs(10);
 
 /// What the first exchange came to.
 pub(super) enum First {
-    /// There is more to come. The direction from this side has these octets still to write.
-    More(Side, Vec<u8>),
+    /// There is more to come, most likely from this side.
+    More(Side),
     /// The direction from this side has ended.
     Ended(Side, Stop),
 }
 
 /// Passes the first few octets of both directions. Many sessions consist of nothing else, and need
 /// not wake their second thread. Nothing is written here that would have to wait.
-pub(super) fn first(up: &Direction, down: &Direction, leftover: &[u8], octets: &mut [u8]) -> First {
-    if let Some(first) = up.pass_now(leftover) {
-        return first;
+pub(super) fn first(up: &mut Direction, down: &mut Direction, octets: &mut [u8]) -> First {
+    // What the target has said already gets to the client even if the target takes nothing any more.
+    for way in [&mut *down, &mut *up] {
+        let unread = mem::take(&mut way.unsent);
+        if let Some(first) = way.pass_now(&unread) {
+            return first;
+        }
     }
-    let Shared { client, target, limits, .. } = &*up.shared;
+    let shared = Arc::clone(&up.shared);
+    let Shared { client, target, limits, .. } = &*shared;
     for _ in 0..FIRST_PIECES {
         let mut fds = [PollFd::new(client, sys::POLLIN), PollFd::new(target, sys::POLLIN)];
         // Who is quiet for long, or whose poll fails, waits where the idle limit is kept.
@@ -37,11 +44,11 @@ pub(super) fn first(up: &Direction, down: &Direction, leftover: &[u8], octets: &
             break;
         }
         let ready = fds.map(|fd| fd.has(!0));
-        for (way, ready) in [up, down].into_iter().zip(ready) {
+        for (way, ready) in [&mut *up, &mut *down].into_iter().zip(ready) {
             if !ready {
                 continue;
             }
-            let len = match way.received(way.shared.leg(way.from).read(octets)) {
+            let len = match way.received(shared.stream(way.from).read(octets)) {
                 Ok(len) => len.unwrap_or_default(),
                 Err(stop) => return First::Ended(way.from, stop),
             };
@@ -49,24 +56,27 @@ pub(super) fn first(up: &Direction, down: &Direction, leftover: &[u8], octets: &
                 return first;
             }
             if len == octets.len() {
-                return First::More(way.from, Vec::new());
+                return First::More(way.from);
             }
         }
     }
-    First::More(Side::Client, Vec::new())
+    First::More(Side::Client)
 }
 
 impl Direction {
-    /// Writes what can be written at once, and tells if that is not all.
-    fn pass_now(&self, octets: &[u8]) -> Option<First> {
+    /// Writes what can be written at once, keeps the rest, and tells if there is any.
+    fn pass_now(&mut self, octets: &[u8]) -> Option<First> {
         if octets.is_empty() {
             return None;
         }
-        let result = sys::send_dontwait(self.shared.leg(self.to()), octets);
+        let result = sys::send_dontwait(self.shared.stream(self.to()), octets);
         let sent = if is_quiet(&result) { Ok(0) } else { self.sent(result) };
         match sent {
             Ok(len) if len == octets.len() => None,
-            Ok(len) => Some(First::More(self.from, octets.get(len..).unwrap_or_default().to_vec())),
+            Ok(len) => {
+                self.unsent = octets.get(len..).unwrap_or_default().to_vec();
+                Some(First::More(self.from))
+            }
             Err(stop) => Some(First::Ended(self.from, stop)),
         }
     }

@@ -1,6 +1,7 @@
-//! What is set on the socket of a leg, the connection to one of the two sides. Nothing is read or
+//! A leg, the connection to one of the two sides, and what is set on its socket. Nothing is read or
 //! written here.
 
+use std::net::TcpStream;
 use std::os::fd::AsFd;
 
 use crate::sys;
@@ -8,6 +9,22 @@ use crate::sys;
 /// Seconds without traffic before keepalive probes begin, seconds between them, and how many may
 /// go unanswered: a dead peer is found within three minutes.
 const KEEPALIVE: (i32, i32, i32) = (60, 20, 6);
+
+/// The connection to one of the two sides.
+#[derive(Debug)]
+pub struct Leg {
+    /// Its socket.
+    pub stream: TcpStream,
+    /// What has been read from that side already, and is passed to the other one before anything else.
+    pub unread: Vec<u8>,
+}
+
+impl From<TcpStream> for Leg {
+    /// A leg of which nothing has been read that is still to be passed on.
+    fn from(stream: TcpStream) -> Self {
+        Self { stream, unread: Vec::new() }
+    }
+}
 
 /// Prepares the client's leg for relaying: small writes leave at once, an urgent octet stays in its
 /// place, and a dead peer is found. What is accepted by a listener that is prepared is so itself.

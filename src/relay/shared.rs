@@ -101,7 +101,8 @@ impl Drop for Progress {
 }
 
 impl Shared {
-    pub(super) fn leg(&self, side: Side) -> &TcpStream {
+    /// The socket of this side.
+    pub(super) fn stream(&self, side: Side) -> &TcpStream {
         match side {
             Side::Client => &self.client,
             Side::Target => &self.target,
@@ -214,7 +215,7 @@ impl Shared {
             Phase::HalfClosed { from } => side == from,
             Phase::Aborted { .. } => false,
         };
-        may_be && sys::is_tcp_closed(self.leg(side)).unwrap_or(false)
+        may_be && sys::is_tcp_closed(self.stream(side)).unwrap_or(false)
     }
 
     /// Whether one side has closed, and the other may not stay quiet for long.

@@ -9,7 +9,7 @@ use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 use crate::net::canonical;
-use crate::relay::End;
+use crate::relay::{End, Leg};
 use crate::session::record::{Record, Stop};
 use crate::sys::{self, PollFd};
 use crate::wait::{Fin, Wait};
@@ -132,8 +132,8 @@ impl<'a> Intake<'a> {
     }
 
     /// Ends the handshake: the client, and what it sent behind its request.
-    pub(super) fn into_tunnel(self) -> (TcpStream, Vec<u8>) {
-        (self.stream, self.octets)
+    pub(super) fn into_leg(self) -> Leg {
+        Leg { stream: self.stream, unread: self.octets }
     }
 
     /// Writes a reply, and notes its code.
