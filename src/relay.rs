@@ -30,8 +30,9 @@ use crate::relay::leg::keep_alive;
 pub use crate::relay::leg::{Leg, prepare};
 use crate::relay::pool::Pool;
 pub use crate::relay::shared::Limits;
-use crate::relay::shared::{Lingering, Progress, Shared};
+use crate::relay::shared::{Common, Progress, Shared};
 pub use crate::relay::traffic::{Dropped, Traffic};
+use crate::sync::Queue;
 use crate::sys;
 use crate::threads::Reserved;
 
@@ -55,16 +56,15 @@ pub struct Tunnel {
 
 /// What all relays share. All clones are one.
 #[derive(Clone)]
-pub struct Relays {
-    pool: Arc<Pool>,
-    lingering: Arc<Lingering>,
-}
+pub struct Relays(Arc<Common>);
 
 impl Relays {
     /// No relay yet. So many directions at most can splice(2) at the same time; others copy.
     #[must_use]
     pub fn new(pipes: usize) -> Self {
-        Self { pool: Arc::new(Pool::new(pipes)), lingering: Arc::default() }
+        let pool = Pool::new(pipes);
+        let (half_closed, is_watched) = (Queue::default(), Mutex::default());
+        Self(Arc::new(Common { pool, half_closed, is_watched }))
     }
 
     /// Relays until both directions have ended. One may go on in the helper after this returns; the
@@ -79,20 +79,14 @@ impl Relays {
             client: client.stream,
             target: target.stream,
             limits,
-            pool: Arc::clone(&self.pool),
-            lingering: Arc::clone(&self.lingering),
+            common: Arc::clone(&self.0),
             traffic,
             begun: Instant::now(),
             active: AtomicU64::new(0),
             changed: Condvar::new(),
             progress: Mutex::new(Progress::new(done)),
         });
-        let stopped = Arc::downgrade(&shared);
-        stopper.attach(move |end| {
-            if let Some(shared) = stopped.upgrade() {
-                shared.abort(end);
-            }
-        });
+        shared.obey(&stopper);
         let direction = |from, unsent| Direction { shared: Arc::clone(&shared), from, unsent };
         let mut up = direction(Side::Client, client.unread);
         let mut down = direction(Side::Target, target.unread);

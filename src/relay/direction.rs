@@ -126,7 +126,7 @@ impl Direction {
 
     /// Passes on what comes, much at a time, until it goes quiet.
     fn copy_much(&self) -> Result<(), Stop> {
-        let pool = &self.shared.pool;
+        let pool = &self.shared.common.pool;
         let mut buffer = pool.buffer();
         let copied = self.copy_through(&mut buffer);
         pool.keep_buffer(buffer);
@@ -161,7 +161,7 @@ impl Direction {
                     ..BULK if since.elapsed() < WINDOW => continue,
                     ..BULK => return Ok(None),
                     _ if self.shared.limits.rates.is_empty() => {
-                        let pipe = self.shared.pool.pipe();
+                        let pipe = self.shared.common.pool.pipe();
                         if pipe.is_some() {
                             return Ok(pipe);
                         }
@@ -191,7 +191,7 @@ impl Direction {
                     | io::ErrorKind::PermissionDenied
                     | io::ErrorKind::Unsupported,
                 ) => {
-                    self.shared.pool.give_up_splice();
+                    self.shared.common.pool.give_up_splice();
                     return Ok(());
                 }
                 _ => {}

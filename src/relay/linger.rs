@@ -24,16 +24,16 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// # Errors
 /// Where the thread cannot be started. The next call tries again.
 pub(super) fn watch(relay: &Arc<Shared>) -> io::Result<()> {
-    let lingering = &relay.lingering;
-    let mut has_thread = lock(&lingering.has_thread);
-    if !*has_thread {
-        let lingering = Arc::clone(lingering);
-        let body = move || watch_all(&lingering.relays);
+    let common = &relay.common;
+    let mut is_watched = lock(&common.is_watched);
+    if !*is_watched {
+        let common = Arc::clone(common);
+        let body = move || watch_all(&common.half_closed);
         thread::Builder::new().name("linger".into()).spawn(body)?;
-        *has_thread = true;
+        *is_watched = true;
     }
-    drop(has_thread);
-    lingering.relays.put(Arc::downgrade(relay));
+    drop(is_watched);
+    common.half_closed.put(Arc::downgrade(relay));
     Ok(())
 }
 

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use crate::relay::end::{End, Side};
+use crate::relay::end::{End, Side, Stopper};
 use crate::relay::pool::Pool;
 use crate::relay::rate::Rate;
 use crate::relay::traffic::Traffic;
@@ -28,13 +28,14 @@ pub struct Limits {
     pub rates: Vec<Arc<Rate>>,
 }
 
-/// What all relays share that are half-closed.
-#[derive(Default)]
-pub(super) struct Lingering {
-    /// Those that nobody has looked at yet.
-    pub(super) relays: Queue<Weak<Shared>>,
-    /// Whether there is a thread to look at them.
-    pub(super) has_thread: Mutex<bool>,
+/// What all relays share.
+pub(super) struct Common {
+    /// What busy directions borrow.
+    pub(super) pool: Pool,
+    /// Half-closed relays that the watch has not looked at yet.
+    pub(super) half_closed: Queue<Weak<Shared>>,
+    /// Whether the watch has its thread.
+    pub(super) is_watched: Mutex<bool>,
 }
 
 /// A relay. Whoever lets go of it last closes both sockets and tells that it is done.
@@ -42,8 +43,7 @@ pub(super) struct Shared {
     pub(super) client: TcpStream,
     pub(super) target: TcpStream,
     pub(super) limits: Limits,
-    pub(super) pool: Arc<Pool>,
-    pub(super) lingering: Arc<Lingering>,
+    pub(super) common: Arc<Common>,
     pub(super) traffic: Arc<Traffic>,
     pub(super) begun: Instant,
     /// Milliseconds from `begun` to the last octet that passed, or that is going to pass as soon as
@@ -101,6 +101,16 @@ impl Drop for Progress {
 }
 
 impl Shared {
+    /// Has `stopper` end this relay.
+    pub(super) fn obey(self: &Arc<Self>, stopper: &Stopper) {
+        let relay = Arc::downgrade(self);
+        stopper.attach(move |end| {
+            if let Some(relay) = relay.upgrade() {
+                relay.abort(end);
+            }
+        });
+    }
+
     /// The socket of this side.
     pub(super) fn stream(&self, side: Side) -> &TcpStream {
         match side {
