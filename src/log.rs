@@ -13,7 +13,7 @@ use std::os::fd::AsFd as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 pub use crate::log::line::{Escaped, Format, Line};
 use crate::log::syslog::{Facility, Severity, Syslog};
@@ -35,6 +35,8 @@ pub enum Level {
 pub struct Log {
     level: Level,
     format: Format,
+    /// Whether its lines tell the time.
+    timed: bool,
     /// The file, if it is one that was opened by name.
     path: Option<PathBuf>,
     sink: Mutex<Sink>,
@@ -93,7 +95,10 @@ impl Log {
     }
 
     fn new(level: Level, format: Format, path: Option<PathBuf>, out: Out) -> Self {
-        Self { level, format, path, sink: Mutex::new(Sink { out, dropped: 0, torn: false }) }
+        // The syslog daemon notes the time itself.
+        let timed = !matches!(out, Out::Syslog(_));
+        let sink = Mutex::new(Sink { out, dropped: 0, torn: false });
+        Self { level, format, timed, path, sink }
     }
 
     /// Opens the file of [`Log::to_file`] anew, since the one of that name may be another by now.
@@ -114,6 +119,12 @@ impl Log {
         level <= self.level
     }
 
+    /// Begins a line for `event`.
+    #[must_use]
+    pub fn line(&self, event: &'static str) -> Line {
+        Line::new(self.format, event, self.timed.then(SystemTime::now))
+    }
+
     /// Writes a line that matters as `level` says.
     pub fn write(&self, level: Level, line: Line) {
         if !self.wants(level) {
@@ -121,12 +132,12 @@ impl Log {
         }
         let mut sink = lock(&self.sink);
         if sink.dropped > 0 {
-            let told = Line::new("log-dropped").field("lines", sink.dropped);
-            if sink.put(Level::Quiet, self.format, told) {
+            let told = self.line("log-dropped").number("lines", sink.dropped);
+            if sink.put(Level::Quiet, told) {
                 sink.dropped = 0;
             }
         }
-        if !sink.put(level, self.format, line) {
+        if !sink.put(level, line) {
             sink.dropped += 1;
         }
     }
@@ -157,22 +168,20 @@ fn is_ready(file: &File) -> bool {
 
 impl Sink {
     /// Writes one line if that can be done at once; tells whether it was written whole.
-    fn put(&mut self, level: Level, format: Format, Line(line): Line) -> bool {
+    fn put(&mut self, level: Level, line: Line) -> bool {
         let (file, regular) = match &mut self.out {
             Out::File { file: Some(file), regular } => (file, *regular),
             Out::File { file: None, .. } => return false,
             Out::Syslog(syslog) => {
-                // The daemon notes the time itself.
-                let (_, line) = line.split_once(' ').unwrap_or_default();
-                let severity = Severity::of(level, line);
-                return syslog.send(severity, &format.render(line.into()));
+                let severity = Severity::of(level, line.event);
+                return syslog.send(severity, &line.finish());
             }
         };
         // A pipe that is ready takes a line of up to PIPE_BUF (4,096) octets whole.
         if !regular && !is_ready(file) {
             return false;
         }
-        let mut text = format.render(line);
+        let mut text = line.finish();
         text.push('\n');
         if self.torn {
             // What is left of a torn line ends where this one begins.

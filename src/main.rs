@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use socksd::cli::{self, Action};
 use socksd::hash;
 use socksd::log::syslog::Facility;
-use socksd::log::{Format, Level, Line, Log};
+use socksd::log::{Format, Level, Log};
 use socksd::server::inherit;
 use socksd::start::{self, StartError};
 
@@ -23,7 +23,7 @@ fn main() -> ExitCode {
     let complain = |text: &str| {
         if hidden {
             let log = Log::to_syslog(Level::Quiet, Format::Text, Facility::default());
-            log.write(Level::Quiet, Line::new("error").text("error", text.trim_end()));
+            log.write(Level::Quiet, log.line("error").text("error", text.trim_end()));
         } else {
             // A closed standard output or standard error is no reason to fail.
             let _ = write!(io::stderr(), "{text}");

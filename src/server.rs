@@ -21,7 +21,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::log::{Level, Line};
+use crate::log::Level;
 use crate::server::accept::{Accepting, Door, LAST_LINES};
 use crate::server::listeners::{Client, Listener};
 use crate::server::metrics::Metrics;
@@ -146,18 +146,20 @@ impl Server {
         let accepting = std::mem::take(&mut self.accepting);
         let count = accepting.len();
         accepting.into_iter().for_each(Accepting::end);
+        let log = &self.service.log;
         let deadline = match &ending {
             Ending::Signal(name) => {
-                let line = Line::new("stopping")
-                    .field("signal", name)
-                    .field("sessions", self.sessions.count());
-                self.service.log.write(Level::Normal, line);
+                let line = log
+                    .line("stopping")
+                    .word("signal", name)
+                    .number("sessions", self.sessions.count());
+                log.write(Level::Normal, line);
                 Some(Instant::now() + lifetime.drain)
             }
             // Who came at the last moment is served all the same.
             Ending::Idle if count > 0 => {
-                let line = Line::new("idle").field("sessions", self.sessions.count());
-                self.service.log.write(Level::Normal, line);
+                let line = log.line("idle").number("sessions", self.sessions.count());
+                log.write(Level::Normal, line);
                 None
             }
             Ending::Idle => None,
@@ -203,16 +205,16 @@ impl Server {
 
     /// Logs how the server is doing.
     fn report(&self) {
-        let count = |directory: &str| {
-            // Not to be had in a chroot.
-            fs::read_dir(directory).map_or_else(|_| "-".into(), |found| found.count().to_string())
-        };
-        let line = Line::new("status")
-            .field("uptime", self.started.elapsed().as_secs())
-            .field("threads", count("/proc/self/task"))
-            .field("descriptors", count("/proc/self/fd"))
-            .field("names", self.service.means.resolver.waiting());
-        self.service.log.write(Level::Normal, self.sessions.report(line));
-        self.service.live.report(&self.service.log);
+        // Not to be had in a chroot.
+        let count = |directory: &str| fs::read_dir(directory).ok().map(Iterator::count);
+        let log = &self.service.log;
+        let line = log
+            .line("status")
+            .number("uptime", self.started.elapsed().as_secs())
+            .number_or_dash("threads", count("/proc/self/task"))
+            .number_or_dash("descriptors", count("/proc/self/fd"))
+            .number("names", self.service.means.resolver.waiting());
+        log.write(Level::Normal, self.sessions.report(line));
+        self.service.live.report(log);
     }
 }

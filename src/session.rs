@@ -244,7 +244,8 @@ impl Session<'_> {
         self.record.peer = Some(peer);
         self.record.decided_by(Some(&admission.rule));
         self.grant(request, &bnd)?;
-        self.record.tell(&self.service.log, "connect");
+        let Service { log, .. } = &**self.service;
+        self.record.tell(log, "connect");
         let (work, target) = (Work::Tunnel(target, helper), (request.dst.clone(), peer.ip()));
         Ok(Ready::new(self.service, asker, Some(target), work, admission))
     }
@@ -305,7 +306,7 @@ impl Session<'_> {
             Err(error) => {
                 let log = &self.service.log;
                 if log.wants(Level::Verbose) {
-                    log.write(Level::Verbose, self.record.line("ident").text("error", error));
+                    log.write(Level::Verbose, self.record.line(log, "ident").text("error", error));
                 }
                 Ok(Ident::Unproved)
             }

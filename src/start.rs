@@ -56,7 +56,8 @@ pub fn run(config: Config) -> Result<(), StartError> {
     let logging = Arc::clone(&started.service);
     std::panic::set_hook(Box::new(move |info| {
         let error = format_args!("{info}; {REPORT}");
-        logging.log.write(Level::Quiet, Line::new("panic").text("error", error));
+        let log = &logging.log;
+        log.write(Level::Quiet, log.line("panic").text("error", error));
     }));
     let lines = started.lines(asked);
     let Started {
@@ -92,28 +93,29 @@ pub fn run(config: Config) -> Result<(), StartError> {
 /// Adds the numbers of rules and users to a line.
 fn policy_line(line: Line, service: &Service) -> Line {
     let policy = service.policy.get();
-    let users = policy.users.as_ref().map_or_else(|| "-".into(), |users| users.len().to_string());
-    line.field("rules", policy.len()).field("users", users)
+    let users = policy.users.as_ref().map(|users| users.len());
+    line.number("rules", policy.len()).number_or_dash("users", users)
 }
 
 /// Reopens the log and rereads rules and users. After an error in either, the old ones stay in
 /// use.
 fn reload(source: &PolicySource, service: &Service) {
-    if let Err(error) = service.log.reopen() {
-        service.log.write(Level::Quiet, Line::new("reopen-failed").text("error", error));
+    let log = &service.log;
+    if let Err(error) = log.reopen() {
+        log.write(Level::Quiet, log.line("reopen-failed").text("error", error));
     }
     match source.load() {
         Ok(policy) => {
             service.change_policy(policy);
-            service.log.write(Level::Normal, policy_line(Line::new("reload"), service));
+            log.write(Level::Normal, policy_line(log.line("reload"), service));
         }
         Err(StartError::Config(errors)) => {
             for error in errors {
-                service.log.write(Level::Quiet, Line::new("reload-failed").text("error", error));
+                log.write(Level::Quiet, log.line("reload-failed").text("error", error));
             }
         }
         Err(StartError::System(error)) => {
-            service.log.write(Level::Quiet, Line::new("reload-failed").text("error", error));
+            log.write(Level::Quiet, log.line("reload-failed").text("error", error));
         }
     }
 }
@@ -194,34 +196,38 @@ impl Started {
     /// The log lines of the start; `asked` are the caps of the settings.
     fn lines(&self, asked: Caps) -> Vec<(Level, Line)> {
         let Self { listeners, metrics, service, caps, .. } = self;
+        let log = &service.log;
         let mut lines = Vec::new();
         let mut add = |level: Level, line: Line| lines.push((level, line));
         for listener in listeners {
-            add(Level::Normal, Line::new("listening").field("addr", &listener.endpoint));
+            add(Level::Normal, log.line("listening").word("addr", &listener.endpoint));
         }
         if let Some(listener) = metrics {
-            add(Level::Normal, Line::new("metrics").field("addr", &listener.endpoint));
+            add(Level::Normal, log.line("metrics").word("addr", &listener.endpoint));
         }
         // A server for one inherited client would log more about itself than about its session.
         if !listeners.is_empty() {
-            let line = Line::new("limits")
-                .field("sessions", caps.sessions)
-                .field("per-client", caps.per_client)
-                .field("half-open", caps.half_open);
+            let line = log
+                .line("limits")
+                .number("sessions", caps.sessions)
+                .number("per-client", caps.per_client)
+                .number("half-open", caps.half_open);
             add(Level::Normal, line);
             if let Some(walls) = &self.walls {
-                let line = Line::new("walls");
-                let line = walls.iter().fold(line, |line, (name, value)| line.field(name, value));
+                let line = log.line("walls");
+                let line = walls
+                    .iter()
+                    .fold(line, |line, (name, value)| line.number_or_dash(name, *value));
                 add(Level::Verbose, line);
             }
-            add(Level::Normal, policy_line(Line::new("policy"), service));
-            add(Level::Normal, Line::new("landlock").field("state", self.landlock));
+            add(Level::Normal, policy_line(log.line("policy"), service));
+            add(Level::Normal, log.line("landlock").word("state", self.landlock));
         }
         for warning in &self.warnings {
-            add(Level::Quiet, Line::new("warning").text("error", warning));
+            add(Level::Quiet, log.line("warning").text("error", warning));
         }
         if caps.sessions < asked.sessions {
-            let line = Line::new("warning").text(
+            let line = log.line("warning").text(
                 "error",
                 format_args!(
                     "too few descriptors for {} sessions: raise ulimit -n",

@@ -1,4 +1,6 @@
-//! One line of the log: its fields, and how they are written as text and as JSON.
+//! One line of the log: its fields, and how each is written in the format of the log.
+//!
+//! Where a line goes is the log's to know; see [`crate::log::Log`].
 
 use std::fmt::{self, Display, Write as _};
 use std::net::SocketAddr;
@@ -15,193 +17,213 @@ pub enum Format {
     Json,
 }
 
-impl Format {
-    pub(super) fn render(self, text: String) -> String {
-        match self {
-            Self::Text => text,
-            Self::Json => json(&text),
-        }
-    }
+/// One line being put together: time, event, then fields in the order they are added.
+pub struct Line {
+    /// The name of the event.
+    pub(super) event: &'static str,
+    text: String,
+    form: Form,
 }
 
-/// One line being put together: time, event, then fields in the order they are added.
-pub struct Line(pub(super) String);
+/// What the fields of a line become.
+enum Form {
+    Text,
+    Json,
+    /// The keys, each with the place in the text where its value begins.
+    Cells(Vec<(&'static str, usize)>),
+}
 
 impl Line {
-    /// Begins a line for `event` with the time in UTC.
-    #[must_use]
-    pub fn new(event: &str) -> Self {
+    /// Begins a line for `event`, with the time in UTC if there is one.
+    pub(super) fn new(format: Format, event: &'static str, time: Option<SystemTime>) -> Self {
+        let form = match format {
+            Format::Text => Form::Text,
+            Format::Json => Form::Json,
+        };
         // More than a session's line has as a rule.
-        let mut line = String::with_capacity(512);
-        line.push_str("time=");
-        push_time(&mut line, SystemTime::now());
-        line.push_str(" event=");
-        line.push_str(event);
-        Self(line)
+        let mut line = Self { event, text: String::with_capacity(512), form };
+        if let Some(time) = time {
+            line.begin_string("time");
+            push_time(&mut line.text, time);
+            line.end_string();
+        }
+        line.word("event", event)
     }
 
-    /// Adds a value of our own making, which must hold no white space.
+    /// Begins a line that is not for the log: only its [`Line::cells`] are to be had.
     #[must_use]
-    pub fn field(mut self, key: &str, value: impl Display) -> Self {
-        let _ = write!(self.begin(key), "{value}");
+    pub fn of_cells() -> Self {
+        Self { event: "", text: String::new(), form: Form::Cells(Vec::new()) }
+    }
+
+    /// The fields of a line begun by [`Line::of_cells`], each with the text of its value.
+    pub fn cells(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        let begins = match &self.form {
+            Form::Cells(begins) => begins.as_slice(),
+            Form::Text | Form::Json => &[],
+        };
+        let ends = begins.iter().skip(1).map(|(_, begin)| *begin).chain([self.text.len()]);
+        let value = |begin: usize, end| self.text.get(begin..end).unwrap_or_default();
+        begins.iter().zip(ends).map(move |((key, begin), end)| (*key, value(*begin, end)))
+    }
+
+    /// The whole line, without the newline that ends it.
+    pub(super) fn finish(mut self) -> String {
+        if matches!(self.form, Form::Json) {
+            self.text.push('}');
+        }
+        self.text
+    }
+
+    /// Adds a word of our own making, which holds no white space.
+    #[must_use]
+    pub fn word(mut self, key: &'static str, word: impl Display) -> Self {
+        self.begin_string(key);
+        let _ = match self.form {
+            Form::Json => write!(Quoting(&mut self.text), "{word}"),
+            Form::Text | Form::Cells(_) => write!(self.text, "{word}"),
+        };
+        self.end_string();
         self
     }
 
-    /// Adds such a value, or `-` for none.
+    /// Adds such a word, or the mark of a value that is not known.
     #[must_use]
-    pub fn field_or_dash(self, key: &str, value: Option<impl Display>) -> Self {
-        match value {
-            Some(value) => self.field(key, value),
-            None => self.field(key, '-'),
+    pub fn word_or_dash(self, key: &'static str, word: Option<impl Display>) -> Self {
+        match word {
+            Some(word) => self.word(key, word),
+            None => self.dash(key),
         }
     }
 
     /// Adds a number.
     #[must_use]
-    pub fn number(mut self, key: &str, value: u64) -> Self {
-        push_number(self.begin(key), value, 1);
+    pub fn number(mut self, key: &'static str, number: impl TryInto<u64>) -> Self {
+        self.begin(key);
+        push_number(&mut self.text, number.try_into().unwrap_or(u64::MAX), 1);
         self
+    }
+
+    /// Adds a number, or the mark of a value that is not known.
+    #[must_use]
+    pub fn number_or_dash(self, key: &'static str, number: Option<impl TryInto<u64>>) -> Self {
+        match number {
+            Some(number) => self.number(key, number),
+            None => self.dash(key),
+        }
     }
 
     /// Adds seconds, to the millisecond.
     #[must_use]
-    pub fn seconds(mut self, key: &str, value: Duration) -> Self {
-        let text = self.begin(key);
-        push_number(text, value.as_secs(), 1);
-        text.push('.');
-        push_number(text, value.subsec_millis().into(), 3);
+    pub fn seconds(mut self, key: &'static str, time: Duration) -> Self {
+        self.begin(key);
+        push_number(&mut self.text, time.as_secs(), 1);
+        self.text.push('.');
+        push_number(&mut self.text, time.subsec_millis().into(), 3);
         self
-    }
-
-    /// Adds a key; its value is to follow. Half the work of a format that has all of this.
-    fn begin(&mut self, key: &str) -> &mut String {
-        self.0.push(' ');
-        self.0.push_str(key);
-        self.0.push('=');
-        &mut self.0
-    }
-
-    /// Adds the last field, `error`: a text for a human, quoted and escaped.
-    #[must_use]
-    pub fn text(mut self, key: &str, value: impl Display) -> Self {
-        let _ = write!(self.0, " {key}={}", Quoted(&value.to_string()));
-        self
-    }
-
-    /// The fields added so far, of a line without a text.
-    pub fn fields(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.0.split(' ').skip(2).filter_map(|field| field.split_once('='))
     }
 
     /// Adds octets a peer made, escaped.
     #[must_use]
-    pub fn octets(self, key: &str, value: &[u8]) -> Self {
-        self.field(key, Escaped(value))
+    pub fn octets(self, key: &'static str, octets: &[u8]) -> Self {
+        self.word_or_dash(key, (!octets.is_empty()).then_some(Escaped(octets)))
     }
 
     /// Adds the address of a client, or `unix` for one of a UNIX socket that has none.
     #[must_use]
-    pub fn client(self, value: Option<SocketAddr>) -> Self {
-        match value {
-            None => self.field("client", "unix"),
+    pub fn client(self, addr: Option<SocketAddr>) -> Self {
+        match addr {
+            None => self.word("client", "unix"),
             addr => self.address("client", addr),
         }
     }
 
-    /// Adds an address, or `-` for none.
+    /// Adds an address, or the mark of a value that is not known.
     #[must_use]
-    pub fn address(mut self, key: &str, value: Option<SocketAddr>) -> Self {
-        let Some(SocketAddr::V4(addr)) = value else { return self.field_or_dash(key, value) };
+    pub fn address(mut self, key: &'static str, addr: Option<SocketAddr>) -> Self {
+        let Some(SocketAddr::V4(addr)) = addr else { return self.word_or_dash(key, addr) };
         let [a, b, c, d] = addr.ip().octets();
-        let text = self.begin(key);
+        self.begin_string(key);
         for (number, mark) in [(a, '.'), (b, '.'), (c, '.'), (d, ':')] {
-            push_number(text, number.into(), 1);
-            text.push(mark);
+            push_number(&mut self.text, number.into(), 1);
+            self.text.push(mark);
         }
-        push_number(text, addr.port().into(), 1);
+        push_number(&mut self.text, addr.port().into(), 1);
+        self.end_string();
         self
     }
-}
 
-/// The fields that are numbers in JSON, besides those of [`NUMERIC_PREFIX`]; any other value that is
-/// known is a string.
-pub const NUMERIC: [&str; 23] = [
-    "session",
-    "up",
-    "down",
-    "dropped",
-    "seconds",
-    "count",
-    "lines",
-    "rules",
-    "users",
-    "sessions",
-    "per-client",
-    "half-open",
-    "uptime",
-    "threads",
-    "descriptors",
-    "names",
-    "accepted",
-    "nofile",
-    "nproc",
-    "tasks-max",
-    "pid-max",
-    "threads-max",
-    "max-map-count",
-];
+    /// Adds a text for a human, quoted and escaped. It is the last field.
+    #[must_use]
+    pub fn text(mut self, key: &'static str, text: impl Display) -> Self {
+        self.begin(key);
+        self.text.push('"');
+        let _ = write!(Quoting(&mut self.text), "{text}");
+        self.text.push('"');
+        self
+    }
 
-/// What fields begin with that are numbers as well.
-pub const NUMERIC_PREFIX: &str = "refused-";
+    /// Adds the mark of a value that is not known.
+    #[must_use]
+    pub fn dash(mut self, key: &'static str) -> Self {
+        self.begin(key);
+        self.text.push_str(if matches!(self.form, Form::Json) { "null" } else { "-" });
+        self
+    }
 
-/// A line as an object of JSON. It is made of the text, so the two cannot tell different things,
-/// and text, the default, costs nothing more.
-fn json(text: &str) -> String {
-    let mut json = String::with_capacity(2 * text.len());
-    // The last field alone can have blanks in it; it is quoted as in JSON already.
-    let (fields, error) = match text.split_once(" error=") {
-        Some((fields, error)) => (fields, Some(error)),
-        None => (text, None),
-    };
-    let mut separator = '{';
-    for (key, value) in fields.split(' ').filter_map(|field| field.split_once('=')) {
-        let _ = match value {
-            "-" => write!(json, "{separator}\"{key}\":null"),
-            _ if NUMERIC.contains(&key) || key.starts_with(NUMERIC_PREFIX) => {
-                write!(json, "{separator}\"{key}\":{value}")
+    /// Adds a key; its value is to follow.
+    fn begin(&mut self, key: &'static str) {
+        let Self { text, form, .. } = self;
+        match form {
+            Form::Text => {
+                if !text.is_empty() {
+                    text.push(' ');
+                }
+                text.push_str(key);
+                text.push('=');
             }
-            _ => write!(json, "{separator}\"{key}\":{}", Quoted(value)),
-        };
-        separator = ',';
+            Form::Json => {
+                text.push_str(if text.is_empty() { "{\"" } else { ",\"" });
+                text.push_str(key);
+                text.push_str("\":");
+            }
+            Form::Cells(cells) => cells.push((key, text.len())),
+        }
     }
-    if let Some(error) = error {
-        let _ = write!(json, ",\"error\":{error}");
+
+    /// Adds a key; its value, which is a string in JSON, is to follow.
+    fn begin_string(&mut self, key: &'static str) {
+        self.begin(key);
+        self.end_string();
     }
-    json.push('}');
-    json
+
+    fn end_string(&mut self) {
+        if matches!(self.form, Form::Json) {
+            self.text.push('"');
+        }
+    }
 }
 
-/// A text in double quotes, escaped as a string of JSON is (RFC 8259 section 7), and with it
-/// whatever a terminal would not show as a character.
-struct Quoted<'a>(&'a str);
+/// Writes text between double quotes, escaped as a string of JSON is (RFC 8259 section 7), and with
+/// it whatever a terminal would not show as a character.
+struct Quoting<'a>(&'a mut String);
 
-impl Display for Quoted<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_char('"')?;
-        for c in self.0.chars() {
+impl fmt::Write for Quoting<'_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        for c in text.chars() {
             match c {
-                '"' | '\\' => write!(f, "\\{c}")?,
-                '\n' => f.write_str("\\n")?,
-                ' '..='~' => f.write_char(c)?,
-                _ if c.escape_debug().len() == 1 => f.write_char(c)?,
+                '"' | '\\' => self.0.extend(['\\', c]),
+                '\n' => self.0.push_str("\\n"),
+                ' '..='~' => self.0.push(c),
+                _ if c.escape_debug().len() == 1 => self.0.push(c),
                 _ => {
                     for unit in c.encode_utf16(&mut [0; 2]) {
-                        write!(f, "\\u{unit:04x}")?;
+                        write!(self.0, "\\u{unit:04x}")?;
                     }
                 }
             }
         }
-        f.write_char('"')
+        Ok(())
     }
 }
 
@@ -271,9 +293,24 @@ mod tests {
     }
 
     #[test]
+    fn numbers_are_written_as_std_does() {
+        for number in [0, 1, 9, 10, 99, 100, 12_345, u64::MAX / 10, u64::MAX - 1, u64::MAX] {
+            let mut text = String::new();
+            push_number(&mut text, number, 1);
+            push_number(&mut text, number, 3);
+            assert_eq!(text, format!("{number}{number:03}"));
+        }
+    }
+
+    /// A line without a time as text and as JSON.
+    fn both(event: &'static str, fill: impl Fn(Line) -> Line) -> [String; 2] {
+        [Format::Text, Format::Json].map(|format| fill(Line::new(format, event, None)).finish())
+    }
+
+    #[test]
     fn octets_of_a_peer_cannot_forge_a_field_or_a_line() {
-        let line = Line::new("close").octets("user", b"a b\n\x00\\\xffevent=x").0;
-        assert!(line.ends_with(" event=close user=a\\x20b\\x0a\\x00\\x5c\\xffevent=x"), "{line}");
+        let [text, _] = both("close", |line| line.octets("user", b"a b\n\x00\\\xffevent=x"));
+        assert_eq!(text, "event=close user=a\\x20b\\x0a\\x00\\x5c\\xffevent=x");
         assert_eq!(Escaped(b"").to_string(), "-");
         assert_eq!(Escaped(b"-").to_string(), "\\x2d");
     }
@@ -281,44 +318,66 @@ mod tests {
     #[test]
     fn the_longest_session_line_fits_into_one_pipe_write() {
         let worst = [b'\n'; 255];
-        let line = Line::new("close").octets("user", &worst).octets("dst", &worst);
-        assert!(json(&line.0).len() > line.0.len());
-        assert!(json(&line.0).len() + 1_000 < 4_096);
+        let [text, json] = both("close", |line| line.octets("user", &worst).octets("dst", &worst));
+        assert!(json.len() > text.len());
+        assert!(json.len() + 1_000 < 4_096);
     }
 
     #[test]
     fn json_has_numbers_strings_and_null_in_the_order_of_the_text() {
-        let line = Line::new("refuse")
-            .field("session", 7)
-            .octets("user", b"a\"\\\x00\xff=1")
-            .field("addr", '-')
-            .octets("version", b"-")
-            .field("seconds", "0.500")
-            .field("reply", "05");
-        let (_, text) = line.0.split_once(' ').unwrap();
-        assert_eq!(
-            json(text),
-            r#"{"event":"refuse","session":7,"user":"a\"\\x5c\\x00\\xff=1","addr":null,"#
-                .to_owned()
-                + r#""version":"\\x2d","seconds":0.500,"reply":"05"}"#
-        );
+        let lines = both("refuse", |line| {
+            line.number("session", 7_u64)
+                .octets("user", b"a\"\\\x00\xff=1")
+                .address("addr", None)
+                .address("local", Some(SocketAddr::from(([192, 0, 2, 1], 80))))
+                .octets("version", b"-")
+                .seconds("seconds", Duration::from_millis(500))
+                .number_or_dash("users", None::<u64>)
+                .word("reply", "05")
+        });
+        let text = r#"event=refuse session=7 user=a"\x5c\x00\xff=1 addr=- local=192.0.2.1:80 "#
+            .to_owned()
+            + r"version=\x2d seconds=0.500 users=- reply=05";
+        let json = r#"{"event":"refuse","session":7,"user":"a\"\\x5c\\x00\\xff=1","addr":null,"#
+            .to_owned()
+            + r#""local":"192.0.2.1:80","version":"\\x2d","seconds":0.500,"users":null,"#
+            + r#""reply":"05"}"#;
+        assert_eq!(lines, [text, json]);
+    }
+
+    #[test]
+    fn the_time_comes_first_where_the_log_tells_it() {
+        for (format, begin) in [
+            (Format::Text, "time=1970-01-01T00:00:00.000Z event=idle sessions=0"),
+            (Format::Json, r#"{"time":"1970-01-01T00:00:00.000Z","event":"idle","sessions":0}"#),
+        ] {
+            let line = Line::new(format, "idle", Some(UNIX_EPOCH)).number("sessions", 0_u64);
+            assert_eq!(line.finish(), begin);
+        }
+    }
+
+    #[test]
+    fn cells_have_keys_and_values_of_any_length() {
+        let line = Line::of_cells().octets("user", b"").number("up", 12_u64).word("rule", "f:1");
+        let cells: Vec<_> = line.cells().collect();
+        assert_eq!(cells, [("user", "-"), ("up", "12"), ("rule", "f:1")]);
+        assert_eq!(Line::of_cells().cells().count(), 0);
     }
 
     #[test]
     fn a_text_is_quoted_as_in_json() {
         let text = "it's \"a\\b\"\n\t\0\x1b\x7f é \u{202e} \u{e0001}";
         let quoted = r#""it's \"a\\b\"\n\u0009\u0000\u001b\u007f é \u202e \udb40\udc01""#;
-        assert_eq!(Quoted(text).to_string(), quoted);
-        let line = Line::new("error").text("error", text).0;
-        assert!(line.ends_with(&format!(" event=error error={quoted}")), "{line}");
-        assert!(json(&line).ends_with(&format!(",\"event\":\"error\",\"error\":{quoted}}}")));
+        let [line, json] = both("error", |line| line.text("error", text));
+        assert_eq!(line, format!("event=error error={quoted}"));
+        assert_eq!(json, format!("{{\"event\":\"error\",\"error\":{quoted}}}"));
     }
 
     #[test]
     fn a_peer_cannot_make_what_looks_like_the_last_field() {
-        let line = Line::new("close").octets("user", b" error=\"x\"").octets("dst", b"error=");
-        let (_, text) = line.0.split_once(' ').unwrap();
+        let [_, json] =
+            both("close", |line| line.octets("user", b" error=\"x\"").octets("dst", b"error="));
         let expected = r#"{"event":"close","user":"\\x20error=\"x\"","dst":"error="}"#;
-        assert_eq!(json(text), expected);
+        assert_eq!(json, expected);
     }
 }

@@ -9,7 +9,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::log::{Level, Line};
+use crate::log::Level;
 use crate::server::Event;
 use crate::server::listeners::{Client, Listener};
 use crate::server::slots::{HalfOpen, Refusal, Sessions, Slot};
@@ -177,15 +177,17 @@ impl Door {
 
     fn refuse(&self, client: Option<SocketAddr>, refusal: Refusal, error: Option<io::Error>) {
         let Some(count) = self.sessions.tell(refusal, Instant::now()) else { return };
-        let mut line = Line::new("refuse")
+        let log = &self.service.log;
+        let mut line = log
+            .line("refuse")
             .client(client)
-            .field("reason", "limit")
-            .field("limit", refusal)
-            .field("count", count);
+            .word("reason", "limit")
+            .word("limit", refusal)
+            .number("count", count);
         if let Some(error) = error {
             line = line.text("error", error);
         }
-        self.service.log.write(Level::Normal, line);
+        log.write(Level::Normal, line);
     }
 }
 
@@ -367,8 +369,9 @@ impl Post {
         }
         if trouble.told.is_none_or(|told| now.duration_since(told) >= TELL_EVERY) {
             trouble.told = Some(now);
-            let line = Line::new("error").text("error", format_args!("accept: {error}"));
-            self.door.service.log.write(Level::Quiet, line);
+            let log = &self.door.service.log;
+            let line = log.line("error").text("error", format_args!("accept: {error}"));
+            log.write(Level::Quiet, line);
         }
         if sys::is_out_of_descriptors(error) {
             self.turn_away(&mut trouble);

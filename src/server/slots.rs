@@ -113,6 +113,18 @@ impl Refusal {
             Self::Threads => "threads",
         }
     }
+
+    /// The key in the log of how many it has kept out.
+    fn key(self) -> &'static str {
+        match self {
+            Self::Sessions => "refused-sessions",
+            Self::PerClient => "refused-per-client",
+            Self::HalfOpen => "refused-half-open",
+            Self::EarlyDrop => "refused-early-drop",
+            Self::AuthPenalty => "refused-auth-penalty",
+            Self::Threads => "refused-threads",
+        }
+    }
 }
 
 impl fmt::Display for Refusal {
@@ -237,12 +249,10 @@ impl Sessions {
     pub fn report(&self, line: Line) -> Line {
         let Totals { sessions, half_open, accepted, refused } = self.totals();
         let line = line
-            .field("sessions", sessions)
-            .field("half-open", half_open)
-            .field("accepted", accepted);
-        refused
-            .into_iter()
-            .fold(line, |line, (refusal, total)| line.field(&format!("refused-{refusal}"), total))
+            .number("sessions", sessions)
+            .number("half-open", half_open)
+            .number("accepted", accepted);
+        refused.into_iter().fold(line, |line, (refusal, total)| line.number(refusal.key(), total))
     }
 
     /// Takes a slot for a client, and one for the time of its handshake. Each is given back when it

@@ -7,8 +7,9 @@ use std::path::Path;
 
 use crate::sys;
 
-/// The name and the value of each limit; `-` if there is none or it is unknown.
-pub type Walls = [(&'static str, String); 6];
+/// What there is of each by its key in the log; `None` where it has no limit, or that cannot be
+/// found out.
+pub type Walls = [(&'static str, Option<u64>); 6];
 
 /// Reads the limits; to be called before the server is confined to its files.
 #[must_use]
@@ -23,10 +24,7 @@ pub fn read() -> Walls {
         ("threads-max", file("/proc/sys/kernel/threads-max")),
         ("max-map-count", file("/proc/sys/vm/max_map_count")),
     ]
-    .map(|(name, value)| {
-        let number = value.filter(|value| value.parse::<u64>().is_ok());
-        (name, number.unwrap_or_else(|| "-".into()))
-    })
+    .map(|(key, value)| (key, value.and_then(|value| value.parse().ok())))
 }
 
 fn read_file(path: &Path) -> Option<String> {

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use crate::auth::{Attempt, AuthError, Checker, User};
-use crate::log::{Level, Line};
+use crate::log::Level;
 use crate::net::client_block;
 use crate::policy::Policy;
 use crate::relay::End;
@@ -164,10 +164,12 @@ fn password(
 fn penalize(service: &Service, record: &Record, intake: &Intake<'_>) {
     let penalty = service.penalties.fail(client_block(record.ip()), Instant::now());
     if penalty.shuts_out {
-        let line = Line::new("penalty")
+        let log = &service.log;
+        let line = log
+            .line("penalty")
             .client(record.client)
-            .field("seconds", service.penalties.time().as_secs());
-        service.log.write(Level::Quiet, line);
+            .number("seconds", service.penalties.time().as_secs());
+        log.write(Level::Quiet, line);
     }
     // However the wait ends, the answer is next.
     let _ = intake.wait_in_handshake().sleep(penalty.delay);

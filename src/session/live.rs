@@ -113,17 +113,22 @@ impl Live {
 
     /// Writes a line about each session, in the order they were accepted.
     pub fn report(&self, log: &Log) {
-        for line in self.lines(usize::MAX).1 {
+        for line in self.lines(usize::MAX, || log.line("session")).1 {
             log.write(Level::Normal, line);
         }
     }
 
-    /// How many there are, and a line about each of those accepted first, `max` at most.
-    pub fn lines(&self, max: usize) -> (usize, impl Iterator<Item = Line>) {
+    /// How many there are, and a line, begun by `begin`, about each of those accepted first, `max`
+    /// at most.
+    pub fn lines(
+        &self,
+        max: usize,
+        begin: impl Fn() -> Line,
+    ) -> (usize, impl Iterator<Item = Line>) {
         let record = |grant: &Arc<Grant>| Arc::clone(&grant.record);
         let mut records: Vec<_> = lock(&self.state).grants.values().map(record).collect();
         records.sort_unstable_by_key(|record| record.number);
-        let line = |record: Arc<Record>| record.counted(record.line("session"));
+        let line = move |record: Arc<Record>| record.counted(record.described(begin()));
         (records.len(), records.into_iter().take(max).map(line))
     }
 

@@ -56,15 +56,21 @@ impl Record {
         [version, command, reason]
     }
 
-    pub(super) fn line(&self, event: &str) -> Line {
-        let line = Line::new(event)
+    /// Begins the line of an event of this session.
+    pub(super) fn line(&self, log: &Log, event: &'static str) -> Line {
+        self.described(log.line(event))
+    }
+
+    /// Adds what the session is.
+    pub(super) fn described(&self, line: Line) -> Line {
+        let line = line
             .number("session", self.number)
             .client(self.client)
             .octets("user", &self.user)
-            .field_or_dash("version", self.version)
-            .field_or_dash("command", self.command);
+            .word_or_dash("version", self.version)
+            .word_or_dash("command", self.command);
         let line = destination(line, "dst", self.dst.as_ref()).address("addr", self.peer);
-        destination(line, "local", self.local.as_ref()).field_or_dash("rule", self.rule.as_ref())
+        destination(line, "local", self.local.as_ref()).word_or_dash("rule", self.rule.as_ref())
     }
 
     /// The client's address, if it has one.
@@ -75,12 +81,12 @@ impl Record {
     /// Adds what there is to count.
     pub(super) fn counted(&self, line: Line) -> Line {
         let line = match self.reply {
-            Some(code) => line.field("reply", format_args!("{code:02x}")),
-            None => line.field("reply", '-'),
+            Some(code) => line.word("reply", format_args!("{code:02x}")),
+            None => line.dash("reply"),
         };
         line.number("up", self.traffic.up.load(Ordering::Relaxed))
             .number("down", self.traffic.down.load(Ordering::Relaxed))
-            .number("dropped", self.traffic.dropped().map(|(_, count)| count).sum())
+            .number("dropped", self.traffic.dropped().map(|(_, count)| count).sum::<u64>())
             .seconds("seconds", self.begun.elapsed())
     }
 
@@ -98,14 +104,14 @@ impl Record {
     }
 
     /// Writes a line of what happens within the session.
-    pub(super) fn tell(&self, log: &Log, event: &str) {
+    pub(super) fn tell(&self, log: &Log, event: &'static str) {
         let level = match self.logging {
             Some(Logging::No) => return,
             Some(Logging::Verbose) => Level::Normal,
             None => Level::Verbose,
         };
         if log.wants(level) {
-            log.write(level, self.line(event));
+            log.write(level, self.line(log, event));
         }
     }
 
@@ -127,7 +133,7 @@ impl Record {
     fn write(
         &self,
         log: &Log,
-        event: &str,
+        event: &'static str,
         level: Level,
         reason: impl Display,
         error: Option<&str>,
@@ -135,7 +141,7 @@ impl Record {
         if !log.wants(level) || self.logging == Some(Logging::No) {
             return;
         }
-        let line = self.counted(self.line(event)).field("reason", reason);
+        let line = self.counted(self.line(log, event)).word("reason", reason);
         log.write(
             level,
             match error {
@@ -146,7 +152,7 @@ impl Record {
     }
 }
 
-fn destination(line: Line, key: &str, dst: Option<&Destination>) -> Line {
+fn destination(line: Line, key: &'static str, dst: Option<&Destination>) -> Line {
     match dst {
         Some(Destination::Name(name, port)) => {
             line.octets(key, &[name, format!(":{port}").as_bytes()].concat())

@@ -1,14 +1,29 @@
 //! A strict parser of the JSON that the log has: one object of strings, numbers and null.
 
+use std::fs;
 use std::iter::Peekable;
 use std::str::Chars;
+use std::sync::LazyLock;
 
-use socksd::log::line::{NUMERIC, NUMERIC_PREFIX};
+/// The fields that are numbers, as the manual lists them, and what others begin with that are
+/// numbers too.
+pub static NUMBERS: LazyLock<(Vec<String>, String)> = LazyLock::new(|| {
+    let manual = fs::read_to_string(super::root().join("man/socksd.8")).unwrap().replace('\n', " ");
+    let (_, list) = manual.split_once("A value that is not known is null. The fields ").unwrap();
+    let (list, _) = list.split_once(" are numbers.").unwrap();
+    let (list, prefix) = list.split_once(" and those that begin with ").unwrap();
+    (list.split(", ").map(str::to_owned).collect(), prefix.to_owned())
+});
+
+/// Whether the manual says that a field is a number.
+pub fn is_number(key: &str) -> bool {
+    NUMBERS.0.iter().any(|number| number == key) || key.starts_with(&NUMBERS.1)
+}
 
 /// A line of the log in JSON as the line in text it stands for.
 pub fn to_text(line: &str) -> String {
     let fields = object(line).into_iter().map(|(key, value)| {
-        let numeric = NUMERIC.contains(&key.as_str()) || key.starts_with(NUMERIC_PREFIX);
+        let numeric = is_number(&key);
         match value {
             Value::Null => format!("{key}=-"),
             Value::Number(number) => {

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use crate::log::Line;
 use crate::server::metrics::http::Response;
 use crate::session::live::Live;
 
@@ -9,16 +10,16 @@ use crate::session::live::Live;
 const ROWS_MAX: usize = 1_000;
 
 pub(super) fn page(live: &Live) -> Response {
-    let (count, lines) = live.lines(ROWS_MAX);
+    let (count, lines) = live.lines(ROWS_MAX, Line::of_cells);
     let mut body = format!(
         "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>socksd</title>\
          </head><body>\n<h1>socksd</h1>\n<p>Sessions that relay: {count}</p>\n<table border=\"1\">\n"
     );
     for (index, line) in lines.enumerate() {
         if index == 0 {
-            row(&mut body, "th", line.fields().map(|(key, _)| key));
+            row(&mut body, "th", line.cells().map(|(key, _)| key));
         }
-        row(&mut body, "td", line.fields().map(|(_, value)| value));
+        row(&mut body, "td", line.cells().map(|(_, value)| value));
     }
     body.push_str("</table>\n");
     if count > ROWS_MAX {
