@@ -158,6 +158,16 @@ impl Out {
     }
 }
 
+/// How bad an event is that matters as `level` says.
+fn severity(level: Level, event: &str) -> Severity {
+    match level {
+        Level::Quiet if event == "panic" => Severity::ERROR,
+        Level::Quiet => Severity::WARNING,
+        Level::Normal => Severity::INFO,
+        Level::Verbose => Severity::DEBUG,
+    }
+}
+
 /// Whether something can be written to `file` now, and somebody is there to read it.
 fn is_ready(file: &File) -> bool {
     let mut fds = [PollFd::new(file, sys::POLLOUT)];
@@ -173,7 +183,7 @@ impl Sink {
             Out::File { file: Some(file), regular } => (file, *regular),
             Out::File { file: None, .. } => return false,
             Out::Syslog(syslog) => {
-                let severity = Severity::of(level, line.event);
+                let severity = severity(level, line.event);
                 return syslog.send(severity, &line.finish());
             }
         };
@@ -193,6 +203,23 @@ impl Sink {
                 !self.torn
             }
             Err(_) => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_is_an_error_trouble_a_warning_and_a_session_information() {
+        for (level, event, expected) in [
+            (Level::Quiet, "panic", Severity::ERROR),
+            (Level::Quiet, "reload-failed", Severity::WARNING),
+            (Level::Normal, "close", Severity::INFO),
+            (Level::Verbose, "request", Severity::DEBUG),
+        ] {
+            assert_eq!(severity(level, event), expected, "{event}");
         }
     }
 }

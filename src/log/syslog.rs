@@ -8,8 +8,6 @@ use std::io;
 use std::os::unix::net::UnixDatagram;
 use std::process;
 
-use crate::log::Level;
-
 /// Where daemons of syslog have always listened. What listens there is not for a user to choose.
 const PATH: &str = "/dev/log";
 
@@ -52,15 +50,14 @@ pub const FACILITIES: [(&str, Facility); 19] = [
 pub(crate) struct Severity(u8);
 
 impl Severity {
-    /// That of a line for `event` that matters as `level` says.
-    pub(crate) fn of(level: Level, event: &str) -> Self {
-        Self(match level {
-            Level::Quiet if event == "panic" => 3,
-            Level::Quiet => 4,
-            Level::Normal => 6,
-            Level::Verbose => 7,
-        })
-    }
+    /// Error.
+    pub(crate) const ERROR: Self = Self(3);
+    /// Warning.
+    pub(crate) const WARNING: Self = Self(4);
+    /// Informational.
+    pub(crate) const INFO: Self = Self(6);
+    /// Debug.
+    pub(crate) const DEBUG: Self = Self(7);
 }
 
 /// A connection to the daemon, if there is one.
@@ -98,21 +95,4 @@ fn connect() -> io::Result<UnixDatagram> {
     socket.set_nonblocking(true)?;
     socket.connect(PATH)?;
     Ok(socket)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_panic_is_an_error_trouble_a_warning_and_a_session_information() {
-        for (level, event, severity) in [
-            (Level::Quiet, "panic", 3),
-            (Level::Quiet, "reload-failed", 4),
-            (Level::Normal, "close", 6),
-            (Level::Verbose, "request", 7),
-        ] {
-            assert_eq!(Severity::of(level, event), Severity(severity), "{event}");
-        }
-    }
 }
