@@ -210,8 +210,8 @@ impl Started {
             let line = log
                 .line("limits")
                 .number("sessions", caps.sessions)
-                .number("per-client", caps.per_client)
-                .number("half-open", caps.half_open);
+                .number("per_client", caps.per_client)
+                .number("half_open", caps.half_open);
             add(Level::Normal, line);
             if let Some(walls) = &self.walls {
                 let line = log.line("walls");

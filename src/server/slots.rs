@@ -117,12 +117,12 @@ impl Refusal {
     /// The key in the log of how many it has kept out.
     fn key(self) -> &'static str {
         match self {
-            Self::Sessions => "refused-sessions",
-            Self::PerClient => "refused-per-client",
-            Self::HalfOpen => "refused-half-open",
-            Self::EarlyDrop => "refused-early-drop",
-            Self::AuthPenalty => "refused-auth-penalty",
-            Self::Threads => "refused-threads",
+            Self::Sessions => "refused_sessions",
+            Self::PerClient => "refused_per_client",
+            Self::HalfOpen => "refused_half_open",
+            Self::EarlyDrop => "refused_early_drop",
+            Self::AuthPenalty => "refused_auth_penalty",
+            Self::Threads => "refused_threads",
         }
     }
 }
@@ -250,7 +250,7 @@ impl Sessions {
         let Totals { sessions, half_open, accepted, refused } = self.totals();
         let line = line
             .number("sessions", sessions)
-            .number("half-open", half_open)
+            .number("half_open", half_open)
             .number("accepted", accepted);
         refused.into_iter().fold(line, |line, (refusal, total)| line.number(refusal.key(), total))
     }

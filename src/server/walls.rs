@@ -19,10 +19,10 @@ pub fn read() -> Walls {
     [
         ("nofile", nofile),
         ("nproc", processes()),
-        ("tasks-max", tasks()),
-        ("pid-max", file("/proc/sys/kernel/pid_max")),
-        ("threads-max", file("/proc/sys/kernel/threads-max")),
-        ("max-map-count", file("/proc/sys/vm/max_map_count")),
+        ("tasks_max", tasks()),
+        ("pid_max", file("/proc/sys/kernel/pid_max")),
+        ("threads_max", file("/proc/sys/kernel/threads-max")),
+        ("max_map_count", file("/proc/sys/vm/max_map_count")),
     ]
     .map(|(key, value)| (key, value.and_then(|value| value.parse().ok())))
 }

@@ -417,7 +417,7 @@ fn a_client_of_a_balancer_has_no_more_than_its_part_of_the_half_open() {
     }
     assert_flows(&mut tunnel_of(&server, &of("192.0.2.1"), target.addr));
     server.signal("USR1");
-    server.log_line(&["event=status ", " half-open=0 "]);
+    server.log_line(&["event=status ", " half_open=0 "]);
 }
 
 #[test]

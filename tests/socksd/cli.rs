@@ -622,6 +622,44 @@ fn the_manual_has_the_events_of_the_source() {
 }
 
 #[test]
+fn the_keys_of_the_source_are_those_of_the_manual_and_bare_words_for_jq() {
+    const METHODS: [&str; 9] = [
+        "address",
+        "dash",
+        "number",
+        "number_or_dash",
+        "octets",
+        "seconds",
+        "text",
+        "word",
+        "word_or_dash",
+    ];
+    let files = sources("src");
+    let files: Vec<&str> = files.iter().map(String::as_str).collect();
+    let mut keys = BTreeSet::new();
+    for method in METHODS {
+        keys.extend(literals(&files, &format!(".{method}(\"")));
+    }
+    // Where the policy's loader takes a text from is no key.
+    assert!(keys.remove("--rule"));
+    keys.extend(arms(&all_code(), "The key in the log of how many"));
+    // A table: `("nofile", nofile),` and so on.
+    let walls = fs::read_to_string(root().join("src/server/walls.rs")).unwrap();
+    let (_, walls) = walls.split_once("    [\n        (\"").unwrap();
+    let (walls, _) = walls.split_once("    ]").unwrap();
+    keys.extend(walls.split("\n        (\"").map(|row| row.split('"').next().unwrap().to_owned()));
+
+    let mut manual: BTreeSet<String> = events().into_iter().flat_map(|(_, keys)| keys).collect();
+    manual.insert("event".to_owned());
+    assert_eq!(keys, manual);
+    assert!(keys.len() > 40, "this test has gone blind");
+    for key in keys {
+        let is_bare = |c| matches!(c, 'a'..='z' | '0'..='9' | '_');
+        assert!(key.chars().all(is_bare), "{key}");
+    }
+}
+
+#[test]
 fn auth_10_sec_13_sec_14_the_manual_warns_of_what_socks_does_not_protect() {
     let text = section("Passwords and privacy").replace('\n', " ");
     for warning in [

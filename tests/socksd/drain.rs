@@ -169,7 +169,7 @@ impl Busy {
         greeted.read_exact(&mut [0; 2]).unwrap();
         let busy = Self { server, tunnel, association, bind: (client, bnd), half_open };
         busy.server.signal("USR1");
-        busy.server.log_line(&["event=status ", " sessions=6 half-open=3 "]);
+        busy.server.log_line(&["event=status ", " sessions=6 half_open=3 "]);
         busy
     }
 }
@@ -481,14 +481,14 @@ fn a_report_counts_hundreds_of_sessions_and_their_octets_so_far() {
         let status = server.log_lines(&["event=status "], round).remove(round - 1);
         for (key, value) in [
             ("sessions", TUNNELS + 11),
-            ("half-open", 10),
+            ("half_open", 10),
             ("accepted", TUNNELS + 11),
-            ("refused-half-open", 3),
-            ("refused-per-client", 0),
-            ("refused-sessions", 0),
-            ("refused-early-drop", 0),
-            ("refused-auth-penalty", 0),
-            ("refused-threads", 0),
+            ("refused_half_open", 3),
+            ("refused_per_client", 0),
+            ("refused_sessions", 0),
+            ("refused_early_drop", 0),
+            ("refused_auth_penalty", 0),
+            ("refused_threads", 0),
             ("names", 0),
         ] {
             assert_eq!(field(&status, key), value.to_string(), "{key} in {status}");
@@ -506,7 +506,7 @@ fn a_report_counts_hundreds_of_sessions_and_their_octets_so_far() {
     });
     server.signal("USR1");
     let status = server.log_lines(&["event=status "], 3).remove(2);
-    assert_eq!([field(&status, "sessions"), field(&status, "half-open")], ["1", "0"]);
+    assert_eq!([field(&status, "sessions"), field(&status, "half_open")], ["1", "0"]);
     assert_eq!(field(&status, "accepted"), (TUNNELS + 11).to_string());
     server.log_lines(&["event=session "], 2 * (TUNNELS + 1) + 1);
 }
