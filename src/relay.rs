@@ -87,9 +87,8 @@ impl Relays {
             progress: Mutex::new(Progress::new(done)),
         });
         shared.obey(&stopper);
-        let direction = |from, unsent| Direction { shared: Arc::clone(&shared), from, unsent };
-        let mut up = direction(Side::Client, client.unread);
-        let mut down = direction(Side::Target, target.unread);
+        let mut up = Direction::new(&shared, Side::Client, client.unread);
+        let mut down = Direction::new(&shared, Side::Target, target.unread);
         let mut octets = [0; SMALL];
         // Waiting for a rate must not hold up the other direction.
         let first = if shared.limits.rates.is_empty() {

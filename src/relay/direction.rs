@@ -1,5 +1,6 @@
 //! One direction of a relay: how it passes octets on, little or much at a time, and how it ends.
 
+use std::cell::Cell;
 use std::convert::Infallible;
 use std::io::{self, Read as _, Write as _};
 use std::mem;
@@ -11,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use crate::relay::end::{End, Side};
 use crate::relay::linger;
-use crate::relay::pool::{BUFFER, PIPE, Pipe};
+use crate::relay::pool::{BUFFER, PIPE, Pipe, has_to_copy};
 use crate::relay::rate::Rate;
 use crate::relay::shared::Shared;
 
@@ -32,6 +33,9 @@ pub(super) struct Direction {
     pub(super) from: Side,
     /// Octets that have been read and are to be written before any others.
     pub(super) unsent: Vec<u8>,
+    /// Whether much may be spliced: not where it has to keep to a rate, nor from or to a socket that
+    /// cannot be.
+    may_splice: Cell<bool>,
 }
 
 /// Why a direction stopped copying.
@@ -56,6 +60,12 @@ impl Drop for Guard<'_> {
 }
 
 impl Direction {
+    /// The direction from this side, of which `unsent` has been read already.
+    pub(super) fn new(shared: &Arc<Shared>, from: Side, unsent: Vec<u8>) -> Self {
+        let may_splice = Cell::new(shared.limits.rates.is_empty());
+        Self { shared: Arc::clone(shared), from, unsent, may_splice }
+    }
+
     pub(super) fn to(&self) -> Side {
         self.from.other()
     }
@@ -160,7 +170,7 @@ impl Direction {
                 match passed {
                     ..BULK if since.elapsed() < WINDOW => continue,
                     ..BULK => return Ok(None),
-                    _ if self.shared.limits.rates.is_empty() => {
+                    _ if self.may_splice.get() => {
                         let pipe = self.shared.common.pool.pipe();
                         if pipe.is_some() {
                             return Ok(pipe);
@@ -183,15 +193,12 @@ impl Direction {
             // might be met.
             let is_limited = self.shared.limits.idle.is_some() || self.shared.is_half_closed();
             let result = pipe.fill(from, if is_limited { BUFFER } else { PIPE });
-            match result.as_ref().map_err(io::Error::kind) {
+            match &result {
                 // No octets are the end of input, or an urgent one comes next: read(2) knows.
-                Ok(0) | Err(io::ErrorKind::WouldBlock) => return Ok(()),
-                Err(
-                    io::ErrorKind::InvalidInput
-                    | io::ErrorKind::PermissionDenied
-                    | io::ErrorKind::Unsupported,
-                ) => {
-                    self.shared.common.pool.give_up_splice();
+                Ok(0) => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if has_to_copy(error) => {
+                    self.give_up_splice(error);
                     return Ok(());
                 }
                 _ => {}
@@ -199,7 +206,13 @@ impl Direction {
             passed += self.received(result)?.unwrap_or_default();
             let begun = Instant::now();
             while pipe.held() > 0 {
-                self.sent(pipe.drain(to))?;
+                match pipe.drain(to) {
+                    Err(error) if has_to_copy(&error) => {
+                        self.give_up_splice(&error);
+                        return self.copy_held(pipe);
+                    }
+                    result => self.sent(result)?,
+                };
             }
             let is_over = since.elapsed() >= WINDOW;
             if begun.elapsed() >= QUIET || is_over && passed < BULK {
@@ -209,6 +222,27 @@ impl Direction {
                 (passed, since) = (0, Instant::now());
             }
         }
+    }
+
+    /// Splices no more, and has others do so no more where that does not work here at all.
+    fn give_up_splice(&self, error: &io::Error) {
+        self.may_splice.set(false);
+        self.shared.common.pool.give_up_splice(error);
+    }
+
+    /// Copies what `pipe` holds.
+    fn copy_held(&self, pipe: &mut Pipe) -> Result<(), Stop> {
+        let pool = &self.shared.common.pool;
+        let mut buffer = pool.buffer();
+        let mut copied = Ok(());
+        while pipe.held() > 0 && copied.is_ok() {
+            copied = match pipe.read(&mut buffer) {
+                Ok(len) => self.pass(buffer.get(..len).unwrap_or_default()),
+                Err(error) => self.failed(self.from, error).map_or(Ok(()), Err),
+            };
+        }
+        pool.keep_buffer(buffer);
+        copied
     }
 
     /// Writes `octets` as soon as the rates let them pass.

@@ -1,7 +1,7 @@
 //! What a direction borrows while it is busy, and gives back when it goes quiet: buffers to copy
 //! through and pipes to splice(2) through.
 
-use std::io;
+use std::io::{self, Read as _};
 use std::os::fd::AsFd;
 use std::sync::Mutex;
 
@@ -86,12 +86,24 @@ impl Pool {
         }
     }
 
-    /// Has no pipe for anybody any more: what they are for does not work here.
-    pub fn give_up_splice(&self) {
-        let mut pipes = lock(&self.pipes);
-        pipes.max = 0;
-        pipes.kept.clear();
+    /// Has no pipe for anybody any more if `error`, of splice(2), says that it does not work here.
+    /// Any other is a matter of one socket.
+    pub fn give_up_splice(&self, error: &io::Error) {
+        const EPERM: i32 = 1;
+        const ENOSYS: i32 = 38;
+        if matches!(error.raw_os_error(), Some(EPERM | ENOSYS)) {
+            let mut pipes = lock(&self.pipes);
+            pipes.max = 0;
+            pipes.kept.clear();
+        }
     }
+}
+
+/// Whether `error` says that these sockets cannot be spliced, while they may well be copied.
+#[must_use]
+pub fn has_to_copy(error: &io::Error) -> bool {
+    use io::ErrorKind::{InvalidInput, PermissionDenied, Unsupported};
+    matches!(error.kind(), InvalidInput | PermissionDenied | Unsupported)
 }
 
 /// A pipe, through which octets go from one socket to another without being copied.
@@ -130,10 +142,19 @@ impl Pipe {
     /// Writes to `to` what it takes of what is held; returns how many octets that were.
     ///
     /// # Errors
-    /// As splice(2).
+    /// As splice(2); EINVAL where `to` is nothing to splice to.
     pub fn drain(&mut self, to: &impl AsFd) -> io::Result<usize> {
         let len = sys::splice(&self.reader, to, self.held)?;
         self.held -= len;
+        Ok(len)
+    }
+    /// Reads into `octets` some of what is held; returns how many octets that were.
+    ///
+    /// # Errors
+    /// As read(2).
+    pub fn read(&mut self, octets: &mut [u8]) -> io::Result<usize> {
+        let len = self.reader.read(octets)?;
+        self.held = self.held.saturating_sub(len);
         Ok(len)
     }
 }

@@ -48,6 +48,7 @@ spliced_and_copied! {
     a_half_closed_session_without_traffic_ends_at_the_linger_limit,
     small_pieces_leave_at_once_both_ways,
     urgent_octets_pass_in_their_place_and_end_nothing,
+    a_client_whose_socket_takes_nothing_from_a_pipe_gets_every_octet,
 }
 
 /// A stream of octets that holds every value and does not repeat soon.
@@ -338,4 +339,35 @@ end.shutdown(socket.SHUT_WR)
         assert!(came == expected, "{} octets of {}", came.len(), expected.len());
         assert!(python.wait().unwrap().success());
     }
+}
+
+fn a_client_whose_socket_takes_nothing_from_a_pipe_gets_every_octet(way: Way) {
+    // splice(2) refuses to write where O_APPEND is set, as whatever passes on a socket may leave it.
+    const APPEND: &str = "
+import fcntl, os, sys
+fcntl.fcntl(0, fcntl.F_SETFL, fcntl.fcntl(0, fcntl.F_GETFL) | os.O_APPEND)
+os.execv(sys.argv[1], sys.argv[1:])
+";
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut client = connect(listener.local_addr().unwrap());
+    let (near, _) = listener.accept().unwrap();
+    let mut python = Command::new("python3");
+    python.args(["-c", APPEND, SOCKSD, "--inetd", "--rule", "allow to all"]);
+    python.args(way.0);
+    let mut server = python.stdin(OwnedFd::from(near)).spawn().unwrap();
+    client.write_all(&[HELLO, &request5(1, listener.local_addr().unwrap())].concat()).unwrap();
+    let (mut target, _) = listener.accept().unwrap();
+    assert_eq!(read(&mut client, 12)[..4], [5, 0, 5, 0]);
+    let sent = stream(20_000_000);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            target.write_all(&sent).unwrap();
+            drop(target);
+        });
+        let mut received = Vec::new();
+        let ended = client.read_to_end(&mut received);
+        assert!(received == sent, "{} octets of {}, {ended:?}", received.len(), sent.len());
+    });
+    drop(client);
+    assert!(server.wait().unwrap().success());
 }
