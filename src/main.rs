@@ -49,9 +49,9 @@ fn main() -> ExitCode {
             warnings.iter().for_each(|warning| complain(&format!("socksd: {warning}\n")));
         })),
         Ok(Action::Explain(source, request)) => match source.explain(&request) {
-            Ok((text, allowed)) => {
-                let _ = write!(io::stdout(), "{text}");
-                if allowed { ExitCode::SUCCESS } else { ExitCode::from(EXIT_DENIED) }
+            Ok(explanation) => {
+                let _ = write!(io::stdout(), "{}", explanation.text);
+                if explanation.allowed { ExitCode::SUCCESS } else { ExitCode::from(EXIT_DENIED) }
             }
             Err(error) => status(Err(error)),
         },

@@ -14,7 +14,7 @@ use crate::command::quotas::Caps as SharedCaps;
 use crate::command::resources::Means;
 use crate::config::{Config, LogTo, PolicySource};
 use crate::log::{Level, Line, Log};
-use crate::policy::explain::Request;
+use crate::policy::explain::{Explanation, Request};
 use crate::policy::{Current, Policy};
 use crate::relay::Relays;
 use crate::resolve::Resolver;
@@ -157,11 +157,11 @@ impl PolicySource {
             .map_err(StartError::Config)
     }
 
-    /// The decision of the rules on `request` as a text, and whether they allow it.
+    /// Explains how the rules decide on `request`.
     ///
     /// # Errors
     /// As [`PolicySource::load`].
-    pub fn explain(&self, request: &Request) -> Result<(String, bool), StartError> {
+    pub fn explain(&self, request: &Request) -> Result<Explanation, StartError> {
         Ok(request.explain(&self.load()?))
     }
 }

@@ -22,6 +22,20 @@ macro_rules! line {
     ($text:expr, $($word:tt)*) => {{ let _ = writeln!($text, $($word)*); }};
 }
 
+/// What rules make of a request.
+pub struct Explanation {
+    /// How they come to the verdict, in lines.
+    pub text: String,
+    /// Whether it is allowed.
+    pub allowed: bool,
+}
+
+/// Where a client comes from, as it is written.
+enum Origin {
+    Unix,
+    Ip(IpAddr),
+}
+
 /// A request made up.
 #[derive(Debug)]
 pub struct Request {
@@ -40,14 +54,13 @@ impl Request {
     /// # Errors
     /// What is wrong with it.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let (mut client, mut user, mut ident, mut dst, mut at) = (None, None, None, None, None);
+        let (mut from, mut user, mut ident, mut dst, mut at) = (None, None, None, None, None);
         let (mut version, mut command) = (None, None);
         for word in text.split_whitespace() {
             let wrong = || format!("'{}': expected {FORM}", word.escape_debug());
             let (key, value) = word.split_once('=').ok_or_else(wrong)?;
             let twice = match key {
-                "from" if value == "unix" => client.replace(None).is_some(),
-                "from" => client.replace(Some(address(value).ok_or_else(wrong)?)).is_some(),
+                "from" => from.replace(parse_from(value).ok_or_else(wrong)?).is_some(),
                 "user" => user.replace(value.to_owned()).is_some(),
                 "ident" => ident.replace(value.to_owned()).is_some(),
                 "version" => version.replace(parse_version(value).ok_or_else(wrong)?).is_some(),
@@ -62,7 +75,10 @@ impl Request {
         }
         let missing = |key: &str| format!("no {key}: expected {FORM}");
         let request = Self {
-            client: client.ok_or_else(|| missing("from"))?,
+            client: match from.ok_or_else(|| missing("from"))? {
+                Origin::Unix => None,
+                Origin::Ip(ip) => Some(ip),
+            },
             user,
             ident,
             version: version.unwrap_or(Version::V5),
@@ -90,15 +106,15 @@ impl Request {
         Err(problem.into())
     }
 
-    /// What `policy` makes of it, in lines, and whether it is allowed.
+    /// What `policy` makes of it.
     #[must_use]
-    pub fn explain(&self, policy: &Policy) -> (String, bool) {
+    pub fn explain(&self, policy: &Policy) -> Explanation {
         let mut text = String::new();
         let verdict = self.tell(policy, &mut text);
         if let Err(why) = &verdict {
             line!(text, "verdict: deny: {why}");
         }
-        (text, verdict.is_ok())
+        Explanation { text, allowed: verdict.is_ok() }
     }
 
     /// Writes a line for each step up to the verdict; or says why it is denied.
@@ -223,8 +239,8 @@ fn tell_rules(policy: &Policy, question: &Question<'_>, text: &mut String) {
     for rule in &policy.rules {
         let failing: Vec<&str> = CONDITIONS
             .iter()
-            .filter(|(_, test)| test(rule, question) != Truth::Yes)
-            .map(|(keyword, _)| *keyword)
+            .filter(|condition| (condition.test)(rule, question) != Truth::Yes)
+            .map(|condition| condition.keyword)
             .collect();
         if failing.is_empty() {
             line!(text, "{}: {rule}: matches", rule.place);
@@ -232,6 +248,10 @@ fn tell_rules(policy: &Policy, question: &Question<'_>, text: &mut String) {
         }
         line!(text, "{}: {rule}: passed over: {}", rule.place, failing.join(", "));
     }
+}
+
+fn parse_from(text: &str) -> Option<Origin> {
+    if text == "unix" { Some(Origin::Unix) } else { address(text).map(Origin::Ip) }
 }
 
 fn address(text: &str) -> Option<IpAddr> {

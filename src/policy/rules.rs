@@ -336,24 +336,23 @@ pub struct Rule {
     pub settings: Settings,
 }
 
-/// Whether one condition of a rule holds.
-type Test = fn(&Rule, &Question<'_>) -> Truth;
+/// A kind of condition.
+pub struct Condition {
+    /// Its keyword.
+    pub keyword: &'static str,
+    /// Whether that of a rule holds.
+    pub test: fn(&Rule, &Question<'_>) -> Truth,
+}
 
-/// The conditions by their keywords, in the order they are written and tested.
-pub const CONDITIONS: [(&str, Test); 7] = [
-    ("version", |rule, q| holds(&rule.version, |version| (*version == q.version).into())),
-    ("command", |rule, q| {
-        holds(&rule.command, |command| {
-            q.command.map_or(Truth::Maybe, |asked| (asked == *command).into())
-        })
-    }),
-    ("from", Rule::test_from),
-    ("user", Rule::test_user),
-    ("ident", Rule::test_ident),
-    ("to", Rule::test_to),
-    ("port", |rule, q| {
-        holds(&rule.port, |ports| q.to.map_or(Truth::Maybe, |to| ports.contains(&to.port).into()))
-    }),
+/// The conditions, in the order they are written and tested.
+pub const CONDITIONS: [Condition; 7] = [
+    Condition { keyword: "version", test: Rule::test_version },
+    Condition { keyword: "command", test: Rule::test_command },
+    Condition { keyword: "from", test: Rule::test_from },
+    Condition { keyword: "user", test: Rule::test_user },
+    Condition { keyword: "ident", test: Rule::test_ident },
+    Condition { keyword: "to", test: Rule::test_to },
+    Condition { keyword: "port", test: Rule::test_port },
 ];
 
 /// A condition that is not there holds.
@@ -383,8 +382,8 @@ impl Rule {
     #[must_use]
     pub fn matches(&self, question: &Question<'_>) -> Truth {
         let mut all = Truth::Yes;
-        for (_, test) in CONDITIONS {
-            all = all.min(test(self, question));
+        for condition in CONDITIONS {
+            all = all.min((condition.test)(self, question));
             if all == Truth::No {
                 break;
             }
@@ -405,6 +404,16 @@ impl Rule {
         let by_password = *negated || items.iter().any(|item| *item != Who::None);
         let by_group = items.iter().any(|item| matches!(item, Who::Group(_)));
         by_group || !self.ident && by_password
+    }
+
+    fn test_version(&self, q: &Question<'_>) -> Truth {
+        holds(&self.version, |version| (*version == q.version).into())
+    }
+
+    fn test_command(&self, q: &Question<'_>) -> Truth {
+        holds(&self.command, |command| {
+            q.command.map_or(Truth::Maybe, |asked| (asked == *command).into())
+        })
     }
 
     /// Whose address is not known is nobody else than `unix`, whatever the list says.
@@ -470,6 +479,10 @@ impl Rule {
         let guarded = self.allow != condition.negated;
         let truth = condition.test(|item| item.test_to(to, guarded));
         if self.allow && condition.negated { truth.min(is_public(to.ip)) } else { truth }
+    }
+
+    fn test_port(&self, q: &Question<'_>) -> Truth {
+        holds(&self.port, |ports| q.to.map_or(Truth::Maybe, |to| ports.contains(&to.port).into()))
     }
 }
 
