@@ -17,7 +17,7 @@ use crate::config::{Config, LogTo, PolicySource};
 use crate::dial::PerFamily;
 use crate::log::syslog::FACILITIES;
 use crate::log::{Escaped, Format, Level};
-use crate::policy::explain::Request;
+use crate::policy::explain::Query;
 use crate::policy::nets::Block;
 use crate::server::Lifetime;
 use crate::server::listeners::{Endpoint, Listen, Manner};
@@ -276,7 +276,7 @@ pub enum Action {
     /// Check the settings and exit.
     Check(Box<Config>),
     /// Show how the rules decide a request and exit.
-    Explain(PolicySource, Request),
+    Explain(PolicySource, Query),
     /// Read a password, print its hash and exit.
     Hash,
     /// Print this text and exit with status 0.
@@ -349,9 +349,9 @@ pub fn parse(args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Result<Action
     }
     let config = config(&matches)?;
     if let Some(text) = matches.opt_str("explain") {
-        let request = Request::parse(&text);
-        let request = request.map_err(|wrong| UsageError(format!("--explain {wrong}")))?;
-        return Ok(Action::Explain(config.policy, request));
+        let query = Query::parse(&text);
+        let query = query.map_err(|wrong| UsageError(format!("--explain {wrong}")))?;
+        return Ok(Action::Explain(config.policy, query));
     }
     if matches.opt_present("check") {
         return Ok(Action::Check(Box::new(config)));

@@ -48,7 +48,7 @@ fn main() -> ExitCode {
         Ok(Action::Check(config)) => status(config.check().map(|warnings| {
             warnings.iter().for_each(|warning| complain(&format!("socksd: {warning}\n")));
         })),
-        Ok(Action::Explain(source, request)) => match source.explain(&request) {
+        Ok(Action::Explain(source, query)) => match source.explain(&query) {
             Ok(explanation) => {
                 let _ = write!(io::stdout(), "{}", explanation.text);
                 if explanation.allowed { ExitCode::SUCCESS } else { ExitCode::from(EXIT_DENIED) }

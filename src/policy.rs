@@ -30,7 +30,7 @@ use crate::auth::users::Users;
 use crate::auth::{Checker, Proof, User};
 use crate::policy::nets::{is_nowhere, is_special};
 use crate::policy::parse::Loaded;
-use crate::policy::rules::{Ident, Place, Question, Rule, To, Truth, Where};
+use crate::policy::rules::{DstFacts, DstIp, Facts, Ident, Rule, RuleRef, Truth};
 use crate::wire::socks5::Method;
 use crate::wire::{Command, Destination, Version};
 
@@ -178,7 +178,7 @@ impl Policy {
                 let needs: Vec<&Rule> = rules.iter().filter(|rule| rule.wants_users()).collect();
                 if users.is_none() && !needs.is_empty() {
                     let lines = needs.iter().map(|rule| {
-                        let Place { file, line } = &rule.place;
+                        let RuleRef { file, line } = &rule.place;
                         format!(
                             "{file}:{line}: a rule with user needs --users, or ident and no group"
                         )
@@ -214,12 +214,12 @@ impl Policy {
     }
 
     /// The rules that may decide, with how far they match: all up to the first that surely does.
-    fn may_decide(&self, question: &Question<'_>) -> impl Iterator<Item = (&Arc<Rule>, Truth)> {
+    fn may_decide(&self, facts: &Facts<'_>) -> impl Iterator<Item = (&Arc<Rule>, Truth)> {
         let mut decided = false;
         self.rules
             .iter()
             .map_while(move |rule| {
-                let truth = (!decided).then(|| rule.matches(question))?;
+                let truth = (!decided).then(|| rule.matches(facts))?;
                 decided = truth == Truth::Yes;
                 Some((rule, truth))
             })
@@ -228,17 +228,17 @@ impl Policy {
 
     /// What the first rule says that matches, where one that only may match does so if that
     /// `unknown` has it.
-    fn verdict(&self, question: &Question<'_>, unknown: Unknown) -> Verdict<'_> {
+    fn verdict(&self, facts: &Facts<'_>, unknown: Unknown) -> Verdict<'_> {
         let decides = |&(rule, truth): &(&Arc<Rule>, Truth)| {
             truth == Truth::Yes || rule.allow == (unknown == Unknown::Allows)
         };
-        match self.may_decide(question).find(decides) {
+        match self.may_decide(facts).find(decides) {
             Some((rule, _)) if rule.allow => Ok(rule),
-            Some((rule, _)) => Err(denied(Some(rule), question.ident)),
+            Some((rule, _)) => Err(denied(Some(rule), facts.ident)),
             None => {
-                let inside =
-                    matches!(question.to, Some(To { ip: Where::At(ip), .. }) if is_special(ip));
-                Err(match denied(None, question.ident) {
+                let ip = facts.dst.map(|dst| dst.ip);
+                let inside = matches!(ip, Some(DstIp::Known(ip)) if is_special(ip));
+                Err(match denied(None, facts.ident) {
                     Denial::NoRule if inside => Denial::Inside,
                     denial => denial,
                 })
@@ -263,16 +263,16 @@ impl Policy {
     /// Which methods a client of version 5 may choose.
     #[must_use]
     pub fn methods(&self, client: Option<IpAddr>) -> Methods {
-        let unknown = Question {
+        let unknown = Facts {
             client,
             version: Version::V5,
             command: None,
             user: None,
             ident: &Ident::NotAsked,
-            to: None,
+            dst: None,
         };
         let nobody = User::anonymous();
-        let anonymous = Question { user: Some(&nobody), ..unknown };
+        let anonymous = Facts { user: Some(&nobody), ..unknown };
         let without_name =
             self.verdict(&anonymous, Unknown::Allows).is_ok().then_some(Method::NONE);
         let mut named = Vec::new();
@@ -289,14 +289,14 @@ impl Policy {
     /// Whether IDENT has to be asked before `asker` can be judged on `dst`.
     #[must_use]
     pub fn needs_ident(&self, asker: &Asker, dst: Option<&Destination>) -> bool {
-        self.may_decide(&asker.question(dst.map(destination))).any(|(rule, _)| rule.ident)
+        self.may_decide(&asker.facts(dst.map(destination))).any(|(rule, _)| rule.ident)
     }
 
     /// The rule that surely decides on `dst`, if one does before any that may.
     #[must_use]
     pub fn sure_rule(&self, asker: &Asker, dst: Option<&Destination>) -> Option<&Rule> {
-        let question = asker.question(dst.map(destination));
-        let first = self.may_decide(&question).next();
+        let facts = asker.facts(dst.map(destination));
+        let first = self.may_decide(&facts).next();
         first.filter(|(_, truth)| *truth == Truth::Yes).map(|(rule, _)| &**rule)
     }
 
@@ -306,7 +306,7 @@ impl Policy {
     /// # Errors
     /// Why not.
     pub fn may_allow(&self, asker: &Asker, dst: Option<&Destination>) -> Verdict<'_> {
-        self.verdict(&asker.question(dst.map(destination)), Unknown::Allows)
+        self.verdict(&asker.facts(dst.map(destination)), Unknown::Allows)
     }
 
     /// Whether the address `ip` is allowed, asked for by the name in `dst` if there is one.
@@ -317,8 +317,8 @@ impl Policy {
         if is_nowhere(ip) {
             return Err(Denial::Nowhere);
         }
-        let to = To { ip: Where::At(ip), ..destination(dst) };
-        self.verdict(&asker.question(Some(to)), Unknown::Denies)
+        let dst = DstFacts { ip: DstIp::Known(ip), ..destination(dst) };
+        self.verdict(&asker.facts(Some(dst)), Unknown::Denies)
     }
 }
 
@@ -333,28 +333,30 @@ impl Asker {
         }
     }
 
-    fn question<'a>(&'a self, to: Option<To<'a>>) -> Question<'a> {
-        Question {
+    fn facts<'a>(&'a self, dst: Option<DstFacts<'a>>) -> Facts<'a> {
+        Facts {
             client: self.client,
             version: self.version,
             command: Some(self.command),
             user: Some(&self.user),
             ident: &self.ident,
-            to,
+            dst,
         }
     }
 }
 
 /// What `dst` says by itself.
-fn destination(dst: &Destination) -> To<'_> {
+fn destination(dst: &Destination) -> DstFacts<'_> {
     match dst {
-        Destination::Name(name, port) => To { name: Some(name), ip: Where::Unknown, port: *port },
+        Destination::Name(name, port) => {
+            DstFacts { name: Some(name), ip: DstIp::Unknown, port: *port }
+        }
         // Any peer of a BIND.
         Destination::Address(addr) if addr.ip().is_unspecified() => {
-            To { name: None, ip: Where::Unknown, port: addr.port() }
+            DstFacts { name: None, ip: DstIp::Unknown, port: addr.port() }
         }
         Destination::Address(addr) => {
-            To { name: None, ip: Where::At(addr.ip()), port: addr.port() }
+            DstFacts { name: None, ip: DstIp::Known(addr.ip()), port: addr.port() }
         }
     }
 }

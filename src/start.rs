@@ -14,7 +14,7 @@ use crate::command::quotas::Caps as SharedCaps;
 use crate::command::resources::Means;
 use crate::config::{Config, LogTo, PolicySource};
 use crate::log::{Level, Line, Log};
-use crate::policy::explain::{Explanation, Request};
+use crate::policy::explain::{Explanation, Query};
 use crate::policy::{Current, Policy};
 use crate::relay::Relays;
 use crate::resolve::Resolver;
@@ -157,12 +157,12 @@ impl PolicySource {
             .map_err(StartError::Config)
     }
 
-    /// Explains how the rules decide on `request`.
+    /// Explains how the rules decide on `query`.
     ///
     /// # Errors
     /// As [`PolicySource::load`].
-    pub fn explain(&self, request: &Request) -> Result<Explanation, StartError> {
-        Ok(request.explain(&self.load()?))
+    pub fn explain(&self, query: &Query) -> Result<Explanation, StartError> {
+        Ok(query.explain(&self.load()?))
     }
 }
 

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use crate::sync::lock;
 
 /// Failures that shut a client out.
-const FAILURES: u32 = 10;
+const FAILURES_MAX: u32 = 10;
 
 /// Most clients remembered; one more, and the one whose last failure is oldest is forgotten. Each
 /// of them has cost its sender the work of a hash, so that this is not a quick way to be forgotten.
@@ -27,12 +27,12 @@ const DELAY_MAX: Duration = Duration::from_secs(5);
 /// Which clients have failed of late. A client is whatever its caller counts by.
 pub struct Penalties {
     time: Duration,
-    records: Mutex<HashMap<IpAddr, Record>>,
+    records: Mutex<HashMap<IpAddr, Failures>>,
 }
 
-struct Record {
-    /// How many failures there were at `last`; [`FAILURES`] shut the client out.
-    failures: u32,
+struct Failures {
+    /// How many failures there were at `last`; [`FAILURES_MAX`] shut the client out.
+    count: u32,
     /// When the last of them has its answer, so that the wait for it lowers no count.
     last: Instant,
 }
@@ -67,8 +67,8 @@ impl Penalties {
         records.get(&client).is_some_and(|record| self.is_shut_out(record, now))
     }
 
-    fn is_shut_out(&self, record: &Record, now: Instant) -> bool {
-        record.failures == FAILURES && now.saturating_duration_since(record.last) < self.time
+    fn is_shut_out(&self, record: &Failures, now: Instant) -> bool {
+        record.count == FAILURES_MAX && now.saturating_duration_since(record.last) < self.time
     }
 
     /// Counts a failure of `client`.
@@ -83,19 +83,19 @@ impl Penalties {
                 records.remove(&oldest);
             }
         }
-        let record = records.entry(client).or_insert(Record { failures: 0, last: now });
+        let record = records.entry(client).or_insert(Failures { count: 0, last: now });
         if self.is_shut_out(record, now) {
             // One that was being checked at the same time.
             return Penalty { delay: DELAY_MAX, shuts_out: false };
         }
         let quiet = now.saturating_duration_since(record.last);
-        let forgotten = quiet.as_nanos() / (self.time / FAILURES).as_nanos();
+        let forgotten = quiet.as_nanos() / (self.time / FAILURES_MAX).as_nanos();
         let forgotten = u32::try_from(forgotten).unwrap_or(u32::MAX);
-        let failures = record.failures.saturating_sub(forgotten);
+        let failures = record.count.saturating_sub(forgotten);
         let delay = (DELAY_FIRST * 2_u32.pow(failures)).min(DELAY_MAX);
         // Answers of failures at the same time may be due in another order.
-        *record = Record { failures: failures + 1, last: record.last.max(now + delay) };
-        Penalty { delay, shuts_out: record.failures == FAILURES }
+        *record = Failures { count: failures + 1, last: record.last.max(now + delay) };
+        Penalty { delay, shuts_out: record.count == FAILURES_MAX }
     }
 }
 
@@ -164,7 +164,7 @@ mod tests {
             let penalties = Penalties::new(TIME);
             let (_, now) = fail(&penalties, client(1), 5, Instant::now());
             penalties.fail(client(1), now + Duration::from_secs(quiet));
-            let failures = lock(&penalties.records)[&client(1)].failures;
+            let failures = lock(&penalties.records)[&client(1)].count;
             assert_eq!(failures, expected, "after {quiet} s");
         }
         // Whoever fails no more often than that is never shut out.

@@ -57,14 +57,14 @@ enum HashField {
 
 /// What a line says of its user.
 #[derive(Debug, PartialEq, Eq)]
-struct Account {
+struct UserAccount {
     hash: HashField,
     /// The last day on which the password is right.
     expiry: Option<Date>,
     groups: Arc<[String]>,
 }
 
-impl Account {
+impl UserAccount {
     /// The hash of the password, unless the account is locked.
     fn hash(&self) -> Option<&[u8]> {
         match &self.hash {
@@ -102,7 +102,7 @@ pub struct LineError {
 
 /// All users of one file.
 pub struct Users {
-    accounts: HashMap<Vec<u8>, Account>,
+    accounts: HashMap<Vec<u8>, UserAccount>,
     /// The hash that stands in for a missing one: the first of the file, for its method and cost.
     stand_in: Vec<u8>,
     /// Keys of the digests, random for each load.
@@ -192,7 +192,7 @@ impl Users {
     pub fn proved(&self, name: &[u8], proof: Proof) -> Option<User> {
         let account = self.accounts.get(name);
         let expired = account.is_some_and(|account| account.has_expired(today()));
-        let groups = account.map(Account::groups).unwrap_or_default();
+        let groups = account.map(UserAccount::groups).unwrap_or_default();
         (!expired).then(|| User::proved(name, groups, proof))
     }
 
@@ -204,7 +204,7 @@ impl Users {
         let account = self.accounts.get(&claim.uname);
         let expired = account.is_some_and(|account| account.has_expired(today));
         let digest = self.keys.each_ref().map(|key| key.hash_one(claim.passwd.expose()));
-        let hash = account.and_then(Account::hash);
+        let hash = account.and_then(UserAccount::hash);
         // A password that was accepted before its account expired is not known again: refusing it
         // takes the same work as refusing a wrong one.
         if let (Some(account), Some(hash)) = (account, hash)
@@ -248,7 +248,7 @@ impl Checker for Users {
 }
 
 /// Splits a line into a name and what it says of it.
-fn parse_line(line: &[u8]) -> Result<(&[u8], Account), String> {
+fn parse_line(line: &[u8]) -> Result<(&[u8], UserAccount), String> {
     let mut fields = line.split(|&octet| octet == b':');
     let name = fields.next().unwrap_or_default();
     let hash = fields.next().ok_or(FORM)?;
@@ -287,7 +287,7 @@ fn parse_line(line: &[u8]) -> Result<(&[u8], Account), String> {
              between them",
         )
     })?;
-    Ok((name, Account { hash, expiry, groups }))
+    Ok((name, UserAccount { hash, expiry, groups }))
 }
 
 /// Checks the field of the hash; `None` is an error.
@@ -505,7 +505,7 @@ mod tests {
         ];
         for (rest, hash, expiry, groups) in table {
             let line = format!("n:{}", rest.replace("HASH", SHA256));
-            let account = Account {
+            let account = UserAccount {
                 hash: hash.map_or(HashField::Locked, |hash| HashField::Hash(hash.into())),
                 expiry: expiry.map(|date| Date::parse(date.as_bytes()).unwrap()),
                 groups: groups.iter().map(|&group| group.to_owned()).collect(),

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use crate::auth::User;
 use crate::log::Escaped;
 use crate::policy::nets::is_nowhere;
-use crate::policy::rules::{CONDITIONS, Ident, Question, Rule, Settings, To, Truth, Where};
+use crate::policy::rules::{CONDITIONS, DstFacts, DstIp, Facts, Ident, Rule, Settings, Truth};
 use crate::policy::{Asker, Policy, Unknown, destination};
 use crate::wire::socks5::Method;
 use crate::wire::{Command, Destination, Version};
@@ -38,7 +38,7 @@ enum Origin {
 
 /// A request made up.
 #[derive(Debug)]
-pub struct Request {
+pub struct Query {
     client: Option<IpAddr>,
     user: Option<String>,
     ident: Option<String>,
@@ -48,7 +48,7 @@ pub struct Request {
     at: Option<IpAddr>,
 }
 
-impl Request {
+impl Query {
     /// Parses a question of the form [`FORM`], in any order.
     ///
     /// # Errors
@@ -74,7 +74,7 @@ impl Request {
             }
         }
         let missing = |key: &str| format!("no {key}: expected {FORM}");
-        let request = Self {
+        let query = Self {
             client: match from.ok_or_else(|| missing("from"))? {
                 Origin::Unix => None,
                 Origin::Ip(ip) => Some(ip),
@@ -86,7 +86,7 @@ impl Request {
             dst: dst.ok_or_else(|| missing("to"))?,
             at,
         };
-        let Self { version, command, ref dst, .. } = request;
+        let Self { version, command, ref dst, .. } = query;
         let problem = match (version, dst) {
             (Version::V4 | Version::V4a, _) if command == Command::UDP_ASSOCIATE => {
                 "command=udp: SOCKS 4 has no such command"
@@ -101,7 +101,7 @@ impl Request {
             (Version::V4 | Version::V4a, _) if at.is_some_and(|at| at.is_ipv6()) => {
                 "SOCKS 4 has no IPv6 addresses"
             }
-            _ => return Ok(request),
+            _ => return Ok(query),
         };
         Err(problem.into())
     }
@@ -120,11 +120,10 @@ impl Request {
     /// Writes a line for each step up to the verdict; or says why it is denied.
     fn tell(&self, policy: &Policy, text: &mut String) -> Result<(), String> {
         let asker = self.asker(policy, text)?;
-        let to = self.destination(text)?;
-        let question = asker.question(Some(to));
-        tell_rules(policy, &question, text);
-        let rule =
-            policy.verdict(&question, Unknown::Denies).map_err(|denial| denial.to_string())?;
+        let dst = self.destination(text)?;
+        let facts = asker.facts(Some(dst));
+        tell_rules(policy, &facts, text);
+        let rule = policy.verdict(&facts, Unknown::Denies).map_err(|denial| denial.to_string())?;
         let admitting = self.admitting(policy, &asker, rule);
         line!(text, "verdict: allow");
         if !Arc::ptr_eq(admitting, rule) {
@@ -164,28 +163,28 @@ impl Request {
     }
 
     /// The destination with its address; or why it can be none.
-    fn destination(&self, text: &mut String) -> Result<To<'_>, String> {
+    fn destination(&self, text: &mut String) -> Result<DstFacts<'_>, String> {
         if let (Destination::Address(expected), Some(at)) = (&self.dst, self.at)
             && !self.dst.is_unspecified()
             && at != expected.ip()
         {
             return Err("not the peer that was expected".into());
         }
-        let to = destination(&self.dst);
-        let ip = match (self.at, to.ip) {
-            (Some(at), _) => Where::At(at),
-            (None, Where::Unknown) => {
+        let dst = destination(&self.dst);
+        let ip = match (self.at, dst.ip) {
+            (Some(at), _) => DstIp::Known(at),
+            (None, DstIp::Unknown) => {
                 line!(text, "at: not given: a public address that no rule and no list has");
-                Where::Public
+                DstIp::SomePublic
             }
             (None, ip) => ip,
         };
-        if matches!(ip, Where::At(ip) if is_nowhere(ip))
+        if matches!(ip, DstIp::Known(ip) if is_nowhere(ip))
             || self.dst.is_unspecified() && self.command != Command::BIND
         {
             return Err("not the address of a host".into());
         }
-        Ok(To { ip, ..to })
+        Ok(DstFacts { ip, ..dst })
     }
 
     /// The rule whose settings the session has where `rule` decides: the one that admitted it before
@@ -235,11 +234,11 @@ impl Request {
 }
 
 /// A line for each rule, up to the one that surely decides.
-fn tell_rules(policy: &Policy, question: &Question<'_>, text: &mut String) {
+fn tell_rules(policy: &Policy, facts: &Facts<'_>, text: &mut String) {
     for rule in &policy.rules {
         let failing: Vec<&str> = CONDITIONS
             .iter()
-            .filter(|condition| (condition.test)(rule, question) != Truth::Yes)
+            .filter(|condition| (condition.test)(rule, facts) != Truth::Yes)
             .map(|condition| condition.keyword)
             .collect();
         if failing.is_empty() {

@@ -95,14 +95,14 @@ impl fmt::Display for Name {
 
 /// An entry of a list.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Entry {
+pub enum ListEntry {
     /// An address, a CIDR block or a range.
     Block(Block),
     /// A name or a domain.
     Name(Name),
 }
 
-impl Entry {
+impl ListEntry {
     /// Reads a block, or a name if `text` does not look like a block.
     ///
     /// # Errors
@@ -165,8 +165,8 @@ impl List {
     }
 
     fn add(&mut self, text: &[u8]) -> Result<(), String> {
-        match Entry::parse(text)? {
-            Entry::Block(block) => match (block.first(), block.last()) {
+        match ListEntry::parse(text)? {
+            ListEntry::Block(block) => match (block.first(), block.last()) {
                 (IpAddr::V4(first), IpAddr::V4(last)) => {
                     self.v4.0.push(Range { first: first.to_bits(), last: last.to_bits() });
                 }
@@ -176,8 +176,8 @@ impl List {
                 // A block is of one family.
                 _ => {}
             },
-            Entry::Name(Name { name, below: false }) => self.hosts.push(&name)?,
-            Entry::Name(Name { name, below: true }) => self.domains.push(&name)?,
+            ListEntry::Name(Name { name, below: false }) => self.hosts.push(&name)?,
+            ListEntry::Name(Name { name, below: true }) => self.domains.push(&name)?,
         }
         self.len += 1;
         Ok(())
@@ -656,12 +656,12 @@ mod tests {
             let text: Vec<u8> = octets.map(|octet| ALPHABET[octet % ALPHABET.len()]).collect();
             let _ = List::parse(&text);
             for word in text.split(u8::is_ascii_whitespace) {
-                match Entry::parse(word) {
-                    Ok(Entry::Block(block)) => {
+                match ListEntry::parse(word) {
+                    Ok(ListEntry::Block(block)) => {
                         assert_eq!(Block::parse(block.to_string().as_bytes()), Ok(block));
                         assert_eq!(spellings(block.first()).next(), Some(block.first()));
                     }
-                    Ok(Entry::Name(name)) => {
+                    Ok(ListEntry::Name(name)) => {
                         assert_eq!(parse_name(name.to_string().as_bytes()), Ok(name));
                     }
                     Err(error) => assert!(error.is_ascii() && error.len() < 700, "{error}"),

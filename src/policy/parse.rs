@@ -13,10 +13,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::policy::list::{Entry, List};
+use crate::policy::list::{List, ListEntry};
 use crate::policy::nets::Set;
-use crate::policy::rules::{AnyOf, Logging, NamedList, Pattern, Place, Rule, Settings, Who};
-use crate::policy::words::{Lexer, Statement, Token, Word, Words, Wrong};
+use crate::policy::rules::{
+    AnyOf, Logging, NamedList, Pattern, Rule, RuleRef, Settings, UserPattern,
+};
+use crate::policy::words::{Lexer, Statement, Token, Tokens, Word, Wrong};
 use crate::wire::{Command, STRING_MAX, Version};
 
 /// Files that may include each other in a row.
@@ -141,32 +143,32 @@ impl Loader {
 
     /// Does what `list` and `include` say and keeps rules for later.
     fn statement(&mut self, statement: Statement, directory: &Path) -> Result<(), Wrong> {
-        let mut words = Words::of(&statement);
-        match words.keyword() {
+        let mut tokens = Tokens::of(&statement);
+        match tokens.keyword() {
             Some("include") => {
-                let path = directory.join(words.path("the name of a file")?);
-                words.end()?;
-                self.file(&path).map_err(|error| words.wrong(error))
+                let path = directory.join(tokens.path("the name of a file")?);
+                tokens.end()?;
+                self.file(&path).map_err(|error| tokens.wrong(error))
             }
             Some("list") => {
-                let name = words.list_name()?;
+                let name = tokens.list_name()?;
                 if self.lists.contains_key(&name) {
-                    return Err(words.wrong(format!("list {name} is there already")));
+                    return Err(tokens.wrong(format!("list {name} is there already")));
                 }
-                let path = directory.join(words.path("the name of a file")?);
-                words.end()?;
+                let path = directory.join(tokens.path("the name of a file")?);
+                tokens.end()?;
                 // Rules that use a list that is wrong are not wrong for that.
                 let list = self.list(&path);
                 let known = list.as_ref().map_or_else(|_| Arc::default(), Arc::clone);
                 self.lists.insert(name, known);
-                list.map(drop).map_err(|error| words.wrong(error))
+                list.map(drop).map_err(|error| tokens.wrong(error))
             }
             Some("allow" | "deny") => {
                 self.statements.push(statement);
                 Ok(())
             }
-            Some(other) => Err(words.found(VERBS, other.as_bytes())),
-            None => Err(words.unexpected(VERBS)),
+            Some(other) => Err(tokens.found(VERBS, other.as_bytes())),
+            None => Err(tokens.unexpected(VERBS)),
         }
     }
 
@@ -203,7 +205,7 @@ impl Loader {
 }
 
 /// What the grammar takes in one piece.
-impl<'a> Words<'a> {
+impl<'a> Tokens<'a> {
     fn path(&mut self, expected: &str) -> Result<PathBuf, Wrong> {
         use std::os::unix::ffi::OsStrExt as _;
         self.value(expected, |Word { octets, .. }| {
@@ -235,37 +237,37 @@ impl<'a> Words<'a> {
 fn once<T>(
     place: &mut Option<T>,
     keyword: &str,
-    words: &mut Words<'_>,
-    value: impl FnOnce(&mut Words<'_>) -> Result<T, Wrong>,
+    tokens: &mut Tokens<'_>,
+    value: impl FnOnce(&mut Tokens<'_>) -> Result<T, Wrong>,
 ) -> Result<(), Wrong> {
     if place.is_some() {
-        return Err(words.wrong(format!("{keyword} stands here twice")));
+        return Err(tokens.wrong(format!("{keyword} stands here twice")));
     }
-    *place = Some(value(words)?);
+    *place = Some(value(tokens)?);
     Ok(())
 }
 
 fn rule(statement: &Statement, lists: &HashMap<String, Arc<List>>) -> Result<Rule, Wrong> {
-    let mut words = Words::of(statement);
-    let allow = words.keyword() == Some("allow");
-    let place = Place { file: Arc::clone(&statement.file), line: words.last.line };
+    let mut tokens = Tokens::of(statement);
+    let allow = tokens.keyword() == Some("allow");
+    let place = RuleRef { file: Arc::clone(&statement.file), line: tokens.last.line };
     let mut rule = Rule::new(place, allow);
-    while words.peek().is_some() {
-        let Some(keyword) = words.keyword() else { return Err(words.unexpected(KEYWORDS)) };
+    while tokens.peek().is_some() {
+        let Some(keyword) = tokens.keyword() else { return Err(tokens.unexpected(KEYWORDS)) };
         match keyword {
-            "version" => once(&mut rule.version, keyword, &mut words, |w| w.any_of(version))?,
-            "command" => once(&mut rule.command, keyword, &mut words, |w| w.any_of(command))?,
-            "from" => once(&mut rule.from, keyword, &mut words, |w| {
+            "version" => once(&mut rule.version, keyword, &mut tokens, |w| w.any_of(version))?,
+            "command" => once(&mut rule.command, keyword, &mut tokens, |w| w.any_of(command))?,
+            "from" => once(&mut rule.from, keyword, &mut tokens, |w| {
                 w.any_of(|w| pattern(w, lists, false))
             })?,
-            "user" => once(&mut rule.user, keyword, &mut words, |w| w.any_of(user))?,
-            "ident" if rule.ident => return Err(words.wrong("ident stands here twice".into())),
+            "user" => once(&mut rule.user, keyword, &mut tokens, |w| w.any_of(user))?,
+            "ident" if rule.ident => return Err(tokens.wrong("ident stands here twice".into())),
             "ident" => rule.ident = true,
             "to" => {
-                once(&mut rule.to, keyword, &mut words, |w| w.any_of(|w| pattern(w, lists, true)))?
+                once(&mut rule.to, keyword, &mut tokens, |w| w.any_of(|w| pattern(w, lists, true)))?
             }
-            "port" => once(&mut rule.port, keyword, &mut words, |w| w.any_of(ports))?,
-            _ => setting(&mut rule.settings, keyword, allow, &mut words)?,
+            "port" => once(&mut rule.port, keyword, &mut tokens, |w| w.any_of(ports))?,
+            _ => setting(&mut rule.settings, keyword, allow, &mut tokens)?,
         }
     }
     Ok(rule)
@@ -275,37 +277,37 @@ fn setting(
     settings: &mut Settings,
     keyword: &str,
     allow: bool,
-    words: &mut Words<'_>,
+    tokens: &mut Tokens<'_>,
 ) -> Result<(), Wrong> {
     let known = ["max-sessions", "max-per-client", "rate", "rate-user", "idle", "source", "log"];
     if !known.contains(&keyword) {
-        return Err(words.found(KEYWORDS, keyword.as_bytes()));
+        return Err(tokens.found(KEYWORDS, keyword.as_bytes()));
     }
     if !allow && keyword != "log" {
         return Err(
-            words.found("no setting but log in a rule that admits no session", keyword.as_bytes())
+            tokens.found("no setting but log in a rule that admits no session", keyword.as_bytes())
         );
     }
     match keyword {
-        "max-sessions" => once(&mut settings.max_sessions, keyword, words, sessions),
-        "max-per-client" => once(&mut settings.max_per_client, keyword, words, sessions),
-        "rate" => once(&mut settings.rate, keyword, words, rate),
-        "rate-user" => once(&mut settings.rate_user, keyword, words, rate),
-        "idle" => once(&mut settings.idle, keyword, words, |words| {
-            words.value("0 to 2592000 seconds", |word| {
+        "max-sessions" => once(&mut settings.max_sessions, keyword, tokens, sessions),
+        "max-per-client" => once(&mut settings.max_per_client, keyword, tokens, sessions),
+        "rate" => once(&mut settings.rate, keyword, tokens, rate),
+        "rate-user" => once(&mut settings.rate_user, keyword, tokens, rate),
+        "idle" => once(&mut settings.idle, keyword, tokens, |tokens| {
+            tokens.value("0 to 2592000 seconds", |word| {
                 let seconds = number(word.octets).filter(|&seconds| seconds <= IDLE_MAX);
                 seconds.map(Duration::from_secs)
             })
         }),
         "source" => {
             let mut given = Some(()).filter(|()| !settings.source.is_empty());
-            once(&mut given, keyword, words, |words| {
-                settings.source = sources(words)?;
+            once(&mut given, keyword, tokens, |tokens| {
+                settings.source = sources(tokens)?;
                 Ok(())
             })
         }
-        _ => once(&mut settings.log, keyword, words, |words| {
-            words.value("no or verbose", |word| match word.bare()? {
+        _ => once(&mut settings.log, keyword, tokens, |tokens| {
+            tokens.value("no or verbose", |word| match word.bare()? {
                 b"no" => Some(Logging::No),
                 b"verbose" => Some(Logging::Verbose),
                 _ => None,
@@ -314,8 +316,8 @@ fn setting(
     }
 }
 
-fn version(words: &mut Words<'_>) -> Result<Version, Wrong> {
-    words.value("version 4, 4a or 5", |word| match word.octets {
+fn version(tokens: &mut Tokens<'_>) -> Result<Version, Wrong> {
+    tokens.value("version 4, 4a or 5", |word| match word.octets {
         b"4" => Some(Version::V4),
         b"4a" => Some(Version::V4a),
         b"5" => Some(Version::V5),
@@ -323,8 +325,8 @@ fn version(words: &mut Words<'_>) -> Result<Version, Wrong> {
     })
 }
 
-fn command(words: &mut Words<'_>) -> Result<Command, Wrong> {
-    words.value("command connect, bind or udp", |word| match word.octets {
+fn command(tokens: &mut Tokens<'_>) -> Result<Command, Wrong> {
+    tokens.value("command connect, bind or udp", |word| match word.octets {
         b"connect" => Some(Command::CONNECT),
         b"bind" => Some(Command::BIND),
         b"udp" => Some(Command::UDP_ASSOCIATE),
@@ -332,21 +334,21 @@ fn command(words: &mut Words<'_>) -> Result<Command, Wrong> {
     })
 }
 
-fn user(words: &mut Words<'_>) -> Result<Who, Wrong> {
-    words.value("a user, @GROUP, any or none", |word| match word.bare() {
-        Some(b"any") => Some(Who::Any),
-        Some(b"none") => Some(Who::None),
-        Some([b'@', group @ ..]) => plain(group).map(Who::Group),
+fn user(tokens: &mut Tokens<'_>) -> Result<UserPattern, Wrong> {
+    tokens.value("a user, @GROUP, any or none", |word| match word.bare() {
+        Some(b"any") => Some(UserPattern::Any),
+        Some(b"none") => Some(UserPattern::None),
+        Some([b'@', group @ ..]) => plain(group).map(UserPattern::Group),
         _ => {
             let name = word.octets;
-            (1..=STRING_MAX).contains(&name.len()).then(|| Who::Name(name.to_vec()))
+            (1..=STRING_MAX).contains(&name.len()).then(|| UserPattern::Name(name.to_vec()))
         }
     })
 }
 
 /// An item of `to`, or of `from`, which has no names.
 fn pattern(
-    words: &mut Words<'_>,
+    tokens: &mut Tokens<'_>,
     lists: &HashMap<String, Arc<List>>,
     names: bool,
 ) -> Result<Pattern, Wrong> {
@@ -355,7 +357,7 @@ fn pattern(
     } else {
         "an address, a block, any, unix, a set or list:NAME"
     };
-    let word = words.word(expected)?;
+    let word = tokens.word(expected)?;
     match word.bare() {
         Some(b"any") => return Ok(Pattern::Any),
         Some(b"unix") if !names => return Ok(Pattern::Unix),
@@ -367,22 +369,22 @@ fn pattern(
                 let name = String::from_utf8_lossy(name);
                 let list = lists.get(name.as_ref()).cloned();
                 let list =
-                    list.ok_or_else(|| words.found("the name of a list", name.as_bytes()))?;
+                    list.ok_or_else(|| tokens.found("the name of a list", name.as_bytes()))?;
                 return Ok(Pattern::List(NamedList { name: name.into(), list }));
             }
         }
         None => {}
     }
-    match Entry::parse(word.octets) {
-        Ok(Entry::Block(block)) => Ok(Pattern::Block(block)),
-        Ok(Entry::Name(name)) if names => Ok(Pattern::Name(name)),
-        Ok(Entry::Name(_)) => Err(words.found(expected, word.octets)),
-        Err(what) => Err(words.wrong(what)),
+    match ListEntry::parse(word.octets) {
+        Ok(ListEntry::Block(block)) => Ok(Pattern::Block(block)),
+        Ok(ListEntry::Name(name)) if names => Ok(Pattern::Name(name)),
+        Ok(ListEntry::Name(_)) => Err(tokens.found(expected, word.octets)),
+        Err(what) => Err(tokens.wrong(what)),
     }
 }
 
-fn ports(words: &mut Words<'_>) -> Result<RangeInclusive<u16>, Wrong> {
-    words.value("a port or LO-HI, from 0 to 65535", |word| {
+fn ports(tokens: &mut Tokens<'_>) -> Result<RangeInclusive<u16>, Wrong> {
+    tokens.value("a port or LO-HI, from 0 to 65535", |word| {
         let port = |text: &[u8]| number(text).and_then(|port| u16::try_from(port).ok());
         let mut ends = word.octets.splitn(2, |&octet| octet == b'-');
         let first = port(ends.next()?)?;
@@ -391,27 +393,28 @@ fn ports(words: &mut Words<'_>) -> Result<RangeInclusive<u16>, Wrong> {
     })
 }
 
-fn sessions(words: &mut Words<'_>) -> Result<NonZeroU64, Wrong> {
-    words.value("1 to 1000000 sessions", |word| {
+fn sessions(tokens: &mut Tokens<'_>) -> Result<NonZeroU64, Wrong> {
+    tokens.value("1 to 1000000 sessions", |word| {
         number(word.octets).filter(|&sessions| sessions <= SESSIONS_MAX).and_then(NonZeroU64::new)
     })
 }
 
-fn rate(words: &mut Words<'_>) -> Result<NonZeroU64, Wrong> {
-    words.value("octets a second, at least 1", |word| number(word.octets).and_then(NonZeroU64::new))
+fn rate(tokens: &mut Tokens<'_>) -> Result<NonZeroU64, Wrong> {
+    tokens
+        .value("octets a second, at least 1", |word| number(word.octets).and_then(NonZeroU64::new))
 }
 
-fn sources(words: &mut Words<'_>) -> Result<Vec<IpAddr>, Wrong> {
+fn sources(tokens: &mut Tokens<'_>) -> Result<Vec<IpAddr>, Wrong> {
     let mut sources: Vec<IpAddr> = Vec::new();
     loop {
-        let source = words.value("an address of this host, one of each family", |word| {
+        let source = tokens.value("an address of this host, one of each family", |word| {
             let ip: IpAddr = str::from_utf8(word.octets).ok()?.parse().ok()?;
             let ip = ip.to_canonical();
             let twice = sources.iter().any(|other| other.is_ipv4() == ip.is_ipv4());
             (!twice && !ip.is_unspecified() && !ip.is_multicast()).then_some(ip)
         })?;
         sources.push(source);
-        if !words.take(&Token::Comma) {
+        if !tokens.take(&Token::Comma) {
             return Ok(sources);
         }
     }

@@ -5,7 +5,7 @@ use std::fmt::{self, Display, Write as _};
 use std::ops::RangeInclusive;
 
 use crate::policy::nets::Set;
-use crate::policy::rules::{AnyOf, Logging, Pattern, Rule, Settings, Who};
+use crate::policy::rules::{AnyOf, Logging, Pattern, Rule, Settings, UserPattern};
 
 impl<T: Display> Display for AnyOf<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -42,7 +42,7 @@ fn is_keyword(word: &[u8]) -> bool {
     matches!(word, b"any" | b"none" | b"unix") || Set::parse(word).is_some()
 }
 
-impl Display for Who {
+impl Display for UserPattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Any => f.write_str("any"),

@@ -92,29 +92,29 @@ impl Ident {
 
 /// The address of a destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Where {
+pub enum DstIp {
     /// Not known yet, or any peer of a BIND.
     Unknown,
     /// Some public address that no pattern is for.
-    Public,
+    SomePublic,
     /// This one.
-    At(IpAddr),
+    Known(IpAddr),
 }
 
 /// What is known of a destination.
 #[derive(Clone, Copy, Debug)]
-pub struct To<'a> {
+pub struct DstFacts<'a> {
     /// The name asked for, if one was.
     pub name: Option<&'a [u8]>,
     /// The address asked for, or one of the name's.
-    pub ip: Where,
+    pub ip: DstIp,
     /// The port asked for.
     pub port: u16,
 }
 
 /// What is known of a request.
 #[derive(Clone, Copy, Debug)]
-pub struct Question<'a> {
+pub struct Facts<'a> {
     /// The client's address, if it has one.
     pub client: Option<IpAddr>,
     /// The protocol it speaks.
@@ -126,19 +126,19 @@ pub struct Question<'a> {
     /// Who its host says it is.
     pub ident: &'a Ident,
     /// Where it wants to go, once known.
-    pub to: Option<To<'a>>,
+    pub dst: Option<DstFacts<'a>>,
 }
 
 /// Where a rule is written: file and line. Display gives them as they stand in the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct RuleRef {
     /// The file, or what stands for one.
     pub file: Arc<str>,
     /// The line, from 1.
     pub line: usize,
 }
 
-impl Display for Place {
+impl Display for RuleRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", Escaped(self.file.as_bytes()), self.line)
     }
@@ -224,44 +224,44 @@ impl Pattern {
 
     /// Whether the address is one of these. An IPv6 address in which an IPv4 address hides is both;
     /// with `guarded` it is itself only, and only if nothing inside hides there that is not meant.
-    fn test_ip(&self, ip: Where, guarded: bool) -> Truth {
+    fn test_ip(&self, ip: DstIp, guarded: bool) -> Truth {
         match (self, ip) {
             (Self::Set(Set::All), _) => Truth::Yes,
             (Self::Name(_) | Self::Unix, _) => Truth::No,
-            (_, Where::Unknown) => Truth::Maybe,
+            (_, DstIp::Unknown) => Truth::Maybe,
             (Self::Any | Self::Set(Set::Public), _) => is_public(ip),
-            (_, Where::Public) => Truth::No,
-            (Self::Block(_) | Self::List(_), Where::At(ip)) if guarded => {
+            (_, DstIp::SomePublic) => Truth::No,
+            (Self::Block(_) | Self::List(_), DstIp::Known(ip)) if guarded => {
                 let meant = |hidden| self.holds_ip(hidden) || Set::Public.holds(hidden);
                 (self.holds_ip(ip) && spellings(ip).skip(1).all(meant)).into()
             }
-            (_, Where::At(ip)) => spellings(ip).any(|ip| self.holds_ip(ip)).into(),
+            (_, DstIp::Known(ip)) => spellings(ip).any(|ip| self.holds_ip(ip)).into(),
         }
     }
 
     /// Whether it is for this destination. With `guarded` neither a name nor an address may lead inside
     /// in disguise.
-    fn test_to(&self, to: To<'_>, guarded: bool) -> Truth {
-        let by_name = match to.name {
-            Some(name) if self.holds_name(name) && guarded => is_public(to.ip),
+    fn test_dst(&self, dst: DstFacts<'_>, guarded: bool) -> Truth {
+        let by_name = match dst.name {
+            Some(name) if self.holds_name(name) && guarded => is_public(dst.ip),
             Some(name) => self.holds_name(name).into(),
             None => Truth::No,
         };
-        by_name.max(self.test_ip(to.ip, guarded))
+        by_name.max(self.test_ip(dst.ip, guarded))
     }
 }
 
-fn is_public(ip: Where) -> Truth {
+fn is_public(ip: DstIp) -> Truth {
     match ip {
-        Where::Unknown => Truth::Maybe,
-        Where::Public => Truth::Yes,
-        Where::At(ip) => Set::Public.holds(ip).into(),
+        DstIp::Unknown => Truth::Maybe,
+        DstIp::SomePublic => Truth::Yes,
+        DstIp::Known(ip) => Set::Public.holds(ip).into(),
     }
 }
 
 /// An item of `user`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Who {
+pub enum UserPattern {
     /// Whoever has proved a name.
     Any,
     /// Whoever has not.
@@ -272,7 +272,7 @@ pub enum Who {
     Group(String),
 }
 
-impl Who {
+impl UserPattern {
     fn is(&self, user: &User) -> bool {
         match self {
             Self::Any => user.name().is_some(),
@@ -315,7 +315,7 @@ pub struct Settings {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
     /// Where it is written.
-    pub place: Place,
+    pub place: RuleRef,
     /// Whether it allows or denies.
     pub allow: bool,
     /// `version`.
@@ -325,7 +325,7 @@ pub struct Rule {
     /// `from`.
     pub from: Option<AnyOf<Pattern>>,
     /// `user`.
-    pub user: Option<AnyOf<Who>>,
+    pub user: Option<AnyOf<UserPattern>>,
     /// `ident`.
     pub ident: bool,
     /// `to`. Without it an allow rule is for `any`, a deny rule for `all`.
@@ -341,7 +341,7 @@ pub struct Condition {
     /// Its keyword.
     pub keyword: &'static str,
     /// Whether that of a rule holds.
-    pub test: fn(&Rule, &Question<'_>) -> Truth,
+    pub test: fn(&Rule, &Facts<'_>) -> Truth,
 }
 
 /// The conditions, in the order they are written and tested.
@@ -363,7 +363,7 @@ fn holds<T>(condition: &Option<AnyOf<T>>, item: impl FnMut(&T) -> Truth) -> Trut
 impl Rule {
     /// A rule without conditions and settings.
     #[must_use]
-    pub fn new(place: Place, allow: bool) -> Self {
+    pub fn new(place: RuleRef, allow: bool) -> Self {
         Self {
             place,
             allow,
@@ -380,10 +380,10 @@ impl Rule {
 
     /// Whether all its conditions hold.
     #[must_use]
-    pub fn matches(&self, question: &Question<'_>) -> Truth {
+    pub fn matches(&self, facts: &Facts<'_>) -> Truth {
         let mut all = Truth::Yes;
         for condition in CONDITIONS {
-            all = all.min((condition.test)(self, question));
+            all = all.min((condition.test)(self, facts));
             if all == Truth::No {
                 break;
             }
@@ -401,34 +401,34 @@ impl Rule {
     #[must_use]
     pub fn wants_users(&self) -> bool {
         let Some(AnyOf { negated, items }) = &self.user else { return false };
-        let by_password = *negated || items.iter().any(|item| *item != Who::None);
-        let by_group = items.iter().any(|item| matches!(item, Who::Group(_)));
+        let by_password = *negated || items.iter().any(|item| *item != UserPattern::None);
+        let by_group = items.iter().any(|item| matches!(item, UserPattern::Group(_)));
         by_group || !self.ident && by_password
     }
 
-    fn test_version(&self, q: &Question<'_>) -> Truth {
-        holds(&self.version, |version| (*version == q.version).into())
+    fn test_version(&self, facts: &Facts<'_>) -> Truth {
+        holds(&self.version, |version| (*version == facts.version).into())
     }
 
-    fn test_command(&self, q: &Question<'_>) -> Truth {
+    fn test_command(&self, facts: &Facts<'_>) -> Truth {
         holds(&self.command, |command| {
-            q.command.map_or(Truth::Maybe, |asked| (asked == *command).into())
+            facts.command.map_or(Truth::Maybe, |asked| (asked == *command).into())
         })
     }
 
     /// Whose address is not known is nobody else than `unix`, whatever the list says.
-    fn test_from(&self, q: &Question<'_>) -> Truth {
-        match (&self.from, q.client) {
+    fn test_from(&self, facts: &Facts<'_>) -> Truth {
+        match (&self.from, facts.client) {
             (None, _) => Truth::Yes,
             (Some(from), Some(client)) => from.test(|pattern| pattern.test_client(client)),
             (Some(from), None) => (!from.negated && from.items.contains(&Pattern::Unix)).into(),
         }
     }
 
-    fn test_user(&self, q: &Question<'_>) -> Truth {
+    fn test_user(&self, facts: &Facts<'_>) -> Truth {
         let Some(condition) = &self.user else { return Truth::Yes };
-        let user = match (self.ident, q.ident) {
-            (false, _) => q.user,
+        let user = match (self.ident, facts.ident) {
+            (false, _) => facts.user,
             (true, Ident::Proved(user)) => Some(user),
             // It may turn out to prove nobody, which a rule that denies takes for a match.
             (true, Ident::NotAsked) if !self.allow => return Truth::Maybe,
@@ -438,13 +438,13 @@ impl Rule {
         };
         let Some(user) = user else {
             return condition.test(|who| match who {
-                Who::Any => Truth::Yes,
-                Who::None => Truth::No,
-                Who::Name(_) | Who::Group(_) => Truth::Maybe,
+                UserPattern::Any => Truth::Yes,
+                UserPattern::None => Truth::No,
+                UserPattern::Name(_) | UserPattern::Group(_) => Truth::Maybe,
             });
         };
         // Who is nobody in particular is not let in for not being somebody else.
-        let about_all = |who: &Who| matches!(who, Who::Any | Who::None);
+        let about_all = |item: &UserPattern| matches!(item, UserPattern::Any | UserPattern::None);
         if condition.negated && user.name().is_none() && !condition.items.iter().any(about_all) {
             return (!self.allow).into();
         }
@@ -452,37 +452,39 @@ impl Rule {
     }
 
     /// A rule that denies by IDENT also denies whom IDENT does not tell of: else hiding would help.
-    fn test_ident(&self, q: &Question<'_>) -> Truth {
-        match (self.ident, q.ident) {
+    fn test_ident(&self, facts: &Facts<'_>) -> Truth {
+        match (self.ident, facts.ident) {
             (false, _) | (true, Ident::Proved(_)) => Truth::Yes,
             (true, Ident::NotAsked) => Truth::Maybe,
             (true, Ident::Unproved | Ident::Different) => (!self.allow).into(),
         }
     }
 
-    fn test_to(&self, q: &Question<'_>) -> Truth {
+    fn test_to(&self, facts: &Facts<'_>) -> Truth {
         let Some(condition) = &self.to else {
             let everywhere = if self.allow { Pattern::Any } else { Pattern::Set(Set::All) };
-            return match q.to {
-                Some(to) => everywhere.test_to(to, false),
+            return match facts.dst {
+                Some(dst) => everywhere.test_dst(dst, false),
                 None if self.allow => Truth::Maybe,
                 None => Truth::Yes,
             };
         };
         // Nothing known is as good as an unknown address and any name.
-        let Some(to) = q.to else {
+        let Some(dst) = facts.dst else {
             let all = |item: &Pattern| *item == Pattern::Set(Set::All);
             let everywhere = !condition.negated && condition.items.iter().any(all);
             return if everywhere { Truth::Yes } else { Truth::Maybe };
         };
         // What is let in has to be meant, in whichever way the rule says so.
         let guarded = self.allow != condition.negated;
-        let truth = condition.test(|item| item.test_to(to, guarded));
-        if self.allow && condition.negated { truth.min(is_public(to.ip)) } else { truth }
+        let truth = condition.test(|item| item.test_dst(dst, guarded));
+        if self.allow && condition.negated { truth.min(is_public(dst.ip)) } else { truth }
     }
 
-    fn test_port(&self, q: &Question<'_>) -> Truth {
-        holds(&self.port, |ports| q.to.map_or(Truth::Maybe, |to| ports.contains(&to.port).into()))
+    fn test_port(&self, facts: &Facts<'_>) -> Truth {
+        holds(&self.port, |ports| {
+            facts.dst.map_or(Truth::Maybe, |dst| ports.contains(&dst.port).into())
+        })
     }
 }
 

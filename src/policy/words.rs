@@ -222,7 +222,7 @@ impl<'a> Lexer<'a> {
 }
 
 /// The tokens of a statement, taken from the front.
-pub(super) struct Words<'a> {
+pub(super) struct Tokens<'a> {
     tokens: std::slice::Iter<'a, Placed>,
     /// Where the token taken last stands.
     pub(super) last: Position,
@@ -244,7 +244,7 @@ impl<'a> Word<'a> {
     }
 }
 
-impl<'a> Words<'a> {
+impl<'a> Tokens<'a> {
     pub(super) fn of(statement: &'a Statement) -> Self {
         Self { tokens: statement.tokens.iter(), last: Position { line: 1, column: 1 } }
     }

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use crate::log::{Level, Line, Log};
-use crate::policy::rules::{Logging, Place, Rule};
+use crate::policy::rules::{Logging, Rule, RuleRef};
 use crate::relay::{End, Side, Traffic};
 use crate::stats::{Stats, Words};
 use crate::wire::{Command, Destination, Request, Version};
@@ -25,7 +25,7 @@ pub(super) struct Record {
     pub(super) local: Option<Destination>,
     pub(super) reply: Option<u8>,
     /// The rule that decided, and what it has logged.
-    rule: Option<Place>,
+    rule: Option<RuleRef>,
     logging: Option<Logging>,
     pub(super) traffic: Arc<Traffic>,
 }
