@@ -1,8 +1,8 @@
-//! Who is this: the proof of a user.
+//! Authentication: users, and the proof of their names.
 //!
-//! Authentication yields a [`User`], which the request step needs: a refusal cannot fall through.
-//! The messages are in [`crate::wire`], the talking in [`crate::session`]; which method a client may
-//! choose and what a user may do is for [`crate::policy`] to say. No GSS-API yet.
+//! Authentication yields a [`User`], which the next step needs: a refusal cannot fall through. The
+//! messages are in [`crate::wire`], their exchange in [`crate::session`], and the rights of a user
+//! in [`crate::policy`]. No GSS-API yet.
 
 pub mod ident;
 pub mod penalties;
@@ -17,20 +17,20 @@ use crate::auth::turns::Turns;
 use crate::wait::{Wait, WaitError};
 use crate::wire::userpass::Credentials;
 
-/// What proves the name of a user.
+/// The proof of a user's name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Proof {
-    /// Nothing: there is no name.
+    /// No proof, and no name.
     Nothing,
-    /// A password. The number is a keyed digest of its hash in the users file: it changes when the
-    /// password is hashed anew.
+    /// A password. The number is a keyed digest of its hash in the users file: it changes if the
+    /// password is hashed again.
     Password(u64),
-    /// The client's host has said so (RFC 1413).
+    /// The word of the client's host (RFC 1413).
     Ident,
 }
 
 impl Proof {
-    /// The proof by the password that has `hash` in the users file.
+    /// The proof by the password with this `hash` in the users file.
     #[must_use]
     pub fn by_password(hash: &[u8]) -> Self {
         static KEY: LazyLock<RandomState> = LazyLock::new(RandomState::new);
@@ -38,7 +38,7 @@ impl Proof {
     }
 }
 
-/// Somebody who passed authentication, or passed where none is asked for.
+/// A client after authentication, with or without a name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct User {
     name: Option<Vec<u8>>,
@@ -47,43 +47,44 @@ pub struct User {
 }
 
 impl User {
-    /// A client that proves nothing: SOCKS 4, method 00.
+    /// A client without a proof: SOCKS 4, or method 00.
     #[must_use]
     pub fn anonymous() -> Self {
         Self { name: None, groups: Arc::default(), proof: Proof::Nothing }
     }
 
-    /// A client that has proved by `proof` to be `name`, whom the users file has in `groups`.
+    /// The user `name`, in these groups of the users file.
     #[must_use]
     pub fn proved(name: &[u8], groups: Arc<[String]>, proof: Proof) -> Self {
         Self { name: Some(name.to_vec()), groups, proof }
     }
 
-    /// What proved the name.
+    /// The proof of the name.
     #[must_use]
     pub fn proof(&self) -> Proof {
         self.proof
     }
 
-    /// The name that was proved, if any was.
+    /// The proved name, if there is one.
     #[must_use]
     pub fn name(&self) -> Option<&[u8]> {
         self.name.as_deref()
     }
 
-    /// Whether the users file has the user in `group`; nobody who proved no name is in any.
+    /// Whether the user is in this group of the users file; an anonymous client is in none.
     #[must_use]
     pub fn is_in(&self, group: &str) -> bool {
         self.groups.iter().any(|own| own == group)
     }
 }
 
-/// Why nobody was authenticated.
+/// Why authentication failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AuthError {
-    /// Unknown user, locked user or wrong password; the client is not told which.
+    /// Unknown user, locked user or wrong password; the client does not learn which.
     Wrong,
-    /// The password is right and the account has expired; the client is told the same as for `Wrong`.
+    /// The password is right but the account has expired; the client learns the same as for
+    /// `Wrong`.
     Expired,
     /// The handshake's deadline passed while other passwords were being checked.
     TimedOut,
@@ -93,7 +94,7 @@ pub enum AuthError {
     Stopped,
     /// A system call failed with an error of this kind.
     Failed(io::ErrorKind),
-    /// The client is shut out; its password was not looked at.
+    /// The client is shut out; its password was not checked.
     ShutOut,
 }
 
@@ -108,31 +109,31 @@ impl From<WaitError> for AuthError {
     }
 }
 
-/// A try to prove a name by a password, and how it may be waited for.
+/// An attempt to authenticate by a password, and the bounds of its check.
 pub struct Attempt<'a> {
     /// The name and the password.
     pub claim: &'a Credentials,
-    /// The turns for those that hash.
+    /// The turns, for a checker that computes hashes.
     pub turns: &'a Turns,
-    /// The terms on which the client waits.
+    /// The bounds of any wait for the client.
     pub wait: Wait<'a>,
-    /// Whether the client is shut out by now.
+    /// Whether the client has been shut out meanwhile.
     pub shut_out: &'a dyn Fn() -> bool,
 }
 
-/// Decides whether a password is right, as the users file does.
+/// Checks passwords, for instance by the users file.
 pub trait Checker {
     /// Checks a password; returns the user.
     ///
     /// # Errors
     /// `Wrong` for an unknown or locked user or another password, `Expired` for the right password
     /// of an account that has expired, `TimedOut` if it takes too long, `ShutOut` if the client is
-    /// shut out before the check begins: of many guesses made at once no more are checked than of as
-    /// many in a row.
+    /// shut out before the check begins: of many simultaneous guesses no more are checked than of
+    /// as many in a row.
     fn check(&self, attempt: &Attempt<'_>) -> Result<User, AuthError>;
 
-    /// The user of this name as [`Checker::check`] would return it now, or `None` if no password is
-    /// right for it.
+    /// The user that [`Checker::check`] would return now for the right password of `name`, or
+    /// `None` if there is none.
     fn user(&self, name: &[u8]) -> Option<User>;
 }
 

@@ -1,17 +1,17 @@
-//! May they: what is known of a request to a verdict, by one flat list of rules of which the first
-//! that matches decides. Pure: nothing is read, sent or resolved here.
+//! Decides whether a request is allowed: one flat list of rules, of which the first that matches
+//! decides. Pure: nothing is read, sent or resolved here.
 //!
-//! Names are judged as names; what they resolve to is judged again as addresses. What a rule says is
-//! in [`rules`], how it is written in [`parse`].
+//! A name is judged as a name, then each address that it resolves to is judged as well. The meaning
+//! of one rule is in [`rules`], the syntax in [`parse`].
 //!
-//! | When | Who asks | What | Known by then |
+//! | When | Asked by | Question | Known |
 //! |---|---|---|---|
-//! | greeting | session | [`Policy::methods`]: how may the client prove who it is? | its address |
-//! | request | session | [`Policy::needs_ident`]: does the verdict depend on IDENT? | and user, command, destination |
-//! | log of the request | session | [`Policy::sure_rule`]: which rule surely decides? | and IDENT |
-//! | before a look-up, an association, any peer of a BIND | session, commands, datagrams | [`Policy::may_allow`]: can it come to be allowed? | the same |
-//! | each address | commands, datagrams | [`Policy::allows`]: is it? | and the address |
-//! | reload | live sessions | [`Policy::renewed`], then as before: would it be allowed now? | all |
+//! | greeting | session | [`Policy::methods`]: which methods may the client choose? | client address |
+//! | request | session | [`Policy::needs_ident`]: does the verdict depend on IDENT? | + user, command, destination |
+//! | log line of the request | session | [`Policy::sure_rule`]: which rule is certain to decide? | + IDENT |
+//! | before a look-up, an association, a BIND for any peer | session, commands, datagrams | [`Policy::may_allow`]: can it still be allowed? | the same |
+//! | each address | commands, datagrams | [`Policy::allows`]: is it allowed? | + address |
+//! | reload | live sessions | [`Policy::renewed`], then one of the last two | all |
 
 pub mod explain;
 pub mod list;
@@ -34,47 +34,47 @@ use crate::policy::rules::{DstFacts, DstIp, Facts, Ident, Rule, RuleRef, Truth};
 use crate::wire::socks5::Method;
 use crate::wire::{Command, Destination, Version};
 
-/// The rules that hold where none are given: without users, clients from this host and its site;
-/// with users, whoever is one. Nobody reaches inside.
+/// The rules that apply if none are given: without users, clients of this host and its site are
+/// served; with users, only users are. Internal addresses are out of reach.
 const DEFAULT: &str = "allow from loopback,private,linklocal to any";
 const DEFAULT_WITH_USERS: &str = "allow user any to any";
 
-/// Who asks for what, and how.
+/// The client and its request, without the destination.
 #[derive(Clone, Debug)]
 pub struct Asker {
     /// The client's address; a client of a UNIX socket may have none.
     pub client: Option<IpAddr>,
-    /// Who it is, as authentication found out.
+    /// The authenticated user.
     pub user: User,
-    /// Who its host says it is.
+    /// The answer of the client's host.
     pub ident: Ident,
-    /// The protocol it speaks.
+    /// The version of the protocol.
     pub version: Version,
-    /// What it asks for.
+    /// The command of the request.
     pub command: Command,
 }
 
-/// Why something is denied; Display tells an administrator.
+/// The reason for a denial; Display is for the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Denial {
-    /// The rule written here says so.
+    /// This rule denies it.
     Rule(Arc<Rule>),
     /// No rule matches.
     NoRule,
-    /// No rule matches an address inside, which has to be named to be reached.
+    /// No rule matches an internal address, which only a rule that names it can allow.
     Inside,
-    /// A rule that might have matched needs IDENT, which proved nothing.
+    /// The rules depend on IDENT, which proved nothing.
     Unproved,
-    /// A rule that might have matched needs IDENT, which named another user than USERID.
+    /// The rules depend on IDENT, which named another user than USERID.
     Different,
-    /// 0.0.0.0/8 and `::` are no destinations.
+    /// The address is in 0.0.0.0/8 or is `::`, which are no destinations.
     Nowhere,
-    /// A connection there would come back to this very server.
+    /// The address and port are those of this server.
     LeadsBack,
 }
 
 impl Denial {
-    /// The rule that denied, if one did.
+    /// The rule that denies, if there is one.
     #[must_use]
     pub fn rule(&self) -> Option<&Rule> {
         match self {
@@ -89,37 +89,37 @@ impl fmt::Display for Denial {
         f.write_str(match self {
             Self::Rule(_) => "denied by a rule",
             Self::NoRule => "no rule allows this",
-            Self::Inside => "no rule names this inside address",
+            Self::Inside => "internal address not named by any rule",
             Self::Unproved => "IDENT proves nothing",
             Self::Different => "IDENT names another user",
             Self::Nowhere => "not the address of a host",
-            Self::LeadsBack => "leads back to this server",
+            Self::LeadsBack => "would connect back to this server",
         })
     }
 }
 
-/// The rule that allows something, or why it is denied.
+/// The rule that allows a request, or the reason for its denial.
 pub type Verdict<'a> = Result<&'a Arc<Rule>, Denial>;
 
-/// What a rule that may match does to a request.
+/// How a rule counts whose conditions depend on facts that are not known.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Unknown {
-    /// It allows, if it is such a rule: more may be known later.
+    /// As a match if it is an allow rule: the facts may be known later.
     Allows,
-    /// It denies, if it is such a rule: no more will be known, and what is not known, such as an
-    /// IDENT not asked, speaks for no client.
+    /// As a match if it is a deny rule: the facts will not be known later. An IDENT that was not
+    /// asked, for instance, is no reason to allow anything.
     Denies,
 }
 
-/// The methods of version 5 that a client may choose, best first; none where nothing that it may
-/// ask for can be allowed.
+/// The methods of version 5 that a client may choose, best first. The list is empty if no request
+/// of the client could be allowed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Methods(Vec<Method>);
 
 impl Methods {
-    /// `without_name` is there where a client without a proved name may be allowed something, `named`
-    /// are those that prove a name, best first. A name is asked for first only where it
-    /// `matters`: a client that offers both would else send a password for nothing.
+    /// Lists the method that proves no name, if it is acceptable, and the methods in `named`, which
+    /// prove one, best first. The latter are preferred only if a name `matters`: otherwise a client
+    /// that offers both would send a password for nothing.
     fn new(without_name: Option<Method>, named: Vec<Method>, matters: bool) -> Self {
         let mut methods = named;
         let last = if matters { methods.len() } else { 0 };
@@ -127,37 +127,37 @@ impl Methods {
         Self(methods)
     }
 
-    /// Whether there are none.
+    /// Whether no method is acceptable.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// All of them, best first.
+    /// All methods, best first.
     pub fn iter(&self) -> impl Iterator<Item = Method> {
         self.0.iter().copied()
     }
 
-    /// Chooses the best of the methods that a client offers (RFC 1928 section 3), or `None` where
-    /// none is acceptable.
+    /// Chooses the best of the methods that a client offers (RFC 1928 section 3), or `None` if none
+    /// of them is acceptable.
     #[must_use]
     pub fn select(&self, offered: &[Method]) -> Option<Method> {
         self.iter().find(|method| offered.contains(method))
     }
 }
 
-/// The rules, and the users they speak of: what a reload replaces.
+/// The rules and the users: everything that a reload replaces.
 pub struct Policy {
     rules: Vec<Arc<Rule>>,
-    /// Those of the users file, where there is one.
+    /// The users file, if there is one.
     pub users: Option<Users>,
-    /// The files that the rules were read from: with all they include, and lists.
+    /// The files that the rules were read from: included files and lists, too.
     pub files: Vec<PathBuf>,
 }
 
 impl Policy {
-    /// Loads the rules of `texts` and of the file `rules` behind them, and the users file `users`.
-    /// With neither texts nor a file the built-in rules hold.
+    /// Loads the rules of `texts`, followed by those of the file `rules`, and the users file
+    /// `users`. With neither texts nor a file the built-in rules apply.
     ///
     /// # Errors
     /// Everything that is wrong with any of them, one message each.
@@ -195,25 +195,25 @@ impl Policy {
         }
     }
 
-    /// How many rules there are.
+    /// The number of rules.
     #[must_use]
     pub fn len(&self) -> usize {
         self.rules.len()
     }
 
-    /// Whether there are none, so that everything is denied.
+    /// Whether there are no rules, so that everything is denied.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.rules.is_empty()
     }
 
-    /// What decides whether a password is right, where there is something that does.
+    /// The checker of passwords, if there is one.
     #[must_use]
     pub fn checker(&self) -> Option<&dyn Checker> {
         Some(self.users.as_ref()?)
     }
 
-    /// The rules that may decide, with how far they match: all up to the first that surely does.
+    /// The rules that match or may match, up to the first that certainly does.
     fn may_decide(&self, facts: &Facts<'_>) -> impl Iterator<Item = (&Arc<Rule>, Truth)> {
         let mut decided = false;
         self.rules
@@ -226,8 +226,8 @@ impl Policy {
             .filter(|(_, truth)| *truth != Truth::No)
     }
 
-    /// What the first rule says that matches, where one that only may match does so if that
-    /// `unknown` has it.
+    /// The verdict of the first rule that matches, where `unknown` says how a rule counts that only
+    /// may match.
     fn verdict(&self, facts: &Facts<'_>, unknown: Unknown) -> Verdict<'_> {
         let decides = |&(rule, truth): &(&Arc<Rule>, Truth)| {
             truth == Truth::Yes || rule.allow == (unknown == Unknown::Allows)
@@ -246,8 +246,8 @@ impl Policy {
         }
     }
 
-    /// The same user with what the users file says now, or `None` where the proof of then is none
-    /// any more: another password, or an account that is locked, expired or gone.
+    /// The same user with the groups of this policy, or `None` if the proof is no longer valid: the
+    /// password has changed, or the account is locked, expired or gone.
     #[must_use]
     pub fn renewed(&self, user: &User) -> Option<User> {
         match (user.name(), user.proof()) {
@@ -260,7 +260,7 @@ impl Policy {
         }
     }
 
-    /// Which methods a client of version 5 may choose.
+    /// The methods that a client of version 5 may choose.
     #[must_use]
     pub fn methods(&self, client: Option<IpAddr>) -> Methods {
         let unknown = Facts {
@@ -277,8 +277,8 @@ impl Policy {
             self.verdict(&anonymous, Unknown::Allows).is_ok().then_some(Method::NONE);
         let mut named = Vec::new();
         if self.checker().is_some() && self.verdict(&unknown, Unknown::Allows).is_ok() {
-            // GSS-API is not served yet. It comes after this: clients offer a password only where
-            // they were given one.
+            // GSS-API, once it is served, comes after this: a client offers a password only if it
+            // was given one.
             named.push(Method::USERPASS);
         }
         let mut rules = self.may_decide(&unknown).chain(self.may_decide(&anonymous));
@@ -286,13 +286,13 @@ impl Policy {
         Methods::new(without_name, named, matters)
     }
 
-    /// Whether IDENT has to be asked before `asker` can be judged on `dst`.
+    /// Whether the verdict on `dst` may depend on IDENT.
     #[must_use]
     pub fn needs_ident(&self, asker: &Asker, dst: Option<&Destination>) -> bool {
         self.may_decide(&asker.facts(dst.map(destination))).any(|(rule, _)| rule.ident)
     }
 
-    /// The rule that surely decides on `dst`, if one does before any that may.
+    /// The rule that is certain to decide on `dst`, if no rule before it may match.
     #[must_use]
     pub fn sure_rule(&self, asker: &Asker, dst: Option<&Destination>) -> Option<&Rule> {
         let facts = asker.facts(dst.map(destination));
@@ -300,19 +300,19 @@ impl Policy {
         first.filter(|(_, truth)| *truth == Truth::Yes).map(|(rule, _)| &**rule)
     }
 
-    /// Whether anything that `dst` may stand for is allowed, and by which rule first: all that is
-    /// asked of a name is denied if the name alone decides. Without `dst`, any destination is meant.
+    /// The first rule that may allow some address that `dst` stands for; without `dst`, some
+    /// destination at all. A name that this denies need not be resolved.
     ///
     /// # Errors
-    /// Why not.
+    /// The reason for the denial.
     pub fn may_allow(&self, asker: &Asker, dst: Option<&Destination>) -> Verdict<'_> {
         self.verdict(&asker.facts(dst.map(destination)), Unknown::Allows)
     }
 
-    /// Whether the address `ip` is allowed, asked for by the name in `dst` if there is one.
+    /// The rule that allows the address `ip`, which was requested as `dst`.
     ///
     /// # Errors
-    /// Why it is denied.
+    /// The reason for the denial.
     pub fn allows(&self, asker: &Asker, dst: &Destination, ip: IpAddr) -> Verdict<'_> {
         if is_nowhere(ip) {
             return Err(Denial::Nowhere);
@@ -323,8 +323,8 @@ impl Policy {
 }
 
 impl Asker {
-    /// Whose session it is where `rule` admits it: the user proved by a password, or else by IDENT,
-    /// which counts for rules that ask for it only.
+    /// The user of a session that `rule` admits: the authenticated one, or else the one of IDENT if
+    /// the rule asks for it.
     #[must_use]
     pub fn user_for(&self, rule: &Rule) -> &User {
         match &self.ident {
@@ -345,7 +345,7 @@ impl Asker {
     }
 }
 
-/// What `dst` says by itself.
+/// The facts that `dst` by itself provides.
 fn destination(dst: &Destination) -> DstFacts<'_> {
     match dst {
         Destination::Name(name, port) => {
@@ -361,7 +361,7 @@ fn destination(dst: &Destination) -> DstFacts<'_> {
     }
 }
 
-/// Where IDENT was asked in vain, that is what there is to be told.
+/// The reason for a denial; an IDENT that failed is more useful to know than the rule.
 fn denied(rule: Option<&Arc<Rule>>, ident: &Ident) -> Denial {
     match (ident, rule) {
         (Ident::Unproved, _) => Denial::Unproved,
@@ -375,7 +375,7 @@ fn denied(rule: Option<&Arc<Rule>>, ident: &Ident) -> Denial {
 pub struct Current(RwLock<Arc<Policy>>);
 
 impl Current {
-    /// Begins with `policy`.
+    /// Puts the first policy in force.
     #[must_use]
     pub fn new(policy: Policy) -> Self {
         Self(RwLock::new(Arc::new(policy)))
@@ -387,7 +387,7 @@ impl Current {
         Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Puts another in force.
+    /// Puts another policy in force.
     pub fn set(&self, policy: Policy) {
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(policy);
     }
@@ -412,7 +412,7 @@ mod tests {
         User::proved(b"alice", Arc::new(["staff".to_owned()]), Proof::Password(1))
     }
 
-    /// Alice from 10.0.0.5, by version 5.
+    /// Alice at 10.0.0.5, with version 5.
     fn asker(command: Command) -> Asker {
         let ident = Ident::NotAsked;
         Asker { client: inside(), user: alice(), ident, version: Version::V5, command }
@@ -429,7 +429,7 @@ mod tests {
 
     #[test]
     fn a_rule_matches_where_both_of_any_two_conditions_hold_and_nowhere_else() {
-        // Each condition as it holds of the question and as it does not.
+        // Each condition in a form that matches and in one that does not.
         let conditions = [
             ["version 4a,5", "version !5"],
             ["command connect,udp", "command bind"],
@@ -482,7 +482,7 @@ mod tests {
     }
 
     #[test]
-    fn sec_01_to_06_no_address_inside_is_reached_unless_a_rule_names_it() {
+    fn sec_01_to_06_an_internal_address_is_reached_only_if_a_rule_names_it() {
         let asker = asker(Command::CONNECT);
         for (rules, dst, allowed) in [
             ("allow", "8.8.8.8:80", true),
@@ -500,7 +500,7 @@ mod tests {
             ("allow to all", "127.0.0.1:80", true),
             ("allow to 10.0.0.0/8", "10.1.2.3:80", true),
             ("allow to 10.0.0.0/8", "[::ffff:10.1.2.3]:80", true),
-            // What hides an inside address is let in by neither half.
+            // An address that hides an internal one needs a rule for both.
             ("allow to 10.0.0.0/8", "[64:ff9b::a01:203]:80", false),
             ("allow to 64:ff9b::/96", "[64:ff9b::a01:203]:80", false),
             ("allow to 64:ff9b::/96", "[64:ff9b::808:808]:80", true),
@@ -512,7 +512,7 @@ mod tests {
             ("deny to !10.0.0.0/8\nallow to all", "10.1.2.3:80", true),
             ("deny to !10.0.0.0/8\nallow to all", "8.8.8.8:80", false),
             ("deny to !10.0.0.0/8\nallow to all", "[2002:a01:203::]:80", false),
-            // Nobody ever gets there.
+            // These are never destinations.
             ("allow to all", "0.0.0.0:80", false),
             ("allow to all", "0.0.0.7:80", false),
             ("allow to all", "[::]:80", false),
@@ -527,7 +527,7 @@ mod tests {
     #[test]
     fn sec_04_a_name_is_judged_by_itself_and_with_its_address() {
         let asker = asker(Command::CONNECT);
-        // Rules, name, address; whether the name may be resolved, whether the address may be used.
+        // Rules, name, address; whether the name is resolved, whether the address is allowed.
         for (rules, asked, ip, resolved, allowed) in [
             ("allow to any", "a.example", "8.8.8.8", true, true),
             ("allow to any", "a.example", "10.0.0.1", true, false),
@@ -536,7 +536,7 @@ mod tests {
             ("allow to a.example", "b.a.example", "8.8.8.8", false, false),
             ("allow to .a.example", "b.a.example", "8.8.8.8", true, true),
             ("allow to .a.example", "ba.example", "8.8.8.8", false, false),
-            // Rebinding: the name leads inside, which no rule names.
+            // DNS rebinding: the name resolves to an internal address that no rule names.
             ("allow to a.example", "a.example", "10.0.0.1", true, false),
             ("allow to a.example,10.0.0.1", "a.example", "10.0.0.1", true, true),
             ("allow to a.example\nallow to private", "a.example", "10.0.0.1", true, true),
@@ -560,7 +560,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_an_address_is_allowed_its_name_is_resolved_for_and_its_ident_is_asked_for() {
+    fn if_an_address_is_allowed_its_name_is_resolved_and_its_ident_is_asked() {
         let mut random = Random::seeded();
         let names: [&str; 3] = ["a.example", "b.a.example", "c.example"];
         let ips = ["8.8.8.8", "10.0.0.1", "127.0.0.1", "2606:4700::1", "64:ff9b::a00:1"];
@@ -596,14 +596,14 @@ mod tests {
         };
         const NONE: Method = Method::NONE;
         const PASSWORD: Method = Method::USERPASS;
-        // Rules; the choice among 00, among 02, among both.
+        // Rules; the choice if the client offers 00, 02, both.
         for (rules, none, password, both) in [
             ("", None, None, None),
             ("deny", None, None, None),
             ("allow from 192.0.2.1", None, None, None),
             ("allow version 4", None, None, None),
             ("deny from 10.0.0.0/8\nallow", None, None, None),
-            // No rule needs a password: 00. Who knows only 02 is let in with a right one.
+            // No rule needs a password: 00. A client that offers only 02 may use it.
             ("allow", Some(NONE), Some(PASSWORD), Some(NONE)),
             ("allow user none", Some(NONE), None, Some(NONE)),
             ("allow user none,alice", Some(NONE), Some(PASSWORD), Some(PASSWORD)),
@@ -611,7 +611,7 @@ mod tests {
             ("allow port 80\nallow user !none", Some(NONE), Some(PASSWORD), Some(PASSWORD)),
             ("allow\nallow user alice", Some(NONE), Some(PASSWORD), Some(PASSWORD)),
             ("allow to all\nallow user alice", Some(NONE), Some(PASSWORD), Some(NONE)),
-            // A rule that some request of this client might match needs one.
+            // A rule that some request of this client may match needs a password.
             ("allow user any", None, Some(PASSWORD), Some(PASSWORD)),
             ("allow user !alice", None, Some(PASSWORD), Some(PASSWORD)),
             ("allow user @staff port 80", None, Some(PASSWORD), Some(PASSWORD)),
@@ -677,7 +677,7 @@ mod tests {
             ("allow ident", Ident::Unproved, false),
             ("allow ident user alice", ident(b"alice"), true),
             ("allow ident user bob", ident(b"alice"), false),
-            // Hiding does not help, nor does calling oneself by another's name.
+            // Neither silence nor another user's name avoids a deny rule.
             ("deny ident user bob\nallow", ident(b"alice"), true),
             ("deny ident user alice\nallow", ident(b"alice"), false),
             ("deny ident user bob\nallow", Ident::Unproved, false),
@@ -799,7 +799,7 @@ mod tests {
     }
 
     #[test]
-    fn without_rules_and_users_clients_from_inside_reach_outside_and_nothing_else() {
+    fn without_rules_and_users_internal_clients_reach_public_addresses_and_nothing_else() {
         let policy = Policy::load(&[], None, None).ok().unwrap();
         let may = |client: &str, dst: &str| {
             let (dst, ip) = address(dst);
@@ -815,7 +815,7 @@ mod tests {
     }
 
     #[test]
-    fn who_has_no_address_matches_no_from_but_unix() {
+    fn a_client_without_an_address_matches_only_from_unix() {
         let (dst, ip) = address("8.8.8.8:80");
         let unix = Asker { client: None, ..asker(Command::CONNECT) };
         for (rules, without, with) in [
@@ -835,7 +835,7 @@ mod tests {
     }
 
     #[test]
-    fn rules_for_users_without_a_users_file_are_an_error_unless_ident_tells() {
+    fn rules_for_users_without_a_users_file_are_an_error_except_with_ident() {
         let errors = |rules: &str| Policy::load(&[rules.into()], None, None).err();
         for rules in [
             "allow user alice",

@@ -1,8 +1,8 @@
-//! Against guessing: who fails to authenticate waits longer for each answer, and in the end is
-//! refused for a while.
+//! Penalties against guessing: a client that fails to authenticate waits longer for each answer,
+//! and finally is shut out for a while.
 //!
-//! Only time lowers a count, and no success does: with one valid account of his own an attacker
-//! could otherwise wash off each guess at the others.
+//! Only time lowers a count. Success does not: with one valid account an attacker could otherwise
+//! clear the count after each guess at the others.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -11,44 +11,44 @@ use std::time::{Duration, Instant};
 
 use crate::sync::lock;
 
-/// Failures that shut a client out.
+/// The number of failures that shuts a client out.
 const FAILURES_MAX: u32 = 10;
 
-/// Most clients remembered; one more, and the one whose last failure is oldest is forgotten. Each
-/// of them has cost its sender the work of a hash, so that this is not a quick way to be forgotten.
+/// The most clients remembered; beyond that the one whose last failure is oldest is forgotten. Each
+/// entry takes as long as a hash, so an attacker cannot quickly push its own out.
 const REMEMBERED: usize = 10_000;
 
-/// What the answer to a first failure waits; twice that for the next, and so on.
+/// The delay of the first failure's answer; it doubles with each further failure.
 const DELAY_FIRST: Duration = Duration::from_millis(100);
 
-/// What an answer waits at most.
+/// The longest delay of an answer.
 const DELAY_MAX: Duration = Duration::from_secs(5);
 
-/// Which clients have failed of late. A client is whatever its caller counts by.
+/// The clients that have failed recently. The caller decides what counts as one client.
 pub struct Penalties {
     time: Duration,
     records: Mutex<HashMap<IpAddr, Failures>>,
 }
 
 struct Failures {
-    /// How many failures there were at `last`; [`FAILURES_MAX`] shut the client out.
+    /// The number of failures at `last`; [`FAILURES_MAX`] shut the client out.
     count: u32,
-    /// When the last of them has its answer, so that the wait for it lowers no count.
+    /// When the last of them is answered, so that the delay itself lowers no count.
     last: Instant,
 }
 
-/// What a failure brings upon a client.
+/// The consequence of a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Penalty {
-    /// How long its answer has to wait.
+    /// The delay of its answer.
     pub delay: Duration,
-    /// Whether it is the one that shuts the client out.
+    /// Whether it shuts the client out.
     pub shuts_out: bool,
 }
 
 impl Penalties {
-    /// A client is shut out for `time`, and one of its failures is forgotten in each tenth of that
-    /// without another. Zero for no penalties at all.
+    /// Shuts clients out for `time`, and forgets one failure in each tenth of it without another.
+    /// Zero is no penalties at all.
     #[must_use]
     pub fn new(time: Duration) -> Self {
         Self { time, records: Mutex::default() }
@@ -85,7 +85,7 @@ impl Penalties {
         }
         let record = records.entry(client).or_insert(Failures { count: 0, last: now });
         if self.is_shut_out(record, now) {
-            // One that was being checked at the same time.
+            // Its check had begun before.
             return Penalty { delay: DELAY_MAX, shuts_out: false };
         }
         let quiet = now.saturating_duration_since(record.last);
@@ -93,7 +93,7 @@ impl Penalties {
         let forgotten = u32::try_from(forgotten).unwrap_or(u32::MAX);
         let failures = record.count.saturating_sub(forgotten);
         let delay = (DELAY_FIRST * 2_u32.pow(failures)).min(DELAY_MAX);
-        // Answers of failures at the same time may be due in another order.
+        // Answers to simultaneous failures may be due in another order.
         *record = Failures { count: failures + 1, last: record.last.max(now + delay) };
         Penalty { delay, shuts_out: record.count == FAILURES_MAX }
     }
@@ -109,8 +109,8 @@ mod tests {
         std::net::Ipv4Addr::from_bits(n).into()
     }
 
-    /// Lets a client fail `times` times, each as soon as it has its answer; returns the penalties
-    /// and when the last answer came.
+    /// Has a client fail `times` times, each time right after the answer; returns the penalties and
+    /// the time of the last answer.
     fn fail(
         penalties: &Penalties,
         client: IpAddr,
@@ -141,7 +141,7 @@ mod tests {
         assert!(penalties.shut_out(client(1), answered + TIME - Duration::from_millis(1)));
         assert!(!penalties.shut_out(client(2), now), "another is unharmed");
         assert_eq!(penalties.fail(client(2), now).delay, DELAY_FIRST);
-        // Those that were under way make it neither longer nor known twice.
+        // Checks that had begun before neither extend it nor report it again.
         let late = penalties.fail(client(1), now + Duration::from_secs(60));
         assert_eq!(late, Penalty { delay: DELAY_MAX, shuts_out: false });
         let over = answered + TIME;
@@ -167,7 +167,7 @@ mod tests {
             let failures = lock(&penalties.records)[&client(1)].count;
             assert_eq!(failures, expected, "after {quiet} s");
         }
-        // Whoever fails no more often than that is never shut out.
+        // A client that fails no more often than that is never shut out.
         let penalties = Penalties::new(TIME);
         let (_, mut now) = fail(&penalties, client(1), 5, Instant::now());
         for _ in 0..100 {
@@ -177,13 +177,13 @@ mod tests {
     }
 
     #[test]
-    fn no_more_clients_are_remembered_than_set_and_the_oldest_is_forgotten_first() {
+    fn a_bounded_number_of_clients_is_remembered_and_the_oldest_is_forgotten_first() {
         let penalties = Penalties::new(TIME);
         let begun = Instant::now();
         fail(&penalties, client(0), 10, begun);
         let at = |n: u32| begun + Duration::from_millis(n.into());
         let last = u32::try_from(REMEMBERED).unwrap() + 500;
-        // Time goes on slowly: the first was shut out later than many others failed.
+        // The first client was shut out later than many others failed.
         for n in 1..last {
             penalties.fail(client(n), at(n));
             assert!(lock(&penalties.records).len() <= REMEMBERED);

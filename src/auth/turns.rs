@@ -1,6 +1,6 @@
-//! Turns to hash a password: only a few hashes are computed at once, so that a flood of logins cannot
-//! take every core from the relays. There is one [`Turns`] for the life of the server: a reload, which
-//! reads the users anew, adds no turns. What is hashed is for `users`.
+//! Turns to hash a password: only a few hashes are computed at once, so that a flood of logins does
+//! not take every core from the relays. One [`Turns`] lasts as long as the server: a reload of the
+//! users adds no turns. The hashes are in `users`.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
@@ -8,33 +8,33 @@ use std::sync::{Arc, Mutex};
 use crate::sync::lock;
 use crate::wait::{Answer, Wait, WaitError};
 
-/// The turns that are not taken, and the sessions that wait for one.
-pub struct Turns(Mutex<State>);
+/// The free turns, and the sessions that wait for one.
+pub struct Turns(Mutex<TurnState>);
 
-struct State {
+struct TurnState {
     free: usize,
-    /// In the order they came. There are none while a turn is free.
+    /// The first comes first. There are none while a turn is free.
     waiting: VecDeque<Arc<Answer<()>>>,
 }
 
-/// The right to compute one hash now; it ends when it is dropped.
+/// The right to compute one hash, until it is dropped.
 pub struct Turn<'a>(&'a Turns);
 
 impl Turns {
-    /// As many as half of the cores of this machine, at least one.
+    /// One turn for every two cores of this machine, at least one.
     #[must_use]
     pub fn for_this_machine() -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Self::new((cores / 2).max(1))
     }
 
-    /// As many as given.
+    /// This many turns.
     #[must_use]
     pub fn new(at_once: usize) -> Self {
-        Self(Mutex::new(State { free: at_once, waiting: VecDeque::new() }))
+        Self(Mutex::new(TurnState { free: at_once, waiting: VecDeque::new() }))
     }
 
-    /// Takes a turn, waiting for one on the terms of `wait`.
+    /// Takes a turn, and waits for one within the bounds of `wait`.
     ///
     /// # Errors
     /// Why the wait was in vain.
@@ -49,7 +49,7 @@ impl Turns {
         drop(state);
         wait.answer(&answer).map(|()| Turn(self)).inspect_err(|_| {
             lock(&self.0).waiting.retain(|waiting| !Arc::ptr_eq(waiting, &answer));
-            // It may have come at the last moment: then it goes on to the next.
+            // A turn that came at the last moment goes to the next one.
             drop(answer.take().map(|()| Turn(self)));
         })
     }
@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn a_turn_that_is_given_back_goes_to_one_that_waits() {
+    fn a_returned_turn_goes_to_a_waiting_thread() {
         let turns = Turns::new(1);
         let scene = Scene::new();
         let taken = turns.take(&scene.wait(20));

@@ -1,7 +1,7 @@
 //! The users file, socksd.users(5): names, password hashes in crypt(3) form, expiry dates, groups.
 //!
-//! Checking costs the same whether or not a user exists or has expired. A password that was accepted
-//! is known again by a keyed digest, so that a browser's fifty connections cost one slow hash.
+//! A check costs the same whether or not a user exists or has expired. An accepted password is
+//! recognized by a keyed digest, so that a browser's fifty connections cost one slow hash.
 
 use std::collections::HashMap;
 use std::collections::hash_map::{Entry, RandomState};
@@ -23,14 +23,13 @@ use crate::wire::STRING_MAX;
 
 /// A hash method of crypt(3).
 struct HashMethod {
-    /// What its hashes begin with.
+    /// The beginning of its hashes.
     prefix: &'static [u8],
-    /// How many digits stand behind the last `$`: fewer or more would lock the user out without a
-    /// word.
+    /// The number of digits after the last `$`: with fewer or more, no password would be right.
     digits: usize,
 }
 
-/// The methods taken: yescrypt, bcrypt, SHA-512, SHA-256.
+/// The accepted methods: yescrypt, bcrypt, SHA-512, SHA-256.
 const METHODS: [HashMethod; 6] = [
     HashMethod { prefix: b"$y$", digits: 43 },
     HashMethod { prefix: b"$2b$", digits: 53 },
@@ -40,26 +39,26 @@ const METHODS: [HashMethod; 6] = [
     HashMethod { prefix: b"$5$", digits: 43 },
 ];
 
-/// What a line has to be.
+/// The form of a line.
 const FORM: &str = "expected name:hash[:expiry[:group,group]]";
 
-/// What an unknown user is checked against where the file holds no hash of its own.
+/// The hash that an unknown user is checked against if the file has none.
 const NOBODY: &[u8] = b"$6$socksd.nobody$";
 
-/// What a line says of the password.
+/// The field of the hash.
 #[derive(Debug, PartialEq, Eq)]
 enum HashField {
-    /// None is right: the account is locked.
+    /// The account is locked: no password is right.
     Locked,
-    /// The one that has this hash.
+    /// The hash of the password.
     Hash(Vec<u8>),
 }
 
-/// What a line says of its user.
+/// A line, without the name.
 #[derive(Debug, PartialEq, Eq)]
 struct UserAccount {
     hash: HashField,
-    /// The last day on which the password is right.
+    /// The last day on which the account is valid.
     expiry: Option<Date>,
     groups: Arc<[String]>,
 }
@@ -77,7 +76,7 @@ impl UserAccount {
         Arc::clone(&self.groups)
     }
 
-    /// The user called `name` with the password that has `hash`.
+    /// The user `name`, with the password of this `hash`.
     fn user(&self, name: &[u8], hash: &[u8]) -> User {
         User::proved(name, self.groups(), Proof::by_password(hash))
     }
@@ -91,31 +90,31 @@ fn today() -> Date {
     Date::of(SystemTime::now())
 }
 
-/// What is wrong with a file of users.
+/// An error in a users file.
 #[derive(Debug, PartialEq, Eq)]
 pub struct LineError {
-    /// In which line, from 1.
+    /// The number of the line, from 1.
     pub line: usize,
-    /// What it is.
+    /// The message.
     pub what: String,
 }
 
-/// All users of one file.
+/// The users of one file.
 pub struct Users {
     accounts: HashMap<Vec<u8>, UserAccount>,
-    /// The hash that stands in for a missing one: the first of the file, for its method and cost.
+    /// The hash to check unknown users against: the first of the file, for its method and cost.
     stand_in: Vec<u8>,
-    /// Keys of the digests, random for each load.
+    /// The random keys of the digests.
     keys: [RandomState; 2],
-    /// Name to digest of the password last accepted.
+    /// The digest of each user's last accepted password.
     accepted: Mutex<HashMap<Vec<u8>, [u64; 2]>>,
 }
 
 impl Users {
-    /// Loads the file at `path`, which only its owner may be able to read.
+    /// Loads the file at `path`, which has to be readable by its owner only.
     ///
     /// # Errors
-    /// One message for each thing wrong, with the file and the line.
+    /// A message for each error, with the file and the line.
     pub fn load(path: &Path) -> Result<Self, Vec<String>> {
         let file = path.display();
         let unreadable = |error| vec![format!("cannot read {file}: {error}")];
@@ -123,7 +122,7 @@ impl Users {
         let mode = opened.metadata().map_err(unreadable)?.mode() & 0o7777;
         if mode & 0o077 != 0 {
             return Err(vec![format!(
-                "{file}: mode {mode:04o} lets others than its owner at the hashes: chmod 600 {file}"
+                "{file} is readable by others (mode {mode:04o}): chmod 600 {file}"
             )]);
         }
         let mut octets = Vec::new();
@@ -137,7 +136,7 @@ impl Users {
     /// Parses the octets of a file.
     ///
     /// # Errors
-    /// Everything that is wrong.
+    /// All errors, in the order of the lines.
     pub fn parse(octets: &[u8]) -> Result<Self, Vec<LineError>> {
         let mut accounts = HashMap::new();
         let mut stand_in = None;
@@ -152,7 +151,7 @@ impl Users {
                 Ok((name, account))
             });
             let added = parsed.and_then(|(name, account)| match accounts.entry(name.to_vec()) {
-                Entry::Occupied(_) => Err(format!("user {} stands here twice", Escaped(name))),
+                Entry::Occupied(_) => Err(format!("duplicate user {}", Escaped(name))),
                 Entry::Vacant(vacant) => Ok(vacant.insert(account)),
             });
             match added {
@@ -174,20 +173,20 @@ impl Users {
         })
     }
 
-    /// How many users there are, locked and expired ones included.
+    /// The number of users, including locked and expired ones.
     #[must_use]
     pub fn len(&self) -> usize {
         self.accounts.len()
     }
 
-    /// Whether there are none.
+    /// Whether there are no users.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.accounts.is_empty()
     }
 
-    /// The user of this name where `proof`, which is no password, has proved it, in the groups of the
-    /// account if there is one; `None` if that has expired.
+    /// The user `name`, proved by something else than a password, in the groups of the account if
+    /// there is one; `None` if the account has expired.
     #[must_use]
     pub fn proved(&self, name: &[u8], proof: Proof) -> Option<User> {
         let account = self.accounts.get(name);
@@ -205,8 +204,8 @@ impl Users {
         let expired = account.is_some_and(|account| account.has_expired(today));
         let digest = self.keys.each_ref().map(|key| key.hash_one(claim.passwd.expose()));
         let hash = account.and_then(UserAccount::hash);
-        // A password that was accepted before its account expired is not known again: refusing it
-        // takes the same work as refusing a wrong one.
+        // The password of an expired account is not recognized: its refusal takes the same work as
+        // that of a wrong one.
         if let (Some(account), Some(hash)) = (account, hash)
             && !expired
             && lock(&self.accepted).get(&claim.uname) == Some(&digest)
@@ -219,7 +218,7 @@ impl Users {
             return Err(AuthError::ShutOut);
         }
         let Ok(result) = sys::crypt(claim.passwd.expose(), setting) else {
-            // A password with a NUL, which no hash is of, costs the same as any other wrong one.
+            // A password with a NUL has no hash, but costs the same as any other wrong one.
             let _ = sys::crypt(b"", &self.stand_in);
             return Err(AuthError::Wrong);
         };
@@ -247,7 +246,7 @@ impl Checker for Users {
     }
 }
 
-/// Splits a line into a name and what it says of it.
+/// Splits a line into the name and the account.
 fn parse_line(line: &[u8]) -> Result<(&[u8], UserAccount), String> {
     let mut fields = line.split(|&octet| octet == b':');
     let name = fields.next().unwrap_or_default();
@@ -261,13 +260,13 @@ fn parse_line(line: &[u8]) -> Result<(&[u8], UserAccount), String> {
         return Err("the name before ':' is empty".into());
     }
     if name.starts_with(b"$") {
-        // A hash without a name, which is not to be shown.
+        // A hash without a name: it must not be shown.
         return Err(FORM.into());
     }
     if name.len() > STRING_MAX {
         return Err(format!("a name of {} octets: at most {STRING_MAX}", name.len()));
     }
-    // No message shows the field it is about: it could be a hash that stands in the wrong place.
+    // No message shows the wrong field: it could be a misplaced hash.
     let wrong = |what: &str| format!("user {}: {what}", Escaped(name));
     let hash = parse_hash(hash).ok_or_else(|| {
         wrong(
@@ -290,7 +289,7 @@ fn parse_line(line: &[u8]) -> Result<(&[u8], UserAccount), String> {
     Ok((name, UserAccount { hash, expiry, groups }))
 }
 
-/// Checks the field of the hash; `None` is an error.
+/// Parses the field of the hash; `None` is an error.
 fn parse_hash(hash: &[u8]) -> Option<HashField> {
     if hash.is_empty() || hash.starts_with(b"!") || hash.starts_with(b"*") {
         return Some(HashField::Locked);
@@ -303,7 +302,7 @@ fn parse_hash(hash: &[u8]) -> Option<HashField> {
     (whole && graphic).then(|| HashField::Hash(hash.to_vec()))
 }
 
-/// Splits and checks a list of groups, which may be empty; `None` is an error.
+/// Parses a list of groups, which may be empty; `None` is an error.
 fn parse_groups(groups: &[u8]) -> Option<Arc<[String]>> {
     if groups.is_empty() {
         return Some(Arc::default());
@@ -318,10 +317,10 @@ fn parse_groups(groups: &[u8]) -> Option<Arc<[String]>> {
         .collect()
 }
 
-/// Hashes something with the setting of `hash`, unless one of its method and cost was tried before:
-/// a hash that this libcrypt cannot compute would lock its user out without a word.
+/// Tries the method and cost of `hash`, unless they were tried before: with a hash that this
+/// libcrypt cannot compute, no password would be right.
 fn try_method(hash: &[u8], tried: &mut Vec<Vec<u8>>) -> Result<(), String> {
-    // Behind method and cost stand salt and digest, in one field for bcrypt and else in two.
+    // Method and cost are followed by salt and digest: one field for bcrypt, else two.
     let last = if hash.starts_with(b"$2") { 1 } else { 2 };
     let mut fields: Vec<&[u8]> = hash.split(|&octet| octet == b'$').collect();
     fields.truncate(fields.len().saturating_sub(last));
@@ -335,7 +334,7 @@ fn try_method(hash: &[u8], tried: &mut Vec<Vec<u8>>) -> Result<(), String> {
     Ok(())
 }
 
-/// Compares in a time that depends on the lengths only.
+/// Compares in a time that depends only on the lengths.
 fn same(a: &[u8], b: &[u8]) -> bool {
     let difference = a.iter().zip(b).fold(0, |sum, (a, b)| black_box(sum | (a ^ b)));
     a.len() == b.len() && difference == 0
@@ -420,7 +419,7 @@ mod tests {
     }
 
     #[test]
-    fn every_malformed_line_is_named_with_its_number() {
+    fn every_malformed_line_is_reported_with_its_number() {
         let text = format!("# comment\n\nalice\n:{SHA256}\nbob:plain\nok:!\nok:!\neve:$6$salt\r\n");
         let lines: Vec<usize> = errors(text.as_bytes()).into_iter().map(|(line, _)| line).collect();
         assert_eq!(lines, [3, 4, 5, 7, 8]);
@@ -459,7 +458,7 @@ mod tests {
             assert_eq!(check_on(&users, today, b"secret"), Ok(()), "{today}");
             assert_eq!(check_on(&users, today, b"wrong"), Err(AuthError::Wrong), "{today}");
         }
-        // Also once it has been accepted.
+        // The same after the password has been accepted.
         for today in ["2028-03-01", "2029-01-01", "9999-12-31"] {
             assert_eq!(check_on(&users, today, b"secret"), Err(AuthError::Expired), "{today}");
             assert_eq!(check_on(&users, today, b"wrong"), Err(AuthError::Wrong), "{today}");
@@ -467,7 +466,7 @@ mod tests {
     }
 
     #[test]
-    fn refusing_an_expired_user_takes_a_turn_as_a_wrong_password_does() {
+    fn refusing_an_expired_user_takes_a_turn_like_a_wrong_password() {
         let hash = hash(b"secret", b"$6$saltsalt$");
         let users = users(&format!("alice:{hash}:2028-02-29\n"));
         assert_eq!(check_on(&users, "2028-02-29", b"secret"), Ok(()));
@@ -476,7 +475,7 @@ mod tests {
         let right = claim("alice", b"secret");
         assert!(
             users.check_on(today, &attempt(&Scene::new(), &right, &none)).is_ok(),
-            "known again"
+            "recognized"
         );
         let today = Date::parse(b"2028-03-01").unwrap();
         let scene = Scene::new();
@@ -490,7 +489,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_says_hash_expiry_and_groups_of_a_name() {
+    fn a_line_has_the_hash_expiry_and_groups_of_a_name() {
         type Row<'a> = (&'a str, Option<&'a str>, Option<&'a str>, &'a [&'a str]);
         let table: [Row<'_>; 9] = [
             ("HASH", Some(SHA256), None, &[]),
@@ -515,7 +514,7 @@ mod tests {
     }
 
     #[test]
-    fn every_wrong_expiry_group_or_further_field_is_named_with_its_number() {
+    fn every_wrong_expiry_group_or_further_field_is_reported_with_its_number() {
         for rest in [
             ":2025-02-29",
             ":2025-13-01",
@@ -556,7 +555,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_shut_out_before_or_during_the_wait_has_no_password_checked() {
+    fn no_password_of_a_client_that_is_shut_out_before_or_during_the_wait_is_checked() {
         let users = users(&format!("alice:{}\n", hash(b"secret", b"$5$saltsalt$")));
         let (claim, turns) = (claim("alice", b"secret"), Turns::new(1));
         let scene = Scene::new();
@@ -569,13 +568,13 @@ mod tests {
             assert!(lock(&users.accepted).is_empty());
         }
         assert!(users.check(&attempt).is_ok());
-        // Nor is one that is known again.
+        // The same for a recognized password.
         let refused = users.check(&Attempt { shut_out: &|| true, ..attempt });
         assert_eq!(refused, Err(AuthError::ShutOut));
     }
 
     #[test]
-    fn users_that_are_read_anew_wait_for_the_same_turns() {
+    fn reloaded_users_wait_for_the_same_turns() {
         let text = format!("alice:{}\n", hash(b"secret", b"$5$saltsalt$"));
         let (turns, claim) = (Turns::new(1), claim("alice", b"secret"));
         let scene = Scene::new();

@@ -1,5 +1,5 @@
-//! What the rules make of one request, told rule by rule: `--explain`. Nothing is asked of the
-//! network: what a server would learn from it is part of the question.
+//! `--explain`: how the rules decide on one request, rule by rule. The network is not used: the
+//! query holds everything that a server would learn from it.
 
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
@@ -13,7 +13,7 @@ use crate::policy::{Asker, Policy, Unknown, destination};
 use crate::wire::socks5::Method;
 use crate::wire::{Command, Destination, Version};
 
-/// What `--explain` takes.
+/// The form of a query.
 pub const FORM: &str = "from=ADDR|unix [user=NAME] [ident=NAME] [version=4|4a|5] \
                         [command=connect|bind|udp] to=HOST:PORT [at=ADDR]";
 
@@ -22,21 +22,21 @@ macro_rules! line {
     ($text:expr, $($word:tt)*) => {{ let _ = writeln!($text, $($word)*); }};
 }
 
-/// What rules make of a request.
+/// How a policy decides on a query.
 pub struct Explanation {
-    /// How they come to the verdict, in lines.
+    /// The steps up to the verdict, in lines.
     pub text: String,
     /// Whether it is allowed.
     pub allowed: bool,
 }
 
-/// Where a client comes from, as it is written.
+/// The value of `from`.
 enum Origin {
     Unix,
     Ip(IpAddr),
 }
 
-/// A request made up.
+/// A hypothetical request.
 #[derive(Debug)]
 pub struct Query {
     client: Option<IpAddr>,
@@ -49,10 +49,10 @@ pub struct Query {
 }
 
 impl Query {
-    /// Parses a question of the form [`FORM`], in any order.
+    /// Parses words of the form [`FORM`], in any order.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// The first thing that is wrong.
     pub fn parse(text: &str) -> Result<Self, String> {
         let (mut from, mut user, mut ident, mut dst, mut at) = (None, None, None, None, None);
         let (mut version, mut command) = (None, None);
@@ -70,7 +70,7 @@ impl Query {
                 _ => return Err(wrong()),
             };
             if twice {
-                return Err(format!("'{}': {key} stands there twice", word.escape_debug()));
+                return Err(format!("'{}': duplicate {key}", word.escape_debug()));
             }
         }
         let missing = |key: &str| format!("no {key}: expected {FORM}");
@@ -106,23 +106,26 @@ impl Query {
         Err(problem.into())
     }
 
-    /// What `policy` makes of it.
+    /// Explains how `policy` decides on this request.
     #[must_use]
     pub fn explain(&self, policy: &Policy) -> Explanation {
         let mut text = String::new();
-        let verdict = self.tell(policy, &mut text);
+        let verdict = self.judge(policy, &mut text);
         if let Err(why) = &verdict {
             line!(text, "verdict: deny: {why}");
         }
         Explanation { text, allowed: verdict.is_ok() }
     }
 
-    /// Writes a line for each step up to the verdict; or says why it is denied.
-    fn tell(&self, policy: &Policy, text: &mut String) -> Result<(), String> {
+    /// Writes a line for each step, and for the verdict if it is to allow.
+    ///
+    /// # Errors
+    /// The reason for a denial.
+    fn judge(&self, policy: &Policy, text: &mut String) -> Result<(), String> {
         let asker = self.asker(policy, text)?;
         let dst = self.destination(text)?;
         let facts = asker.facts(Some(dst));
-        tell_rules(policy, &facts, text);
+        list_rules(policy, &facts, text);
         let rule = policy.verdict(&facts, Unknown::Denies).map_err(|denial| denial.to_string())?;
         let admitting = self.admitting(policy, &asker, rule);
         line!(text, "verdict: allow");
@@ -137,7 +140,7 @@ impl Query {
         Ok(())
     }
 
-    /// The client with all that a server would find out of it.
+    /// The client and its request, authenticated as a server would do it.
     fn asker(&self, policy: &Policy, text: &mut String) -> Result<Asker, String> {
         let mut asker = Asker {
             client: self.client,
@@ -156,13 +159,16 @@ impl Query {
         Ok(asker)
     }
 
-    /// The destination as it is known when a session is admitted: an association is admitted before
-    /// its first datagram comes.
+    /// The destination as known when a session is admitted: an association is admitted before its
+    /// first datagram.
     fn asked(&self) -> Option<&Destination> {
         Some(&self.dst).filter(|_| self.command != Command::UDP_ASSOCIATE)
     }
 
-    /// The destination with its address; or why it can be none.
+    /// The destination with its address.
+    ///
+    /// # Errors
+    /// Why there is no such destination.
     fn destination(&self, text: &mut String) -> Result<DstFacts<'_>, String> {
         if let (Destination::Address(expected), Some(at)) = (&self.dst, self.at)
             && !self.dst.is_unspecified()
@@ -174,7 +180,7 @@ impl Query {
         let ip = match (self.at, dst.ip) {
             (Some(at), _) => DstIp::Known(at),
             (None, DstIp::Unknown) => {
-                line!(text, "at: not given: a public address that no rule and no list has");
+                line!(text, "at: not given: a public address that is in no rule and no list");
                 DstIp::SomePublic
             }
             (None, ip) => ip,
@@ -187,8 +193,8 @@ impl Query {
         Ok(DstFacts { ip, ..dst })
     }
 
-    /// The rule whose settings the session has where `rule` decides: the one that admitted it before
-    /// a datagram or an unexpected peer came.
+    /// The rule whose settings apply if `rule` decides: an association, or a BIND for any peer, has
+    /// been admitted before.
     fn admitting<'p>(
         &self,
         policy: &'p Policy,
@@ -203,7 +209,10 @@ impl Query {
         if before { policy.may_allow(asker, self.asked()).unwrap_or(rule) } else { rule }
     }
 
-    /// Who the client is, as far as a password tells; or why it gets no further.
+    /// The user that authentication yields.
+    ///
+    /// # Errors
+    /// Why it fails.
     fn authenticate(&self, policy: &Policy, text: &mut String) -> Result<User, String> {
         if self.version != Version::V5 {
             return Ok(User::anonymous());
@@ -225,7 +234,7 @@ impl Query {
         }
     }
 
-    /// What IDENT comes to.
+    /// The result of IDENT.
     fn identify(&self, policy: &Policy) -> Ident {
         let (Some(answer), Some(_)) = (&self.ident, self.client) else { return Ident::Unproved };
         let claimed = self.user.as_deref().unwrap_or_default();
@@ -233,8 +242,8 @@ impl Query {
     }
 }
 
-/// A line for each rule, up to the one that surely decides.
-fn tell_rules(policy: &Policy, facts: &Facts<'_>, text: &mut String) {
+/// Writes a line for each rule, up to the one that is certain to decide.
+fn list_rules(policy: &Policy, facts: &Facts<'_>, text: &mut String) {
     for rule in &policy.rules {
         let failing: Vec<&str> = CONDITIONS
             .iter()

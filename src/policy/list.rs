@@ -1,10 +1,10 @@
-//! Lists of addresses and names, as long as blocklists are: a million entries are loaded in about
-//! a second and asked in about a microsecond, whatever their number.
+//! Lists of addresses and names, for blocklists of any length: a million entries load in about a
+//! second, and a look-up takes about a microsecond.
 //!
 //! An entry is an address, a CIDR block, a range, `host.example.org`, or `.example.org`, which is
-//! that name and everything below it. One entry stands on a line; `#` at its beginning or behind
-//! blank space begins a comment. Reading the file is the caller's part, and so is asking for the
-//! IPv4 address that hides in an IPv6 one (`nets::spellings`).
+//! that name and everything below it. Each line holds one entry; `#` at its beginning or after
+//! blank space starts a comment. The caller reads the file, and looks up the IPv4 address that
+//! hides in an IPv6 one (`nets::spellings`).
 
 use std::fmt;
 use std::hash::{BuildHasher as _, RandomState};
@@ -15,10 +15,10 @@ use crate::policy::nets::{Block, expected};
 use crate::policy::words::{Position, Wrong};
 use crate::wire::STRING_MAX;
 
-/// Most errors told of one list: whoever names the wrong file need not read a million.
+/// The most errors reported of one list: the wrong file could have a million.
 const ERRORS_MAX: usize = 100;
 
-/// Longest label of a name, in octets (RFC 1035 section 2.3.4).
+/// The longest label of a name, in octets (RFC 1035 section 2.3.4).
 const LABEL_MAX: usize = 63;
 
 /// A host name, or a domain with everything below it.
@@ -26,14 +26,15 @@ const LABEL_MAX: usize = 63;
 pub struct Name {
     /// In lower case, without dots at its ends.
     name: Vec<u8>,
-    /// Whether what is below it matches too.
+    /// Whether everything below it matches, too.
     below: bool,
 }
 
-/// Reads `host.example.org` or `.example.org`, in any case; a trailing dot is taken and ignored.
+/// Parses `host.example.org` or `.example.org`, in any case; a trailing dot is ignored.
 ///
 /// # Errors
-/// What was expected instead of `text`. A name that ends in a number is a mistyped address.
+/// The form that was expected instead of `text`. A name that ends in a number is a mistyped
+/// address.
 pub fn parse_name(text: &[u8]) -> Result<Name, String> {
     let domain = text.strip_prefix(b".");
     let name = without_dot(domain.unwrap_or(text)).to_ascii_lowercase();
@@ -57,14 +58,14 @@ fn without_dot(name: &[u8]) -> &[u8] {
     name.strip_suffix(b".").unwrap_or(name)
 }
 
-/// What stands behind the first dot.
+/// The part after the first dot.
 fn above(name: &[u8]) -> Option<&[u8]> {
     let dot = name.iter().position(|&octet| octet == b'.')?;
     name.get(dot + 1..)
 }
 
-/// Whether the last label has no letter or is a hexadecimal number: getaddrinfo(3) would take some
-/// of these names for addresses, and no top-level domain looks like that.
+/// Whether the last label has no letter or is a hexadecimal number: getaddrinfo(3) takes some of
+/// these names for addresses, and no top-level domain is like that.
 fn ends_in_number(name: &[u8]) -> bool {
     let last = without_dot(name).rsplit(|&octet| octet == b'.').next().unwrap_or_default();
     let is_hex = matches!(last, [b'0', b'x' | b'X', ..]);
@@ -103,10 +104,10 @@ pub enum ListEntry {
 }
 
 impl ListEntry {
-    /// Reads a block, or a name if `text` does not look like a block.
+    /// Parses a block, or a name if `text` does not look like a block.
     ///
     /// # Errors
-    /// What was expected instead of `text`.
+    /// The form that was expected instead of `text`.
     pub fn parse(text: &[u8]) -> Result<Self, String> {
         if text.iter().any(|octet| b":/".contains(octet)) || ends_in_number(text) {
             Block::parse(text).map(Self::Block)
@@ -116,14 +117,14 @@ impl ListEntry {
     }
 }
 
-/// A list that can be asked.
+/// A list, ready for look-ups.
 #[derive(Default)]
 pub struct List {
     v4: Ranges<u32>,
     v6: Ranges<u128>,
     /// The names that match themselves only.
     hosts: Names,
-    /// The names that match what is below them too.
+    /// The names that match everything below them, too.
     domains: Names,
     len: usize,
 }
@@ -132,7 +133,7 @@ impl List {
     /// Parses the octets of a file.
     ///
     /// # Errors
-    /// Everything that is wrong, but not more than 100 and a last one that says so.
+    /// All errors, at most 100 and a last one that says so.
     pub fn parse(octets: &[u8]) -> Result<Self, Vec<Wrong>> {
         let mut list = Self::default();
         let mut errors = Vec::new();
@@ -183,7 +184,7 @@ impl List {
         Ok(())
     }
 
-    /// Whether an address, block or range of the list holds `ip`.
+    /// Whether an address, block or range of the list contains `ip`.
     #[must_use]
     pub fn holds_ip(&self, ip: IpAddr) -> bool {
         match ip.to_canonical() {
@@ -200,13 +201,13 @@ impl List {
         self.hosts.holds(&name) || domains.any(|domain| self.domains.holds(domain))
     }
 
-    /// How many entries the file had; some may be the same.
+    /// The number of entries in the file, duplicates included.
     #[must_use]
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether there are none.
+    /// Whether there are no entries.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len == 0
@@ -233,13 +234,13 @@ struct Range<T> {
     last: T,
 }
 
-/// Ranges of numbers. Once merged they are sorted and apart from each other, so that bisection finds
-/// the only one that may hold a number.
+/// Ranges of numbers. Once merged they are sorted and disjoint, so that bisection finds the only
+/// one that can contain a number.
 #[derive(Default)]
 struct Ranges<T>(Vec<Range<T>>);
 
 impl<T: Copy + Ord> Ranges<T> {
-    /// Sorts, and makes one of those that overlap or touch; `next` is the number behind one.
+    /// Sorts the ranges and joins those that overlap or touch; `next` is the number after one.
     fn merge(&mut self, next: impl Fn(T) -> Option<T>) {
         self.0.sort_unstable();
         self.0.dedup_by(|range, before| {
@@ -253,26 +254,26 @@ impl<T: Copy + Ord> Ranges<T> {
     }
 
     fn holds(&self, number: T) -> bool {
-        let behind = self.0.partition_point(|range| range.first <= number);
-        let range = behind.checked_sub(1).and_then(|at| self.0.get(at));
+        let after = self.0.partition_point(|range| range.first <= number);
+        let range = after.checked_sub(1).and_then(|at| self.0.get(at));
         range.is_some_and(|range| number <= range.last)
     }
 }
 
-/// The slot of a table that holds no position.
+/// An empty slot of a table.
 const FREE: u32 = u32::MAX;
 
-/// Names of up to 255 octets: a hash table with open addressing, which costs what the names have
-/// octets and 9 more for each.
+/// A set of names of up to 255 octets: a hash table with open addressing, which takes 9 octets more
+/// for each name than the name itself.
 #[derive(Default)]
 struct Names {
-    /// The names, each behind its length.
+    /// The names, each after its length.
     arena: Vec<u8>,
-    /// Where in the arena a name begins. Fewer than half of the slots are taken.
+    /// Positions of names in the arena. Less than half of the slots are used.
     slots: Vec<u32>,
-    /// How many names were pushed.
+    /// The number of names.
     len: usize,
-    /// A random key, so that nobody can choose names that share a slot.
+    /// A random key: names that share a slot cannot be chosen.
     key: RandomState,
 }
 
@@ -286,7 +287,7 @@ impl Names {
         Ok(())
     }
 
-    /// Builds the table. Of names that are the same one is found again.
+    /// Builds the table. Of equal names it holds one.
     fn index(&mut self) {
         self.arena.shrink_to_fit();
         if self.len > 0 {
@@ -304,13 +305,13 @@ impl Names {
     }
 
     fn holds(&self, name: &[u8]) -> bool {
-        // What cannot be there is not even hashed.
+        // A name that is too long is not hashed.
         let may_be = self.len > 0 && name.len() <= STRING_MAX;
         let slot = if may_be { self.slot(name) } else { None };
         slot.and_then(|slot| self.slots.get(slot)).is_some_and(|&at| at != FREE)
     }
 
-    /// The slot that holds `name`, or else the free one for it; `None` without a table.
+    /// The slot of `name`, or else the free slot for it; `None` without a table.
     fn slot(&self, name: &[u8]) -> Option<usize> {
         let slots = self.slots.len();
         let home = self.key.hash_one(name).checked_rem(u64::try_from(slots).ok()?)?;
@@ -327,7 +328,7 @@ impl Names {
     }
 }
 
-/// A position as a slot holds it, if it can.
+/// A position in the form of a slot, if it fits.
 fn position(at: usize) -> Option<u32> {
     u32::try_from(at).ok().filter(|&at| at != FREE)
 }
@@ -353,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn one_entry_stands_on_a_line_among_blank_space_and_comments() {
+    fn a_line_holds_one_entry_with_blank_space_and_comments() {
         let list = list(
             "# comment\n\n \t# another\r\n\r\n10.0.0.0/8\n\t192.0.2.1-192.0.2.9 \t# why\n\
              2001:db8::/32\r\n  Host.Example.ORG.\t\r\n.example.net #\n::ffff:1.2.3.4",
@@ -414,14 +415,14 @@ mod tests {
             assert!(parse_name(name.as_bytes()).is_err(), "{name}");
             assert!(!list(&longest).holds_name(name.as_bytes()), "{name}");
         }
-        // A name that is too long is below a domain all the same.
+        // A name that is too long is below a domain nevertheless.
         let long = format!("{longest}.{longest}");
         assert!(list(&format!(".{longest}")).holds_name(long.as_bytes()));
         assert!(parse_name(format!(".{longest}").as_bytes()).unwrap().matches(long.as_bytes()));
     }
 
     #[test]
-    fn every_error_is_told_with_line_and_column() {
+    fn every_error_has_its_line_and_column() {
         let text = b"10.0.0.1/8\n good.example # fine\n\t b\xfcro.example\r\n1.2.3.4 1.2.3.5\n\
             fe80::1%eth0\n\n*.example.org";
         let found = errors(text);
@@ -440,7 +441,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_neither_block_nor_name_is_an_error() {
+    fn an_entry_that_is_neither_block_nor_name_is_an_error() {
         for text in [
             "1.2.3",
             "1.2.3.256",
@@ -513,13 +514,13 @@ mod tests {
 
     #[test]
     fn equal_names_are_found_however_many_there_are() {
-        // In a table without a check for equal ones this would take for ever.
+        // In a table with duplicates this would never end.
         let list = list(&"Example.org\n.example.net\n".repeat(100_000));
         assert!(list.holds_name(b"example.org") && list.holds_name(b"a.example.net"));
         assert!(!list.holds_name(b"a.example.org") && list.len() == 200_000);
     }
 
-    /// The address of a family that has the number.
+    /// The address of a family with this number.
     fn ip(v4: bool, number: u128) -> IpAddr {
         match u32::try_from(number) {
             Ok(number) if v4 => Ipv4Addr::from_bits(number).into(),
@@ -527,7 +528,7 @@ mod tests {
         }
     }
 
-    /// A number of up to `max`, more often than not near another one or an end.
+    /// A number up to `max`, mostly near another one or an end.
     fn number(random: &mut Random, max: u128, known: &[(bool, u128, u128)]) -> u128 {
         let any = u128::from(random.next()) << 64 | u128::from(random.next());
         let near = any % 5;
@@ -544,7 +545,7 @@ mod tests {
         number & max
     }
 
-    /// A random entry for addresses: its text and, made without reading that, what it holds.
+    /// A random entry for addresses: its text, and the range it contains, made without parsing.
     fn block(random: &mut Random, known: &[(bool, u128, u128)]) -> (String, (bool, u128, u128)) {
         let v4 = random.below(2) == 0;
         let (width, max) = if v4 { (32, u128::from(u32::MAX)) } else { (128, u128::MAX) };
@@ -610,7 +611,7 @@ mod tests {
         assert!((100_000..900_000).contains(&held), "{held} held: this test has gone blind");
     }
 
-    /// A random name of few different ones.
+    /// A random name out of a few.
     fn name(random: &mut Random) -> String {
         const LABELS: [&str; 6] = ["a", "B", "ab", "x-y", "_z", "c1"];
         let labels: Vec<&str> =
@@ -645,7 +646,7 @@ mod tests {
     }
 
     #[test]
-    fn random_octets_never_panic_and_what_is_read_is_shown_and_read_again() {
+    fn random_octets_never_panic_and_accepted_entries_are_printed_and_parsed_again() {
         const ALPHABET: &[u8] = b"0123456789abcdef::::....//--%#_* \n\t\rx\xff";
         let long = list(".a.a\n.example.org\na.b\n::/0\n");
         survives_random_octets(b".example.org\n10.0.0.0/8 # x\r\n\t::1-::2\nfd00::/8\n", |input| {

@@ -1,16 +1,16 @@
-//! Sets of addresses: blocks of them and their words, what the IANA special-purpose registries take
-//! out of the public Internet (RFC 6890; registries as of 2025-10-09), and how addresses of one
-//! client are counted together. Names, and long lists of blocks, are in `list`.
+//! Sets of addresses: blocks, named sets, and the addresses that the IANA special-purpose
+//! registries take out of the public Internet (RFC 6890; registries as of 2025-10-09). Names, and
+//! long lists of blocks, are in `list`.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::log::Escaped;
 
-/// Most octets of a wrong text that an error shows.
+/// The most octets of a wrong text that an error shows.
 const SHOWN_MAX: usize = 100;
 
-/// Says that something else than `text` was expected.
+/// The message that `what` was expected instead of `text`.
 pub(crate) fn expected(what: &str, text: &[u8]) -> String {
     match text.split_at_checked(SHOWN_MAX) {
         Some((head, [_, ..])) => format!("expected {what}, found {}...", Escaped(head)),
@@ -18,8 +18,8 @@ pub(crate) fn expected(what: &str, text: &[u8]) -> String {
     }
 }
 
-/// The addresses from a first to a last one, both of one family. An IPv4-mapped IPv6 address is the
-/// IPv4 address it means here, so no IPv6 block holds it.
+/// The addresses from a first to a last one, both of one family. An IPv4-mapped IPv6 address counts
+/// as the IPv4 address here, so no IPv6 block contains it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Block {
     first: IpAddr,
@@ -29,7 +29,7 @@ pub struct Block {
 impl Block {
     /// The addresses that share their first `len` bits with `ip`.
     const fn cidr(ip: IpAddr, len: u32) -> Self {
-        // A shift by the whole width leaves nothing, which checked_shr tells as `None`.
+        // checked_shr is `None` for a shift by the whole width, which leaves nothing.
         match ip {
             IpAddr::V4(ip) => {
                 let rest = match u32::MAX.checked_shr(len) {
@@ -52,12 +52,12 @@ impl Block {
         }
     }
 
-    /// Reads an address (`192.0.2.1`), a CIDR block (`10.0.0.0/8`) or a range
+    /// Parses an address (`192.0.2.1`), a CIDR block (`10.0.0.0/8`) or a range
     /// (`192.0.2.1-192.0.2.9`), of either family. The length of a block of IPv4-mapped addresses
     /// counts the 96 bits before the IPv4 address.
     ///
     /// # Errors
-    /// What was expected instead of `text`.
+    /// The form that was expected instead of `text`.
     pub fn parse(text: &[u8]) -> Result<Self, String> {
         let wrong = |what: &str| expected(what, text);
         let form = || wrong("an address, a block (10.0.0.0/8) or a range (10.0.0.1-10.0.0.9)");
@@ -74,7 +74,7 @@ impl Block {
                 (IpAddr::V6(_), IpAddr::V4(_)) => (96, 128),
                 (IpAddr::V6(_), IpAddr::V6(_)) => (0, 128),
             };
-            // parse() would take a plus sign.
+            // parse() accepts a plus sign.
             let good = |len: &u32| (min..=max).contains(len) && !text.contains('+');
             let len = len.parse().ok().filter(good);
             let len = len.ok_or_else(|| wrong(&format!("a length from {min} to {max}")))?;
@@ -82,7 +82,7 @@ impl Block {
             return if block.first == canonical {
                 Ok(block)
             } else {
-                Err(wrong(&format!("no bits set behind the length, perhaps {block}")))
+                Err(wrong(&format!("no bits set after the prefix length, perhaps {block}")))
             };
         }
         let (first, last) = text.split_once('-').unwrap_or((text, text));
@@ -108,7 +108,7 @@ impl Block {
         self.last
     }
 
-    /// Whether `ip` is in it.
+    /// Whether it contains `ip`.
     #[must_use]
     pub fn holds(self, ip: IpAddr) -> bool {
         // All of IPv4 sorts before all of IPv6.
@@ -116,7 +116,7 @@ impl Block {
     }
 }
 
-/// The shortest text that [`Block::parse`] reads as this block.
+/// The shortest text that [`Block::parse`] parses as this block.
 impl fmt::Display for Block {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { first, last } = self;
@@ -140,7 +140,7 @@ impl fmt::Display for Block {
     }
 }
 
-/// A set of addresses that has a word of its own.
+/// A set of addresses with a name of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Set {
     /// This machine: 127.0.0.0/8 and `::1`.
@@ -153,9 +153,9 @@ pub enum Set {
     Shared,
     /// 224.0.0.0/4 and ff00::/8.
     Multicast,
-    /// What [`is_special`] says.
+    /// The addresses of [`is_special`].
     Special,
-    /// All that is not special.
+    /// All others.
     Public,
     /// Every address.
     All,
@@ -192,8 +192,8 @@ impl Set {
         }
     }
 
-    /// Whether `ip` is in it, as it is written: an IPv4 address hidden in `ip` counts for `special`
-    /// and `public` only (see [`spellings`]).
+    /// Whether it contains `ip` itself: an IPv4 address that hides in `ip` counts for `special` and
+    /// `public` only (see [`spellings`]).
     #[must_use]
     pub fn holds(self, ip: IpAddr) -> bool {
         let ip = ip.to_canonical();
@@ -222,12 +222,12 @@ const fn v4(a: u8, b: u8, c: u8, d: u8, len: u32) -> Block {
     Block::cidr(IpAddr::V4(Ipv4Addr::new(a, b, c, d)), len)
 }
 
-/// A block by the first 64 bits of its base; the rest of every base here is zero.
+/// A block by the first 64 bits of its base; the other bits are zero.
 const fn v6(a: u16, b: u16, c: u16, d: u16, len: u32) -> Block {
     Block::cidr(IpAddr::V6(Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0)), len)
 }
 
-/// The IPv4 registry, without the blocks it calls globally reachable.
+/// The IPv4 registry, without the blocks that it calls globally reachable.
 const SPECIAL_V4: [Block; 15] = [
     v4(0, 0, 0, 0, 8),       // this network
     v4(10, 0, 0, 0, 8),      // private
@@ -246,14 +246,14 @@ const SPECIAL_V4: [Block; 15] = [
     v4(240, 0, 0, 0, 4),     // reserved and broadcast
 ];
 
-/// Public addresses are in 2000::/3 (RFC 4291), but for these blocks of it.
+/// Public addresses are those of 2000::/3 (RFC 4291) without these blocks.
 const SPECIAL_V6: [Block; 3] = [
     v6(0x2001, 0, 0, 0, 23),     // protocol assignments, Teredo among them
     v6(0x2001, 0xdb8, 0, 0, 32), // documentation
     v6(0x3fff, 0, 0, 0, 20),     // documentation
 ];
 
-/// What the registry calls globally reachable within 2001::/23.
+/// The blocks of 2001::/23 that the registry calls globally reachable.
 const REACHABLE_V6: [Block; 4] = [
     v6(0x2001, 3, 0, 0, 32),     // AMT
     v6(0x2001, 4, 0x112, 0, 48), // AS112
@@ -277,8 +277,8 @@ fn hidden_v4(ip: Ipv6Addr) -> Option<Ipv4Addr> {
     }
 }
 
-/// All addresses that `ip` may reach: itself, IPv4 if it is mapped, and the IPv4 address that hides
-/// in it in another way, if any.
+/// All addresses that `ip` may lead to: itself, as IPv4 if it is mapped, and the IPv4 address that
+/// hides in it in another way, if any.
 pub fn spellings(ip: IpAddr) -> impl Iterator<Item = IpAddr> {
     let ip = ip.to_canonical();
     let hidden = match ip {
@@ -295,8 +295,8 @@ fn is_special_v6(ip: IpAddr) -> bool {
             && !REACHABLE_V6.iter().any(|block| block.holds(ip))
 }
 
-/// Whether `ip` is no address of the public Internet: loopback, private, link-local, shared,
-/// multicast, unspecified, reserved, documentation, or an IPv6 address in which one of these hides.
+/// Whether `ip` is not an address of the public Internet: loopback, private, link-local, shared,
+/// multicast, unspecified, reserved, documentation, or an IPv6 address that hides one of these.
 #[must_use]
 pub fn is_special(ip: IpAddr) -> bool {
     spellings(ip).any(|ip| match ip {
@@ -305,8 +305,8 @@ pub fn is_special(ip: IpAddr) -> bool {
     })
 }
 
-/// Whether `ip` is in 0.0.0.0/8 or is `::`: never a destination. SOCKS 4 forbids to connect to
-/// 0.0.0.x (draft -08 section 3.2.1), and the unspecified address is loopback in disguise.
+/// Whether `ip` is in 0.0.0.0/8 or is `::`: never a destination. SOCKS 4 forbids 0.0.0.x (draft -08
+/// section 3.2.1), and the unspecified address leads to loopback.
 #[must_use]
 pub fn is_nowhere(ip: IpAddr) -> bool {
     spellings(ip).any(|ip| ip.is_unspecified() || v4(0, 0, 0, 0, 8).holds(ip))
@@ -410,7 +410,7 @@ mod tests {
     }
 
     #[test]
-    fn a_block_is_shown_as_short_as_can_be_and_read_again() {
+    fn a_block_is_printed_as_short_as_possible_and_parsed_again() {
         for (text, shown) in [
             ("192.0.2.1", "192.0.2.1"),
             ("192.0.2.1/32", "192.0.2.1"),
@@ -444,7 +444,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_block_is_told_with_what_was_expected() {
+    fn the_error_of_a_wrong_block_has_the_form_that_was_expected() {
         let form = "an address, a block (10.0.0.0/8) or a range (10.0.0.1-10.0.0.9)";
         for (text, wanted) in [
             ("", form),
@@ -472,11 +472,11 @@ mod tests {
             ("::/129", "a length from 0 to 128"),
             ("::ffff:10.0.0.0/8", "a length from 96 to 128"),
             ("::ffff:0:0/95", "a length from 96 to 128"),
-            ("10.0.0.1/8", "no bits set behind the length, perhaps 10.0.0.0/8"),
-            ("10.0.0.1/0", "no bits set behind the length, perhaps 0.0.0.0/0"),
-            ("10.0.0.1/31", "no bits set behind the length, perhaps 10.0.0.0/31"),
-            ("::ffff:10.0.0.1/104", "no bits set behind the length, perhaps 10.0.0.0/8"),
-            ("2001:db8::1/32", "no bits set behind the length, perhaps 2001:db8::/32"),
+            ("10.0.0.1/8", "no bits set after the prefix length, perhaps 10.0.0.0/8"),
+            ("10.0.0.1/0", "no bits set after the prefix length, perhaps 0.0.0.0/0"),
+            ("10.0.0.1/31", "no bits set after the prefix length, perhaps 10.0.0.0/31"),
+            ("::ffff:10.0.0.1/104", "no bits set after the prefix length, perhaps 10.0.0.0/8"),
+            ("2001:db8::1/32", "no bits set after the prefix length, perhaps 2001:db8::/32"),
             ("192.0.2.9-192.0.2.1", "the lower end of a range first"),
             ("::2-::1", "the lower end of a range first"),
             ("192.0.2.9-::1", "both ends of a range in one family"),

@@ -1,8 +1,8 @@
-//! Rules from text, socksd.rules(5): statements, rules, and every error with its place. The words
-//! are cut in `words`.
+//! Parses rules, socksd.rules(5): statements and rules; each error has its position. The lexer is
+//! in `words`.
 //!
-//! First all files are read and cut into statements, which loads the lists; then the rules are
-//! parsed with all lists at hand. An error ends its statement, not the parsing.
+//! First all files are read and split into statements, and the lists are loaded; then the rules are
+//! parsed. An error ends its statement, not the parsing.
 
 use std::collections::HashMap;
 use std::fs;
@@ -21,36 +21,36 @@ use crate::policy::rules::{
 use crate::policy::words::{Lexer, Statement, Token, Tokens, Word, Wrong};
 use crate::wire::{Command, STRING_MAX, Version};
 
-/// Files that may include each other in a row.
+/// The deepest nesting of included files.
 const DEPTH_MAX: usize = 16;
 
-/// Seconds of `idle` at most, as of `--idle-timeout`: 30 days.
+/// The most seconds of `idle`, the same as of `--idle-timeout`: 30 days.
 const IDLE_MAX: u64 = 30 * 86_400;
 
-/// Sessions at most, as of `--max-sessions`.
+/// The most sessions, the same as of `--max-sessions`.
 const SESSIONS_MAX: u64 = 1_000_000;
 
-/// What a statement may begin with.
+/// The first words of statements.
 const VERBS: &str = "allow, deny, list or include";
 
-/// What may stand in a rule.
+/// The keywords of rules.
 const KEYWORDS: &str = "version, command, from, user, ident, to, port, max-sessions, \
                         max-per-client, rate, rate-user, idle, source or log";
 
-/// What [`load`] loads.
+/// The result of [`load`].
 #[derive(Debug)]
 pub struct Loaded {
     /// The rules, in their order.
     pub rules: Vec<Rule>,
-    /// The files that were read, lists among them.
+    /// The files that were read, including lists.
     pub files: Vec<PathBuf>,
 }
 
-/// Parses the rules of `texts`, which are called `--rule`, and of `file` behind them, with all that
-/// they include.
+/// Parses the rules of `texts`, which are called `--rule`, followed by those of `file`, with all
+/// that they include.
 ///
 /// # Errors
-/// Everything that is wrong, one message each with file, line and column, in the order of the files.
+/// A message for each error, with file, line and column, in the order of the files.
 pub fn load(texts: &[String], file: Option<&Path>) -> Result<Loaded, Vec<String>> {
     let mut loader = Loader::default();
     for (text, number) in texts.iter().zip(1..) {
@@ -65,7 +65,7 @@ pub fn load(texts: &[String], file: Option<&Path>) -> Result<Loaded, Vec<String>
     loader.finish().map(|rules| Loaded { rules, files })
 }
 
-/// Parses rules that are part of the program, which include nothing.
+/// Parses rules that are part of the program.
 ///
 /// # Errors
 /// As [`load`].
@@ -79,7 +79,7 @@ pub fn builtin(name: &str, text: &str) -> Result<Vec<Rule>, Vec<String>> {
 struct Loader {
     statements: Vec<Statement>,
     lists: HashMap<String, Arc<List>>,
-    /// The files being read, each included by the one before.
+    /// The files that are open, each included by the one before it.
     open: Vec<PathBuf>,
     /// All files that were read.
     files: Vec<PathBuf>,
@@ -87,7 +87,7 @@ struct Loader {
 }
 
 struct LoadError {
-    /// How many rules came before it, for the order.
+    /// The number of rules before it, for the order.
     after: usize,
     message: String,
 }
@@ -121,7 +121,7 @@ impl Loader {
         Ok(())
     }
 
-    /// Cuts a text into statements. Files it names are looked for from `directory`.
+    /// Splits a text into statements. The paths in it are relative to `directory`.
     fn text(&mut self, file: Arc<str>, octets: &[u8], directory: &Path, first_line: usize) {
         let mut lexer = Lexer::new(octets, first_line);
         loop {
@@ -141,7 +141,7 @@ impl Loader {
         }
     }
 
-    /// Does what `list` and `include` say and keeps rules for later.
+    /// Carries out `list` and `include`, and keeps rules for later.
     fn statement(&mut self, statement: Statement, directory: &Path) -> Result<(), Wrong> {
         let mut tokens = Tokens::of(&statement);
         match tokens.keyword() {
@@ -153,11 +153,11 @@ impl Loader {
             Some("list") => {
                 let name = tokens.list_name()?;
                 if self.lists.contains_key(&name) {
-                    return Err(tokens.wrong(format!("list {name} is there already")));
+                    return Err(tokens.wrong(format!("duplicate list {name}")));
                 }
                 let path = directory.join(tokens.path("the name of a file")?);
                 tokens.end()?;
-                // Rules that use a list that is wrong are not wrong for that.
+                // A list that cannot be read makes no rule that uses it wrong.
                 let list = self.list(&path);
                 let known = list.as_ref().map_or_else(|_| Arc::default(), Arc::clone);
                 self.lists.insert(name, known);
@@ -172,7 +172,7 @@ impl Loader {
         }
     }
 
-    /// Loads a list. Its own errors are told here, with an empty list in its place.
+    /// Loads a list. If it has errors, they are noted and the list is empty.
     fn list(&mut self, path: &Path) -> Result<Arc<List>, String> {
         let name = path.display().to_string();
         let octets = fs::read(path).map_err(|error| format!("cannot read {name}: {error}"))?;
@@ -204,7 +204,7 @@ impl Loader {
     }
 }
 
-/// What the grammar takes in one piece.
+/// Parts of the grammar that several statements share.
 impl<'a> Tokens<'a> {
     fn path(&mut self, expected: &str) -> Result<PathBuf, Wrong> {
         use std::os::unix::ffi::OsStrExt as _;
@@ -219,7 +219,7 @@ impl<'a> Tokens<'a> {
         self.value(expected, |name| plain(name.octets))
     }
 
-    /// Takes a list of items between commas, perhaps behind a `!`.
+    /// Takes a list of items separated by commas, with an optional `!` before it.
     fn any_of<T>(
         &mut self,
         mut item: impl FnMut(&mut Self) -> Result<T, Wrong>,
@@ -233,7 +233,7 @@ impl<'a> Tokens<'a> {
     }
 }
 
-/// Puts a value where none may be yet.
+/// Sets a value that may be given once.
 fn once<T>(
     place: &mut Option<T>,
     keyword: &str,
@@ -241,7 +241,7 @@ fn once<T>(
     value: impl FnOnce(&mut Tokens<'_>) -> Result<T, Wrong>,
 ) -> Result<(), Wrong> {
     if place.is_some() {
-        return Err(tokens.wrong(format!("{keyword} stands here twice")));
+        return Err(tokens.wrong(format!("duplicate {keyword}")));
     }
     *place = Some(value(tokens)?);
     Ok(())
@@ -261,7 +261,7 @@ fn rule(statement: &Statement, lists: &HashMap<String, Arc<List>>) -> Result<Rul
                 w.any_of(|w| pattern(w, lists, false))
             })?,
             "user" => once(&mut rule.user, keyword, &mut tokens, |w| w.any_of(user))?,
-            "ident" if rule.ident => return Err(tokens.wrong("ident stands here twice".into())),
+            "ident" if rule.ident => return Err(tokens.wrong("duplicate ident".into())),
             "ident" => rule.ident = true,
             "to" => {
                 once(&mut rule.to, keyword, &mut tokens, |w| w.any_of(|w| pattern(w, lists, true)))?
@@ -284,9 +284,8 @@ fn setting(
         return Err(tokens.found(KEYWORDS, keyword.as_bytes()));
     }
     if !allow && keyword != "log" {
-        return Err(
-            tokens.found("no setting but log in a rule that admits no session", keyword.as_bytes())
-        );
+        let what = format!("`{keyword}` is not allowed in a deny rule (only `log` is)");
+        return Err(tokens.wrong(what));
     }
     match keyword {
         "max-sessions" => once(&mut settings.max_sessions, keyword, tokens, sessions),
@@ -420,13 +419,13 @@ fn sources(tokens: &mut Tokens<'_>) -> Result<Vec<IpAddr>, Wrong> {
     }
 }
 
-/// Digits only: no sign, no blank.
+/// Parses digits, without a sign or blanks.
 fn number(text: &[u8]) -> Option<u64> {
     let digits = !text.is_empty() && text.iter().all(u8::is_ascii_digit);
     str::from_utf8(text).ok().filter(|_| digits)?.parse().ok()
 }
 
-/// The name of a list or a group, if this can be one.
+/// Checks the name of a list or a group.
 fn plain(name: &[u8]) -> Option<String> {
     let part = |octet: &u8| octet.is_ascii_alphanumeric() || b"-_.".contains(octet);
     let plain = !name.is_empty() && name.iter().all(part);
@@ -457,7 +456,7 @@ mod tests {
             directory
         }
 
-        /// The rules in the file `rules`, or the errors without the directory in them.
+        /// The rules in the file `rules`, or the errors without the path of the directory.
         fn load(&self) -> Result<Vec<String>, Vec<String>> {
             let own = format!("{}/", self.0.display());
             match load(&[], Some(&self.0.join("rules"))) {
@@ -510,11 +509,11 @@ mod tests {
             (",", "1:1: expected allow, deny, list or include"),
             (
                 "allow to",
-                "1:7: expected an address, a block, a name, any, all, a set or list:NAME behind this",
+                "1:7: expected an address, a block, a name, any, all, a set or list:NAME after this",
             ),
             (
                 "allow to any,",
-                "1:13: expected an address, a block, a name, any, all, a set or list:NAME behind this",
+                "1:13: expected an address, a block, a name, any, all, a set or list:NAME after this",
             ),
             (
                 "allow to ,any",
@@ -544,23 +543,20 @@ mod tests {
                 "allow source 0.0.0.0",
                 "1:14: expected an address of this host, one of each family, found 0.0.0.0",
             ),
-            ("allow to any to all", "1:14: to stands here twice"),
-            ("allow ident ident", "1:13: ident stands here twice"),
-            ("allow source 1.1.1.1 source ::1", "1:22: source stands here twice"),
-            (
-                "deny rate 5",
-                "1:6: expected no setting but log in a rule that admits no session, found rate",
-            ),
+            ("allow to any to all", "1:14: duplicate to"),
+            ("allow ident ident", "1:13: duplicate ident"),
+            ("allow source 1.1.1.1 source ::1", "1:22: duplicate source"),
+            ("deny rate 5", "1:6: `rate` is not allowed in a deny rule (only `log` is)"),
             ("allow \\\n  to any \"x", "2:10: expected a closing double quote in this line"),
             ("allow user \"\\y\"", "1:13: expected \\\", \\\\ or \\xNN"),
-            ("allow user \"\\xg0\"", "1:13: expected two hexadecimal digits behind \\x"),
+            ("allow user \"\\xg0\"", "1:13: expected two hexadecimal digits after \\x"),
             ("allow user a\"b\"", "1:13: '\"' in a word: put the word in double quotes"),
             ("allow user \u{e4}", "1:12: expected a printing ASCII character, found '\\xc3'"),
             (
                 "allow user \"\t\"",
                 "1:13: expected a printing ASCII character or \\xNN, found '\\x09'",
             ),
-            ("list a", "1:6: expected the name of a file behind this"),
+            ("list a", "1:6: expected the name of a file after this"),
             (
                 "list a/b c",
                 "1:6: expected the name of a list, of ASCII letters, digits, '-', '_' and '.', found a/b",
@@ -574,7 +570,7 @@ mod tests {
     }
 
     #[test]
-    fn all_errors_of_a_file_are_told_in_its_order() {
+    fn all_errors_of_a_file_are_reported_in_its_order() {
         let text = "allow to list:x\nbogus\nallow\n\" \\\nto \\\r\nx\nallow port x\nlist y /nonexistent/y\ndeny to list:y idle 1";
         let lines: Vec<String> = errors(text)
             .iter()
@@ -609,7 +605,7 @@ mod tests {
     }
 
     #[test]
-    fn files_that_include_each_other_are_an_error_and_not_the_end() {
+    fn files_that_include_each_other_are_an_error() {
         let directory = Directory::with(&[("rules", "include b\nallow"), ("b", "include rules")]);
         assert_eq!(directory.load(), Err(vec!["b:1:9: rules includes itself".to_owned()]));
         let files: Vec<(String, String)> =
@@ -634,7 +630,7 @@ mod tests {
     }
 
     #[test]
-    fn neither_random_octets_nor_mutated_rules_make_it_panic_or_take_what_it_cannot_print() {
+    fn random_octets_and_mutated_rules_never_panic_and_accepted_rules_can_be_printed() {
         let mut random = Random::seeded();
         let mut accepted = 0;
         for round in 0..100_000 {
@@ -645,7 +641,7 @@ mod tests {
                 let text: Vec<String> = rules.iter().map(|rule| rule.to_string()).collect();
                 mutate(text.join("\n").into_bytes(), &mut random)
             };
-            // No file is to be read: it might be any.
+            // No random file may be read.
             if octets.windows(4).any(|word| word == b"list" || word == b"incl") {
                 continue;
             }

@@ -1,5 +1,4 @@
-//! Rules as they have to be written: what is printed here is read again by
-//! [`crate::policy::parse`] as the same rule.
+//! Prints rules in their syntax: [`crate::policy::parse`] reads the text as the same rule again.
 
 use std::fmt::{self, Display, Write as _};
 use std::ops::RangeInclusive;
@@ -29,7 +28,7 @@ impl Display for Pattern {
             Self::Unix => f.write_str("unix"),
             Self::Set(set) => set.fmt(f),
             Self::Block(block) => block.fmt(f),
-            // A host may be called what is a word of the language.
+            // The name of a host may be a word of the language.
             Self::Name(name) if is_keyword(name.to_string().as_bytes()) => write!(f, "\"{name}\""),
             Self::Name(name) => name.fmt(f),
             Self::List(named) => write!(f, "list:{}", named.name),
@@ -37,7 +36,7 @@ impl Display for Pattern {
     }
 }
 
-/// Whether a word of `from`, `to` or `user` is not a name unless it is quoted.
+/// Whether a word of `from`, `to` or `user` has to be quoted to be a name.
 fn is_keyword(word: &[u8]) -> bool {
     matches!(word, b"any" | b"none" | b"unix") || Set::parse(word).is_some()
 }
@@ -53,7 +52,7 @@ impl Display for UserPattern {
     }
 }
 
-/// A word as it has to be written to be read as just these octets.
+/// A word that is read as these octets, in quotes if it needs them.
 struct Spelled<'a>(&'a [u8]);
 
 impl Display for Spelled<'_> {
@@ -75,7 +74,7 @@ impl Display for Spelled<'_> {
     }
 }
 
-/// A range of ports as it is written.
+/// A port or a range of ports.
 struct Ports<'a>(&'a RangeInclusive<u16>);
 
 impl Display for Ports<'_> {
@@ -85,7 +84,7 @@ impl Display for Ports<'_> {
     }
 }
 
-/// As it has to be written, on one line, with `verb` and all.
+/// The whole rule, on one line.
 impl Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(if self.allow { "allow" } else { "deny" })?;
@@ -106,7 +105,7 @@ impl Display for Rule {
     }
 }
 
-/// As they have to be written behind a rule's conditions, a blank before each; nothing for none.
+/// The settings after the conditions of a rule, with a blank before each.
 impl Display for Settings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         word(f, "max-sessions", self.max_sessions)?;

@@ -1,10 +1,10 @@
-//! One rule: what it says, and whether it matches what is known of a request. Reading rules is for
-//! [`crate::policy::parse`], writing them for `print`, deciding by a list of them for
-//! [`crate::policy`].
+//! One rule: its conditions and settings, and whether it matches the facts known of a request.
+//! Rules are read by [`crate::policy::parse`] and written by `print`; [`crate::policy`] decides by
+//! a list of them.
 //!
-//! A rule is asked at three times: when a client may choose a method and nothing but its address is
-//! known, when its request is known, and when the name in it is resolved. What is not known yet
-//! makes a condition neither true nor false but [`Truth::Maybe`].
+//! A rule is tested up to three times: on the greeting, when only the client's address is known, on
+//! the request, and once the name in it is resolved. A condition on a fact that is not known yet is
+//! neither true nor false but [`Truth::Maybe`].
 
 use std::fmt::{self, Display};
 use std::net::IpAddr;
@@ -20,14 +20,14 @@ use crate::policy::list::{List, Name};
 use crate::policy::nets::{Block, Set, spellings};
 use crate::wire::{Command, Version};
 
-/// How far something is known to be so.
+/// Three-valued truth.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Truth {
-    /// It is not.
+    /// False.
     No,
-    /// That depends on what is not known yet.
+    /// Not decided by the known facts.
     Maybe,
-    /// It is.
+    /// True.
     Yes,
 }
 
@@ -49,22 +49,22 @@ impl std::ops::Not for Truth {
     }
 }
 
-/// What the Identification Protocol has told of a client's user.
+/// The result of the Identification Protocol for a client.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ident {
-    /// Nobody has asked.
+    /// The client's host was not asked.
     NotAsked,
-    /// This user; for SOCKS 4 it is the one that USERID names.
+    /// The host named this user, for SOCKS 4 the same as USERID.
     Proved(User),
-    /// There was no answer, or none that proves anything.
+    /// There was no answer, or it proves nothing.
     Unproved,
-    /// Another user than USERID names.
+    /// The host named another user than USERID.
     Different,
 }
 
 impl Ident {
-    /// What comes of an answer to a client that speaks `version` and calls itself `userid`, which
-    /// only SOCKS 4 has. `users` knows the groups.
+    /// The result of `answer` for a client of `version` with this `userid`, which only SOCKS 4 has.
+    /// `users` has the groups.
     #[must_use]
     pub fn of_answer(
         users: Option<&Users>,
@@ -72,16 +72,16 @@ impl Ident {
         userid: &[u8],
         answer: &[u8],
     ) -> Self {
-        // An account that has expired is as good as none.
+        // An expired account proves nothing.
         let Some(user) = Self::user(users, answer) else { return Self::Unproved };
-        // An empty USERID is nobody's.
+        // An empty USERID is nobody's name.
         if version != Version::V5 && (userid.is_empty() || userid != answer) {
             return Self::Different;
         }
         Self::Proved(user)
     }
 
-    /// The user called `name` by its host; `None` if the account has expired.
+    /// The user that the client's host calls `name`; `None` if the account has expired.
     pub(super) fn user(users: Option<&Users>, name: &[u8]) -> Option<User> {
         match users {
             Some(users) => users.proved(name, Proof::Ident),
@@ -95,44 +95,44 @@ impl Ident {
 pub enum DstIp {
     /// Not known yet, or any peer of a BIND.
     Unknown,
-    /// Some public address that no pattern is for.
+    /// Some public address that no block or list contains.
     SomePublic,
     /// This one.
     Known(IpAddr),
 }
 
-/// What is known of a destination.
+/// The facts known of a destination.
 #[derive(Clone, Copy, Debug)]
 pub struct DstFacts<'a> {
-    /// The name asked for, if one was.
+    /// The requested name, if it is one.
     pub name: Option<&'a [u8]>,
-    /// The address asked for, or one of the name's.
+    /// The requested address, or one of the name's.
     pub ip: DstIp,
-    /// The port asked for.
+    /// The requested port.
     pub port: u16,
 }
 
-/// What is known of a request.
+/// The facts known of a request.
 #[derive(Clone, Copy, Debug)]
 pub struct Facts<'a> {
     /// The client's address, if it has one.
     pub client: Option<IpAddr>,
-    /// The protocol it speaks.
+    /// The version of the protocol.
     pub version: Version,
-    /// What it asks for, once known.
+    /// The command, once known.
     pub command: Option<Command>,
-    /// Who it is; `None` for somebody with a name that is not known yet.
+    /// The user; `None` stands for a user whose name is not known yet.
     pub user: Option<&'a User>,
-    /// Who its host says it is.
+    /// The answer of the client's host.
     pub ident: &'a Ident,
-    /// Where it wants to go, once known.
+    /// The destination, once known.
     pub dst: Option<DstFacts<'a>>,
 }
 
-/// Where a rule is written: file and line. Display gives them as they stand in the log.
+/// The file and the line of a rule. Display is for the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RuleRef {
-    /// The file, or what stands for one.
+    /// The file, or `--rule` or `default`.
     pub file: Arc<str>,
     /// The line, from 1.
     pub line: usize,
@@ -144,7 +144,7 @@ impl Display for RuleRef {
     }
 }
 
-/// The list of a condition: it holds if one of its items does, or none if it is negated.
+/// The list of a condition: true if one of its items is, or none if it is negated.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AnyOf<T> {
     /// Whether a `!` stands before the list.
@@ -163,9 +163,9 @@ impl<T> AnyOf<T> {
 /// A list with its name.
 #[derive(Clone)]
 pub struct NamedList {
-    /// What rules call it: ASCII letters, digits, `-`, `_` and `.`.
+    /// The name in rules: ASCII letters, digits, `-`, `_` and `.`.
     pub name: String,
-    /// What is in it.
+    /// The entries.
     pub list: Arc<List>,
 }
 
@@ -186,9 +186,9 @@ impl Eq for NamedList {}
 /// An item of `from` or `to`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Pattern {
-    /// In `from` every client that has an address; in `to` every public address.
+    /// In `from`, every client with an address; in `to`, every public address.
     Any,
-    /// In `from` only: clients of UNIX sockets whose address is not known.
+    /// In `from` only: clients without an address.
     Unix,
     /// The addresses of a named set.
     Set(Set),
@@ -222,8 +222,8 @@ impl Pattern {
         (*self == Self::Any || self.holds_ip(client)).into()
     }
 
-    /// Whether the address is one of these. An IPv6 address in which an IPv4 address hides is both;
-    /// with `guarded` it is itself only, and only if nothing inside hides there that is not meant.
+    /// Whether the address matches. An IPv6 address that hides an IPv4 address matches as either;
+    /// with `guarded` only as itself, and not if it hides an internal address that does not match.
     fn test_ip(&self, ip: DstIp, guarded: bool) -> Truth {
         match (self, ip) {
             (Self::Set(Set::All), _) => Truth::Yes,
@@ -239,8 +239,8 @@ impl Pattern {
         }
     }
 
-    /// Whether it is for this destination. With `guarded` neither a name nor an address may lead inside
-    /// in disguise.
+    /// Whether the destination matches. With `guarded`, neither a name nor an address matches that
+    /// leads to an internal address in disguise.
     fn test_dst(&self, dst: DstFacts<'_>, guarded: bool) -> Truth {
         let by_name = match dst.name {
             Some(name) if self.holds_name(name) && guarded => is_public(dst.ip),
@@ -262,13 +262,13 @@ fn is_public(ip: DstIp) -> Truth {
 /// An item of `user`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum UserPattern {
-    /// Whoever has proved a name.
+    /// Every user with a proved name.
     Any,
-    /// Whoever has not.
+    /// Every client without one.
     None,
     /// The user of this name.
     Name(Vec<u8>),
-    /// Whoever the users file has in this group.
+    /// The users in this group of the users file.
     Group(String),
 }
 
@@ -283,38 +283,38 @@ impl UserPattern {
     }
 }
 
-/// What of its sessions a rule has logged.
+/// How much a rule logs of its sessions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Logging {
     /// Nothing.
     No,
-    /// Requests and connections as they are made, too.
+    /// Requests and connections, too.
     Verbose,
 }
 
-/// What applies to the sessions that a rule admits; `log` also to those that it denies.
+/// Settings of the sessions that a rule admits; `log` also applies to those that it denies.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Settings {
-    /// Most sessions at once.
+    /// The most sessions at once.
     pub max_sessions: Option<NonZeroU64>,
-    /// Most sessions at once of one client.
+    /// The most sessions at once of one client.
     pub max_per_client: Option<NonZeroU64>,
-    /// Octets a second of one session, each way.
+    /// Octets per second of one session, each way.
     pub rate: Option<NonZeroU64>,
-    /// Octets a second of all sessions of one user together, each way.
+    /// Octets per second of all sessions of one user together, each way.
     pub rate_user: Option<NonZeroU64>,
-    /// How long a session may pass nothing; zero for ever.
+    /// How long a session may be idle; zero is no limit.
     pub idle: Option<Duration>,
-    /// The addresses to leave from, one of each family at most.
+    /// The source addresses, at most one of each family.
     pub source: Vec<IpAddr>,
-    /// What to log.
+    /// How much to log.
     pub log: Option<Logging>,
 }
 
 /// One rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
-    /// Where it is written.
+    /// Its file and line.
     pub place: RuleRef,
     /// Whether it allows or denies.
     pub allow: bool,
@@ -328,11 +328,11 @@ pub struct Rule {
     pub user: Option<AnyOf<UserPattern>>,
     /// `ident`.
     pub ident: bool,
-    /// `to`. Without it an allow rule is for `any`, a deny rule for `all`.
+    /// `to`. Without it an allow rule matches `any`, a deny rule `all`.
     pub to: Option<AnyOf<Pattern>>,
     /// `port`.
     pub port: Option<AnyOf<RangeInclusive<u16>>>,
-    /// What applies to its sessions.
+    /// Settings of its sessions.
     pub settings: Settings,
 }
 
@@ -340,11 +340,11 @@ pub struct Rule {
 pub struct Condition {
     /// Its keyword.
     pub keyword: &'static str,
-    /// Whether that of a rule holds.
+    /// Tests the condition of a rule.
     pub test: fn(&Rule, &Facts<'_>) -> Truth,
 }
 
-/// The conditions, in the order they are written and tested.
+/// The conditions, in the order in which they are written and tested.
 pub const CONDITIONS: [Condition; 7] = [
     Condition { keyword: "version", test: Rule::test_version },
     Condition { keyword: "command", test: Rule::test_command },
@@ -355,7 +355,7 @@ pub const CONDITIONS: [Condition; 7] = [
     Condition { keyword: "port", test: Rule::test_port },
 ];
 
-/// A condition that is not there holds.
+/// Tests a condition; one that is absent is true.
 fn holds<T>(condition: &Option<AnyOf<T>>, item: impl FnMut(&T) -> Truth) -> Truth {
     condition.as_ref().map_or(Truth::Yes, |any| any.test(item))
 }
@@ -378,7 +378,7 @@ impl Rule {
         }
     }
 
-    /// Whether all its conditions hold.
+    /// Whether all its conditions are true.
     #[must_use]
     pub fn matches(&self, facts: &Facts<'_>) -> Truth {
         let mut all = Truth::Yes;
@@ -391,13 +391,13 @@ impl Rule {
         all
     }
 
-    /// Whether it tells clients apart by the password they gave.
+    /// Whether it depends on the authenticated user.
     #[must_use]
     pub fn wants_password(&self) -> bool {
         !self.ident && self.user.is_some()
     }
 
-    /// Whether it is about users or groups that there have to be.
+    /// Whether it is useless without a users file.
     #[must_use]
     pub fn wants_users(&self) -> bool {
         let Some(AnyOf { negated, items }) = &self.user else { return false };
@@ -416,7 +416,7 @@ impl Rule {
         })
     }
 
-    /// Whose address is not known is nobody else than `unix`, whatever the list says.
+    /// A client without an address matches only `unix`.
     fn test_from(&self, facts: &Facts<'_>) -> Truth {
         match (&self.from, facts.client) {
             (None, _) => Truth::Yes,
@@ -430,10 +430,10 @@ impl Rule {
         let user = match (self.ident, facts.ident) {
             (false, _) => facts.user,
             (true, Ident::Proved(user)) => Some(user),
-            // It may turn out to prove nobody, which a rule that denies takes for a match.
+            // The answer may prove nothing, which matches a deny rule.
             (true, Ident::NotAsked) if !self.allow => return Truth::Maybe,
             (true, Ident::NotAsked) => None,
-            // Fails closed: test_ident has an allow rule not match.
+            // Fails closed: test_ident is false for an allow rule.
             (true, Ident::Unproved | Ident::Different) => return Truth::Yes,
         };
         let Some(user) = user else {
@@ -443,7 +443,7 @@ impl Rule {
                 UserPattern::Name(_) | UserPattern::Group(_) => Truth::Maybe,
             });
         };
-        // Who is nobody in particular is not let in for not being somebody else.
+        // A client without a name is not allowed for not having a certain one.
         let about_all = |item: &UserPattern| matches!(item, UserPattern::Any | UserPattern::None);
         if condition.negated && user.name().is_none() && !condition.items.iter().any(about_all) {
             return (!self.allow).into();
@@ -451,7 +451,8 @@ impl Rule {
         condition.test(|who| who.is(user).into())
     }
 
-    /// A rule that denies by IDENT also denies whom IDENT does not tell of: else hiding would help.
+    /// A deny rule with `ident` also matches if IDENT proves nothing: otherwise silence would avoid
+    /// the rule.
     fn test_ident(&self, facts: &Facts<'_>) -> Truth {
         match (self.ident, facts.ident) {
             (false, _) | (true, Ident::Proved(_)) => Truth::Yes,
@@ -469,13 +470,13 @@ impl Rule {
                 None => Truth::Yes,
             };
         };
-        // Nothing known is as good as an unknown address and any name.
+        // Without a destination, any name and any address is possible.
         let Some(dst) = facts.dst else {
             let all = |item: &Pattern| *item == Pattern::Set(Set::All);
             let everywhere = !condition.negated && condition.items.iter().any(all);
             return if everywhere { Truth::Yes } else { Truth::Maybe };
         };
-        // What is let in has to be meant, in whichever way the rule says so.
+        // A destination that is allowed by this condition has to be named by it.
         let guarded = self.allow != condition.negated;
         let truth = condition.test(|item| item.test_dst(dst, guarded));
         if self.allow && condition.negated { truth.min(is_public(dst.ip)) } else { truth }
@@ -494,7 +495,7 @@ pub(crate) mod tests {
     use crate::policy::parse;
     use crate::wire::testing::Random;
 
-    /// Up to five rules of every kind, of words that often match each other's questions.
+    /// Up to five random rules, of words that often match.
     pub(crate) fn random_rules(random: &mut Random) -> Vec<Arc<Rule>> {
         let text: Vec<String> = (0..random.below(6)).map(|_| random_rule(random)).collect();
         let rules = parse::builtin("random", &text.join("\n"));

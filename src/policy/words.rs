@@ -1,5 +1,5 @@
-//! Words from octets: the lexer of socksd.rules(5), with escapes, and the line and column of each
-//! word. What the words mean is for `parse`.
+//! The lexer of socksd.rules(5): words with their escapes, and the line and column of each. Their
+//! meaning is in `parse`.
 
 use std::fmt;
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::log::Escaped;
 use crate::policy::nets;
 
-/// A word or a mark.
+/// A word or a punctuation mark.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Token {
     Word { octets: Vec<u8>, quoted: bool },
@@ -15,7 +15,7 @@ pub(super) enum Token {
     Not,
 }
 
-/// Where something stands in a text: its line and its column, both from 1.
+/// A position in a text, from 1:1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Position {
     /// The line.
@@ -30,12 +30,12 @@ impl fmt::Display for Position {
     }
 }
 
-/// What is wrong with a text, and where.
+/// An error in a text.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Wrong {
-    /// Where it stands.
+    /// Its position.
     pub at: Position,
-    /// What was expected there.
+    /// The message.
     pub what: String,
 }
 
@@ -45,7 +45,7 @@ impl fmt::Display for Wrong {
     }
 }
 
-/// A token and where it stands.
+/// A token and its position.
 pub(super) struct Placed {
     token: Token,
     at: Position,
@@ -57,14 +57,14 @@ pub(super) struct Statement {
     pub(super) tokens: Vec<Placed>,
 }
 
-/// Cuts octets into tokens.
+/// Splits octets into tokens.
 pub(super) struct Lexer<'a> {
     rest: &'a [u8],
     at: Position,
 }
 
 impl<'a> Lexer<'a> {
-    /// Begins with a text, in this line of its file.
+    /// Starts a text, whose first line has this number.
     pub(super) fn new(octets: &'a [u8], first_line: usize) -> Self {
         Self { rest: octets, at: Position { line: first_line, column: 1 } }
     }
@@ -87,7 +87,7 @@ impl<'a> Lexer<'a> {
         }
     }
 
-    /// Skips what is left of a statement with something wrong in it, lines that continue it too.
+    /// Skips the rest of a statement with an error, including continuation lines.
     pub(super) fn skip_statement(&mut self) {
         let mut last = None;
         while let Some(octet) = self.rest.first().copied() {
@@ -147,7 +147,7 @@ impl<'a> Lexer<'a> {
         }
     }
 
-    /// An unquoted word, which is not empty.
+    /// Reads an unquoted word.
     fn word(&mut self) -> Result<Vec<u8>, Wrong> {
         let mut octets = Vec::new();
         while let [octet, next @ ..] = self.rest {
@@ -174,7 +174,7 @@ impl<'a> Lexer<'a> {
         Ok(octets)
     }
 
-    /// What stands between double quotes.
+    /// Reads a word in double quotes.
     fn quoted(&mut self) -> Result<Vec<u8>, Wrong> {
         let begin = self.at;
         let mut octets = Vec::new();
@@ -195,7 +195,7 @@ impl<'a> Lexer<'a> {
                         char::from(*octet).to_digit(16).and_then(|d| u8::try_from(d).ok())
                     };
                     let Some((high, low)) = digit(high).zip(digit(low)) else {
-                        let what = "expected two hexadecimal digits behind \\x".into();
+                        let what = "expected two hexadecimal digits after \\x".into();
                         return Err(Wrong { at, what });
                     };
                     octets.push(high << 4 | low);
@@ -224,16 +224,16 @@ impl<'a> Lexer<'a> {
 /// The tokens of a statement, taken from the front.
 pub(super) struct Tokens<'a> {
     tokens: std::slice::Iter<'a, Placed>,
-    /// Where the token taken last stands.
+    /// The position of the token taken last.
     pub(super) last: Position,
 }
 
 /// A word.
 #[derive(Clone, Copy)]
 pub(super) struct Word<'a> {
-    /// What it is, without its quotes.
+    /// The word, without its quotes.
     pub(super) octets: &'a [u8],
-    /// Whether it is in quotes, and so none of the language.
+    /// Whether it is in quotes, and so not a keyword.
     quoted: bool,
 }
 
@@ -268,7 +268,7 @@ impl<'a> Tokens<'a> {
         comes
     }
 
-    /// Takes the next token; it as a keyword, if it can be one.
+    /// Takes the next token; returns it if it can be a keyword.
     pub(super) fn keyword(&mut self) -> Option<&'a str> {
         match self.next()? {
             Token::Word { octets, quoted: false } => str::from_utf8(octets).ok(),
@@ -287,11 +287,11 @@ impl<'a> Tokens<'a> {
                 self.next();
                 Err(self.unexpected(expected))
             }
-            None => Err(self.wrong(format!("expected {expected} behind this"))),
+            None => Err(self.wrong(format!("expected {expected} after this"))),
         }
     }
 
-    /// Takes a word and turns it into something.
+    /// Takes a word and parses it.
     pub(super) fn value<T>(
         &mut self,
         expected: &str,
@@ -308,17 +308,17 @@ impl<'a> Tokens<'a> {
         }
     }
 
-    /// Something is wrong with the token taken last.
+    /// An error at the token taken last.
     pub(super) fn wrong(&self, what: String) -> Wrong {
         Wrong { at: self.last, what }
     }
 
-    /// The token taken last is not what was expected.
+    /// The error that the token taken last is not the expected one.
     pub(super) fn unexpected(&self, expected: &str) -> Wrong {
         self.wrong(format!("expected {expected}"))
     }
 
-    /// The same, and what was found instead.
+    /// The same, with the word that was found.
     pub(super) fn found(&self, expected: &str, found: &[u8]) -> Wrong {
         self.wrong(nets::expected(expected, found))
     }

@@ -371,10 +371,8 @@ fn a_users_file_that_others_may_read_is_refused_with_the_cure() {
         fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
         let (status, stderr) = failure(&["--users", path]);
         assert_eq!(status, Some(100));
-        let expected = format!(
-            "socksd: {path}: mode {mode:04o} lets others than its owner at the hashes: \
-             chmod 600 {path}\n"
-        );
+        let expected =
+            format!("socksd: {path} is readable by others (mode {mode:04o}): chmod 600 {path}\n");
         assert_eq!(stderr, expected);
     }
     fs::set_permissions(path, fs::Permissions::from_mode(0o400)).unwrap();
@@ -392,7 +390,7 @@ fn everything_wrong_with_a_users_file_is_told_at_once_with_its_line() {
         format!("socksd: {path}:3: expected name:hash"),
         format!("socksd: {path}:4: the name before ':' is empty"),
         format!("socksd: {path}:5: user bob: expected a whole hash"),
-        format!("socksd: {path}:7: user carol stands here twice"),
+        format!("socksd: {path}:7: duplicate user carol"),
         format!("socksd: {path}:8: this system's crypt(3) cannot compute this $2b$99$ hash"),
         format!("socksd: {path}:9: user erin: expected an expiry date"),
         format!("socksd: {path}:10: user frank: expected groups"),

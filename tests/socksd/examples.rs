@@ -67,7 +67,7 @@ fn home_lan_serves_the_lan_to_the_world_and_nothing_of_the_lan() {
         ("from=192.168.1.2 version=4a to=www.example.org:80", true, ""),
         ("from=192.168.1.2 command=bind to=0.0.0.0:0 at=9.9.9.9", true, ""),
         ("from=192.168.1.2 command=bind to=0.0.0.0:0 at=192.168.1.3", false, "passed over: to\n"),
-        ("from=192.168.1.2 to=192.168.1.1:80", false, "no rule names this inside address"),
+        ("from=192.168.1.2 to=192.168.1.1:80", false, "internal address not named by any rule"),
         ("from=192.168.1.2 to=rebound.example.org:80 at=192.168.1.1", false, ""),
         ("from=192.168.1.2 to=rebound.example.org:80 at=::ffff:127.0.0.1", false, ""),
         ("from=192.168.1.2 to=[2002:c0a8:101::1]:80", false, ""),
@@ -100,7 +100,7 @@ fn office_tells_staff_contractors_and_administrators_apart() {
         (
             "from=10.20.1.1 user=alice to=[64:ff9b::a14:307]:22",
             false,
-            "no rule names this inside address",
+            "internal address not named by any rule",
         ),
         ("from=10.20.1.1 user=alice to=10.21.0.1:22", false, ""),
         ("from=10.20.1.1 user=alice to=127.0.0.1:22", false, ""),
@@ -183,7 +183,11 @@ fn public_wants_a_password_and_keeps_the_blocked_out() {
         ("from=9.8.7.6 user=alice to=nottracker.example:443", true, ""),
         ("from=9.8.7.6 user=alice to=a.example:443 at=203.0.113.9", false, "list:blocked: matches"),
         ("from=9.8.7.6 user=alice to=[64:ff9b::c000:209]:443", false, "list:blocked: matches"),
-        ("from=9.8.7.6 user=alice to=10.0.0.1:443", false, "no rule names this inside address"),
+        (
+            "from=9.8.7.6 user=alice to=10.0.0.1:443",
+            false,
+            "internal address not named by any rule",
+        ),
         ("from=9.8.7.6 user=alice to=rebound.example.org:443 at=169.254.169.254", false, ""),
         ("from=9.8.7.6 user=alice to=mail.example.org:25", false, "25,135-139,445: matches"),
         ("from=9.8.7.6 user=guest to=www.example.org:80", true, "max-sessions 100"),
@@ -207,7 +211,11 @@ fn five_hosts_has_these_five_hosts_only() {
         ("from=192.168.1.2 to=mail.example.org:25 at=2001:db8:25::25", true, ""),
         ("from=192.168.1.2 version=4 to=10.0.0.5:5432", true, ""),
         ("from=192.168.1.2 to=db.example.org:5432 at=10.0.0.5", true, "to 10.0.0.5 port 5432: m"),
-        ("from=192.168.1.2 to=[64:ff9b::a00:5]:5432", false, "no rule names this inside address"),
+        (
+            "from=192.168.1.2 to=[64:ff9b::a00:5]:5432",
+            false,
+            "internal address not named by any rule",
+        ),
         ("from=192.168.1.2 to=10.0.0.6:5432", false, ""),
         ("from=192.168.1.2 to=10.0.0.5:22", false, ""),
         ("from=192.168.1.2 to=www.example.org:80", false, ""),
@@ -465,7 +473,7 @@ fn every_message_about_rules_is_in_the_manual_and_the_other_way_round() {
         for line in String::from_utf8(output.stderr).unwrap().lines() {
             let message = line.strip_prefix("socksd: ").unwrap_or_else(|| panic!("{line}"));
             let forms = |pattern: &&String| {
-                ["", ", found WORD", " behind this"]
+                ["", ", found WORD", " after this"]
                     .iter()
                     .any(|end| is_like(message, &format!("{pattern}{end}")))
             };
