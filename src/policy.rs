@@ -175,7 +175,7 @@ impl Policy {
         };
         match (loaded, users) {
             (Ok(Loaded { rules, files }), Ok(users)) => {
-                let needs: Vec<&Rule> = rules.iter().filter(|rule| rule.wants_users()).collect();
+                let needs: Vec<&Rule> = rules.iter().filter(|rule| rule.needs_users()).collect();
                 if users.is_none() && !needs.is_empty() {
                     let lines = needs.iter().map(|rule| {
                         let RuleRef { file, line } = &rule.place;
@@ -282,7 +282,7 @@ impl Policy {
             named.push(Method::USERPASS);
         }
         let mut rules = self.may_decide(&unknown).chain(self.may_decide(&anonymous));
-        let matters = rules.any(|(rule, _)| rule.wants_password());
+        let matters = rules.any(|(rule, _)| rule.depends_on_user());
         Methods::new(without_name, named, matters)
     }
 

@@ -393,13 +393,13 @@ impl Rule {
 
     /// Whether it depends on the authenticated user.
     #[must_use]
-    pub fn wants_password(&self) -> bool {
+    pub fn depends_on_user(&self) -> bool {
         !self.ident && self.user.is_some()
     }
 
     /// Whether it is useless without a users file.
     #[must_use]
-    pub fn wants_users(&self) -> bool {
+    pub fn needs_users(&self) -> bool {
         let Some(AnyOf { negated, items }) = &self.user else { return false };
         let by_password = *negated || items.iter().any(|item| *item != UserPattern::None);
         let by_group = items.iter().any(|item| matches!(item, UserPattern::Group(_)));
