@@ -6,9 +6,15 @@ use std::os::fd::AsFd;
 
 use crate::sys;
 
-/// Seconds without traffic before keepalive probes begin, seconds between them, and how many may
-/// go unanswered: a dead peer is found within three minutes.
-const KEEPALIVE: (i32, i32, i32) = (60, 20, 6);
+/// Seconds without traffic before keepalive probes begin. With the two below a dead peer is found
+/// within three minutes.
+const KEEPALIVE_IDLE: i32 = 60;
+
+/// Seconds between probes.
+const KEEPALIVE_INTERVAL: i32 = 20;
+
+/// Probes that may go unanswered.
+const KEEPALIVE_PROBES: i32 = 6;
 
 /// The connection to one of the two sides.
 #[derive(Debug)]
@@ -36,6 +42,5 @@ pub fn prepare(leg: &impl AsFd) {
 }
 
 pub(super) fn keep_alive(leg: &impl AsFd) {
-    let (idle, interval, count) = KEEPALIVE;
-    let _ = sys::set_keepalive(leg, idle, interval, count);
+    let _ = sys::set_keepalive(leg, KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_PROBES);
 }

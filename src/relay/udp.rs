@@ -19,7 +19,7 @@ use crate::policy::{Asker, Current};
 use crate::relay::end::{End, Side, Stopper};
 use crate::relay::rate::Rate;
 use crate::relay::traffic::{Dropped, Traffic};
-use crate::relay::udp::fragments::Fragments;
+use crate::relay::udp::fragments::{Fragments, Payload};
 use crate::resolve::{Resolved, Resolver};
 use crate::sync::lock;
 use crate::sys::{self, PollFd};
@@ -204,10 +204,10 @@ impl Pump<'_> {
                 Outward::send(self.outward, &datagram.dst, datagram.data);
             } else if !self.outward.terms.fragments {
                 self.outward.drop_one(Dropped::Fragment);
-            } else if let Some((dst, data)) =
+            } else if let Some(whole) =
                 self.fragments.add(&datagram, Instant::now(), &self.outward.traffic)
             {
-                Outward::send(self.outward, &dst, &data);
+                Outward::send(self.outward, &whole.dst, &whole.data);
             }
         }
         active
@@ -263,8 +263,16 @@ struct Outward {
     traffic: Arc<Traffic>,
     /// Octets that wait for names.
     waiting: AtomicUsize,
-    /// The addresses of names asked for lately, each with a port, and how long they are good.
-    names: Mutex<HashMap<Destination, (IpAddr, Instant)>>,
+    /// The addresses of names asked for lately, each with a port.
+    names: Mutex<HashMap<Destination, Known>>,
+}
+
+/// The address that a name has led to.
+#[derive(Clone, Copy)]
+struct Known {
+    ip: IpAddr,
+    /// How long it is good.
+    until: Instant,
 }
 
 impl Outward {
@@ -280,14 +288,12 @@ impl Outward {
     /// Whether a datagram from `remote` may go to the client: if one might go there, by its address
     /// or by the name that led to it.
     fn may_answer(&self, remote: SocketAddr) -> bool {
-        let leads_there = |(dst, (ip, _)): &(&Destination, &(IpAddr, Instant))| {
-            *ip == remote.ip() && dst.port() == remote.port()
-        };
         self.may_send(&Destination::Address(remote), remote.ip())
-            || lock(&self.names)
-                .iter()
-                .filter(leads_there)
-                .any(|(dst, _)| self.may_send(dst, remote.ip()))
+            || lock(&self.names).iter().any(|(dst, known)| {
+                known.ip == remote.ip()
+                    && dst.port() == remote.port()
+                    && self.may_send(dst, remote.ip())
+            })
     }
 
     /// Whether the rates let a datagram of `octets` from this side pass.
@@ -302,8 +308,8 @@ impl Outward {
             Destination::Name(name, _) => name,
         };
         let now = Instant::now();
-        let known = lock(&this.names).get(dst).filter(|(_, until)| now < *until).copied();
-        if let Some((ip, _)) = known {
+        let known = lock(&this.names).get(dst).filter(|known| now < known.until).copied();
+        if let Some(Known { ip, .. }) = known {
             return this.send_to(dst, ip, data);
         }
         if this.terms.policy.get().may_allow(&this.terms.asker, Some(dst)).is_err() {
@@ -319,7 +325,7 @@ impl Outward {
         let mut waiting = Waiting {
             outward: Arc::downgrade(this),
             octets,
-            datagram: Some((dst.clone(), data.to_vec())),
+            payload: Some(Payload { dst: dst.clone(), data: data.to_vec() }),
         };
         let terms = &this.terms;
         let deadline = now + terms.resolve_timeout;
@@ -365,24 +371,24 @@ struct Waiting {
     outward: Weak<Outward>,
     /// What it counts for.
     octets: usize,
-    datagram: Option<(Destination, Vec<u8>)>,
+    payload: Option<Payload>,
 }
 
 impl Waiting {
     fn done(&mut self, resolved: Resolved) {
         let Some(outward) = self.outward.upgrade() else { return };
-        let Some((dst, data)) = self.datagram.take() else { return };
+        let Some(Payload { dst, data }) = self.payload.take() else { return };
         let Ok(ips) = resolved else { return outward.drop_one(Dropped::Name) };
         match outward.choose(&dst, &ips) {
             Some(ip) => {
                 let now = Instant::now();
                 let mut names = lock(&outward.names);
                 if names.len() >= NAMES_MAX {
-                    let oldest = names.iter().min_by_key(|(_, (_, until))| *until);
+                    let oldest = names.iter().min_by_key(|(_, known)| known.until);
                     let oldest = oldest.map(|(dst, _)| dst.clone());
                     oldest.map(|dst| names.remove(&dst));
                 }
-                names.insert(dst.clone(), (ip, now + NAME_STAY));
+                names.insert(dst.clone(), Known { ip, until: now + NAME_STAY });
                 drop(names);
                 outward.send_to(&dst, ip, &data);
             }
@@ -395,7 +401,7 @@ impl Drop for Waiting {
     fn drop(&mut self) {
         if let Some(outward) = self.outward.upgrade() {
             outward.waiting.fetch_sub(self.octets, Ordering::Relaxed);
-            if self.datagram.is_some() {
+            if self.payload.is_some() {
                 outward.drop_one(Dropped::Name);
             }
         }

@@ -12,6 +12,15 @@ const PAYLOAD_MAX: usize = 65_507;
 /// How long a sequence of fragments may take: the least RFC 1928 section 7 allows.
 const REASSEMBLY_TIMER: Duration = Duration::from_secs(5);
 
+/// What is to be sent to a target.
+#[derive(Clone, Debug)]
+pub(super) struct Payload {
+    /// Where to.
+    pub(super) dst: Destination,
+    /// Its octets.
+    pub(super) data: Vec<u8>,
+}
+
 /// The reassembly queue and its timer. A position can only follow the one before it: the RFC gives
 /// up a sequence as soon as a lower one comes, so a gap could never be filled.
 #[derive(Default)]
@@ -36,7 +45,7 @@ impl Fragments {
         datagram: &Datagram<'_>,
         now: Instant,
         traffic: &Traffic,
-    ) -> Option<(Destination, Vec<u8>)> {
+    ) -> Option<Payload> {
         let position = datagram.frag.position();
         if position <= 1 || position < self.highest || self.until.is_some_and(|until| now >= until)
         {
@@ -63,7 +72,7 @@ impl Fragments {
             return None;
         }
         let Self { dst, data, .. } = std::mem::take(self);
-        dst.map(|dst| (dst, data))
+        dst.map(|dst| Payload { dst, data })
     }
 }
 
@@ -88,7 +97,7 @@ mod tests {
                     Datagram { frag: Frag(frag), dst: dst.clone(), data: data.as_bytes() };
                 queue.add(&datagram, begun + Duration::from_secs(after), &traffic)
             })
-            .map(|(_, data)| String::from_utf8(data).unwrap())
+            .map(|whole| String::from_utf8(whole.data).unwrap())
             .collect();
         (whole, dropped(&traffic))
     }
