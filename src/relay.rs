@@ -23,13 +23,13 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Instant;
 
-use crate::relay::direction::{Direction, SMALL, Stop};
+use crate::relay::direction::{Direction, Halt, SMALL};
 pub use crate::relay::end::{End, Side, Stopper};
 use crate::relay::first::{First, first};
 use crate::relay::leg::keep_alive;
 pub use crate::relay::leg::{Leg, prepare};
 use crate::relay::pool::Pool;
-pub use crate::relay::shared::Limits;
+pub use crate::relay::shared::RelayLimits;
 use crate::relay::shared::{Common, Progress, Shared};
 pub use crate::relay::traffic::{Dropped, Traffic};
 use crate::sync::Queue;
@@ -45,7 +45,7 @@ pub struct Tunnel {
     /// Copies one direction, if there is more than a short exchange.
     pub helper: Reserved,
     /// What it is to keep to.
-    pub limits: Limits,
+    pub limits: RelayLimits,
     /// Counts what passes.
     pub traffic: Arc<Traffic>,
     /// Can end it earlier.
@@ -114,17 +114,17 @@ impl Relays {
                 helper.run(move || other.run(&mut [0; SMALL]));
                 own.run(&mut octets);
             }
-            First::Ended(from, Stop::EndOfInput) => {
+            First::Ended(from, Halt::EndOfInput) => {
                 // The other direction may take long.
                 drop(helper);
                 let (own, other) = directions(from);
-                own.end(Stop::EndOfInput);
+                own.end(Halt::EndOfInput);
                 other.run(&mut octets);
             }
-            First::Ended(from, stop) => {
+            First::Ended(from, halt) => {
                 // The other direction has not begun and does not have to.
                 drop(shared.retire());
-                directions(from).0.end(stop);
+                directions(from).0.end(halt);
             }
         }
     }
@@ -179,12 +179,12 @@ mod tests {
         }
     }
 
-    fn tunnel(unread: &[u8], limits: Limits) -> Tunnel {
+    fn tunnel(unread: &[u8], limits: RelayLimits) -> Tunnel {
         tunnel_with(unread, b"", limits, Stopper::default())
     }
 
     /// A relay of a client and a target of whom this has been read before.
-    fn tunnel_with(client: &[u8], target: &[u8], limits: Limits, stopper: Stopper) -> Tunnel {
+    fn tunnel_with(client: &[u8], target: &[u8], limits: RelayLimits, stopper: Stopper) -> Tunnel {
         let unread = (client.to_vec(), target.to_vec());
         let ((client, near), (target, far)) = (pair(), pair());
         let (traffic, threads) = (Arc::<Traffic>::default(), Threads::default());
@@ -208,9 +208,9 @@ mod tests {
         Arc::new(Rate::new(NonZeroU64::new(octets_per_second).unwrap()))
     }
 
-    fn limits(rates: &[&Arc<Rate>]) -> Limits {
+    fn limits(rates: &[&Arc<Rate>]) -> RelayLimits {
         let rates = rates.iter().map(|&rate| Arc::clone(rate)).collect();
-        Limits { idle: None, linger: LONG, rates }
+        RelayLimits { idle: None, linger: LONG, rates }
     }
 
     /// Sends `octets` over each of these connections, all at once, and waits for them to arrive.

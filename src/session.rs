@@ -25,7 +25,7 @@ use crate::policy::rules::{Ident, Rule};
 use crate::policy::{Asker, Policy};
 use crate::relay::rate::Rate;
 use crate::relay::udp::{Sockets, Terms};
-use crate::relay::{self, End, Leg, Limits, Stopper, Tunnel};
+use crate::relay::{self, End, Leg, RelayLimits, Stopper, Tunnel};
 use crate::session::handshake::{Handshake, read_proxy_header};
 use crate::session::intake::Intake;
 use crate::session::live::Grant;
@@ -365,7 +365,8 @@ impl Session<'_> {
         };
         match work {
             Work::Tunnel(target, helper) => {
-                let limits = Limits { idle: idle(timeouts.idle), linger: timeouts.linger, rates };
+                let limits =
+                    RelayLimits { idle: idle(timeouts.idle), linger: timeouts.linger, rates };
                 let done = Box::new(done);
                 Some(Tunnel { client, target, helper, limits, traffic, stopper, done })
             }

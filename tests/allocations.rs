@@ -11,7 +11,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use socksd::relay::{End, Limits, Relays, Stopper, Traffic, Tunnel};
+use socksd::relay::{End, RelayLimits, Relays, Stopper, Traffic, Tunnel};
 use socksd::threads::Threads;
 
 /// The system's allocator, with its calls counted.
@@ -75,7 +75,7 @@ fn nothing_is_allocated_for_what_is_relayed_however_it_is_passed() {
             client: near.into(),
             target: far.into(),
             helper: threads.reserve().unwrap(),
-            limits: Limits { idle: Some(10 * SOON), linger: SOON, rates: Vec::new() },
+            limits: RelayLimits { idle: Some(10 * SOON), linger: SOON, rates: Vec::new() },
             traffic: Arc::<Traffic>::default(),
             stopper: Stopper::default(),
             done: Box::new(move |end| tx.send(end).unwrap()),

@@ -39,7 +39,7 @@ pub(super) struct Direction {
 }
 
 /// Why a direction stopped copying.
-pub(super) enum Stop {
+pub(super) enum Halt {
     /// End of input, to be carried to the other side.
     EndOfInput,
     /// An error of one side.
@@ -49,9 +49,9 @@ pub(super) enum Stop {
 }
 
 /// Ends a relay one of whose directions panics.
-struct Guard<'a>(&'a Shared);
+struct AbortOnPanic<'a>(&'a Shared);
 
-impl Drop for Guard<'_> {
+impl Drop for AbortOnPanic<'_> {
     fn drop(&mut self) {
         if thread::panicking() {
             self.0.abort(End::Internal);
@@ -73,20 +73,20 @@ impl Direction {
     /// Copies to the end, through `octets` while there is little to copy.
     pub(super) fn run(mut self, octets: &mut [u8]) {
         let unsent = mem::take(&mut self.unsent);
-        let guard = Guard(&self.shared);
+        let guard = AbortOnPanic(&self.shared);
         let mut portions = unsent.chunks(self.portion(BUFFER));
         let passed = portions.try_for_each(|octets| self.pass(octets));
         drop(unsent);
-        let Err(stop) = passed.and_then(|()| self.copy(octets));
+        let Err(halt) = passed.and_then(|()| self.copy(octets));
         drop(guard);
-        self.end(stop);
+        self.end(halt);
     }
 
     /// Sees to what comes of the end of this direction.
-    pub(super) fn end(&self, stop: Stop) {
+    pub(super) fn end(&self, halt: Halt) {
         let shared = &*self.shared;
-        let end = match stop {
-            Stop::EndOfInput => {
+        let end = match halt {
+            Halt::EndOfInput => {
                 if shared.half_close(self.from) {
                     shared.touch(Duration::ZERO);
                     // Fails where the other side is gone already, which its own direction will tell.
@@ -98,8 +98,8 @@ impl Direction {
                 }
                 return;
             }
-            Stop::Idle => End::Idle,
-            Stop::Failed(side, error) => match error.kind() {
+            Halt::Idle => End::Idle,
+            Halt::Failed(side, error) => match error.kind() {
                 io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => End::Reset(side),
                 _ => End::Lost(side),
             },
@@ -116,7 +116,7 @@ impl Direction {
 
     /// Copies through `octets`, small enough to be held while nothing comes. Once that is filled
     /// there may be more to come.
-    fn copy(&self, octets: &mut [u8]) -> Result<Infallible, Stop> {
+    fn copy(&self, octets: &mut [u8]) -> Result<Infallible, Halt> {
         let mut from = self.shared.stream(self.from);
         let portion = self.portion(octets.len());
         let octets = octets.get_mut(..portion).unwrap_or_default();
@@ -128,14 +128,14 @@ impl Direction {
                 let _ = from.set_read_timeout(Some(QUIET));
                 self.copy_much()?;
                 let idle = self.shared.limits.idle;
-                let left = idle.map(|idle| self.shared.left(idle).ok_or(Stop::Idle)).transpose()?;
+                let left = idle.map(|idle| self.shared.left(idle).ok_or(Halt::Idle)).transpose()?;
                 let _ = from.set_read_timeout(left);
             }
         }
     }
 
     /// Passes on what comes, much at a time, until it goes quiet.
-    fn copy_much(&self) -> Result<(), Stop> {
+    fn copy_much(&self) -> Result<(), Halt> {
         let pool = &self.shared.common.pool;
         let mut buffer = pool.buffer();
         let copied = self.copy_through(&mut buffer);
@@ -151,7 +151,7 @@ impl Direction {
     }
 
     /// Copies through `buffer` until it goes quiet, or until so much has come that a pipe is better.
-    fn copy_through(&self, buffer: &mut [u8]) -> Result<Option<Pipe>, Stop> {
+    fn copy_through(&self, buffer: &mut [u8]) -> Result<Option<Pipe>, Halt> {
         let mut from = self.shared.stream(self.from);
         let portion = self.portion(buffer.len());
         let octets = buffer.get_mut(..portion).unwrap_or_default();
@@ -185,7 +185,7 @@ impl Direction {
     }
 
     /// Moves octets through `pipe` until it goes quiet, or whoever is to take them slow.
-    fn splice(&self, pipe: &mut Pipe) -> Result<(), Stop> {
+    fn splice(&self, pipe: &mut Pipe) -> Result<(), Halt> {
         let (from, to) = (self.shared.stream(self.from), self.shared.stream(self.to()));
         let (mut passed, mut since) = (0, Instant::now());
         loop {
@@ -231,7 +231,7 @@ impl Direction {
     }
 
     /// Copies what `pipe` holds.
-    fn copy_held(&self, pipe: &mut Pipe) -> Result<(), Stop> {
+    fn copy_held(&self, pipe: &mut Pipe) -> Result<(), Halt> {
         let pool = &self.shared.common.pool;
         let mut buffer = pool.buffer();
         let mut copied = Ok(());
@@ -246,14 +246,14 @@ impl Direction {
     }
 
     /// Writes `octets` as soon as the rates let them pass.
-    fn pass(&self, mut octets: &[u8]) -> Result<(), Stop> {
+    fn pass(&self, mut octets: &[u8]) -> Result<(), Halt> {
         let shared = &*self.shared;
         let charge = |rate: &Arc<Rate>| rate.charge(self.from, octets.len(), Instant::now());
         let wait = shared.limits.rates.iter().map(charge).max().unwrap_or_default();
         if !wait.is_zero() {
             shared.touch(wait);
             if shared.wait(wait) {
-                return Err(Stop::EndOfInput);
+                return Err(Halt::EndOfInput);
             }
         }
         let mut to = shared.stream(self.to());
@@ -265,7 +265,7 @@ impl Direction {
     }
 
     /// Counts what was written, and returns how many octets that were.
-    pub(super) fn sent(&self, result: io::Result<usize>) -> Result<usize, Stop> {
+    pub(super) fn sent(&self, result: io::Result<usize>) -> Result<usize, Halt> {
         let counter = match self.from {
             Side::Client => &self.shared.traffic.up,
             Side::Target => &self.shared.traffic.down,
@@ -281,12 +281,12 @@ impl Direction {
     }
 
     /// How many octets were read, if there were any.
-    pub(super) fn received(&self, result: io::Result<usize>) -> Result<Option<usize>, Stop> {
+    pub(super) fn received(&self, result: io::Result<usize>) -> Result<Option<usize>, Halt> {
         match result {
             Ok(0) if self.shared.is_reset(self.from) => {
-                Err(Stop::Failed(self.from, io::ErrorKind::ConnectionReset.into()))
+                Err(Halt::Failed(self.from, io::ErrorKind::ConnectionReset.into()))
             }
-            Ok(0) => Err(Stop::EndOfInput),
+            Ok(0) => Err(Halt::EndOfInput),
             Ok(len) => Ok(Some(len)),
             Err(error) => self.failed(self.from, error).map_or(Ok(None), Err),
         }
@@ -294,20 +294,20 @@ impl Direction {
 
     /// Tells whether an error of `side` ends this direction. After a time-out with part of the idle
     /// limit left, the next wait is set to that part.
-    fn failed(&self, side: Side, error: io::Error) -> Option<Stop> {
+    fn failed(&self, side: Side, error: io::Error) -> Option<Halt> {
         match (error.kind(), self.shared.limits.idle) {
             (io::ErrorKind::Interrupted, _) => None,
             (io::ErrorKind::WouldBlock, Some(idle)) => {
-                let Some(left) = self.shared.left(idle) else { return Some(Stop::Idle) };
+                let Some(left) = self.shared.left(idle) else { return Some(Halt::Idle) };
                 let leg = self.shared.stream(side);
                 let set = if side == self.from {
                     leg.set_read_timeout(Some(left))
                 } else {
                     leg.set_write_timeout(Some(left))
                 };
-                set.err().map(|error| Stop::Failed(side, error))
+                set.err().map(|error| Halt::Failed(side, error))
             }
-            _ => Some(Stop::Failed(side, error)),
+            _ => Some(Halt::Failed(side, error)),
         }
     }
 }

@@ -5,7 +5,7 @@ use std::mem;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::relay::direction::{Direction, Stop, is_quiet};
+use crate::relay::direction::{Direction, Halt, is_quiet};
 use crate::relay::end::Side;
 use crate::relay::shared::Shared;
 use crate::sys::{self, PollFd};
@@ -21,7 +21,7 @@ pub(super) enum First {
     /// There is more to come, most likely from this side.
     More(Side),
     /// The direction from this side has ended.
-    Ended(Side, Stop),
+    Ended(Side, Halt),
 }
 
 /// Passes the first few octets of both directions. Many sessions consist of nothing else, and need
@@ -50,7 +50,7 @@ pub(super) fn first(up: &mut Direction, down: &mut Direction, octets: &mut [u8])
             }
             let len = match way.received(shared.stream(way.from).read(octets)) {
                 Ok(len) => len.unwrap_or_default(),
-                Err(stop) => return First::Ended(way.from, stop),
+                Err(halt) => return First::Ended(way.from, halt),
             };
             if let Some(first) = way.pass_now(octets.get(..len).unwrap_or_default()) {
                 return first;
@@ -77,7 +77,7 @@ impl Direction {
                 self.unsent = octets.get(len..).unwrap_or_default().to_vec();
                 Some(First::More(self.from))
             }
-            Err(stop) => Some(First::Ended(self.from, stop)),
+            Err(halt) => Some(First::Ended(self.from, halt)),
         }
     }
 }

@@ -16,9 +16,9 @@ use crate::sys;
 /// How long a thread may take to notice that its sockets have been shut for reading.
 const NOTICE: Duration = Duration::from_millis(100);
 
-/// Limits of a relay.
+/// What a relay keeps to.
 #[derive(Clone, Debug)]
-pub struct Limits {
+pub struct RelayLimits {
     /// How long neither side may send anything; `None` for ever. Time spent waiting for a rate
     /// does not count.
     pub idle: Option<Duration>,
@@ -42,7 +42,7 @@ pub(super) struct Common {
 pub(super) struct Shared {
     pub(super) client: TcpStream,
     pub(super) target: TcpStream,
-    pub(super) limits: Limits,
+    pub(super) limits: RelayLimits,
     pub(super) common: Arc<Common>,
     pub(super) traffic: Arc<Traffic>,
     pub(super) begun: Instant,
