@@ -247,21 +247,25 @@ impl Direction {
 
     /// Writes `octets` as soon as the rates let them pass.
     fn pass(&self, mut octets: &[u8]) -> Result<(), Halt> {
-        let shared = &*self.shared;
-        let charge = |rate: &Arc<Rate>| rate.charge(self.from, octets.len(), Instant::now());
-        let wait = shared.limits.rates.iter().map(charge).max().unwrap_or_default();
-        if !wait.is_zero() {
-            shared.touch(wait);
-            if shared.wait(wait) {
-                return Err(Halt::EndOfInput);
-            }
-        }
-        let mut to = shared.stream(self.to());
+        self.take_turn(octets.len())?;
+        let mut to = self.shared.stream(self.to());
         while !octets.is_empty() {
             let len = self.sent(to.write(octets))?;
             octets = octets.get(len..).unwrap_or_default();
         }
         Ok(())
+    }
+
+    /// Charges so many octets to the rates, and waits until they may pass.
+    fn take_turn(&self, octets: usize) -> Result<(), Halt> {
+        let shared = &*self.shared;
+        let charge = |rate: &Arc<Rate>| rate.charge(self.from, octets, Instant::now());
+        let wait = shared.limits.rates.iter().map(charge).max().unwrap_or_default();
+        if wait.is_zero() {
+            return Ok(());
+        }
+        shared.touch(wait);
+        if shared.wait(wait) { Err(Halt::EndOfInput) } else { Ok(()) }
     }
 
     /// Counts what was written, and returns how many octets that were.
