@@ -14,7 +14,7 @@ const REASSEMBLY_TIMER: Duration = Duration::from_secs(5);
 
 /// What is to be sent to a target.
 #[derive(Clone, Debug)]
-pub(super) struct Payload {
+pub struct Payload {
     /// Where to.
     pub(super) dst: Destination,
     /// Its octets.
