@@ -1,12 +1,13 @@
-//! What a session relays: octets pass unread and unchanged until both sides are done.
+//! Relays octets between client and target, unchanged and without looking into them, until both
+//! sides are done. This file starts a relay; how octets are passed is in `direction`.
 //!
 //! One thread passes the first few octets of both directions, and many sessions have no more. Then
-//! each direction has a thread of its own, which copies little through its stack, more through a
-//! buffer, and has much moved by the kernel.
+//! each direction gets its own thread, which copies small pieces through its stack and larger ones
+//! through a buffer, and has the kernel move a long stream.
 //!
-//! Each direction ends by itself: the end of input of one side becomes a shutdown of the other's,
-//! and the opposite direction goes on. A reset becomes a reset. The relay takes the client by
-//! value, so that nothing else can write into the tunnel. A [`Stopper`] ends it from outside.
+//! Each direction ends by itself: the end of input of one side becomes a shutdown of the other, and
+//! the opposite direction goes on. A reset becomes a reset. The relay takes the client by value, so
+//! nothing else can write into the tunnel. A [`Stopper`] ends it from outside.
 
 mod direction;
 mod end;
@@ -38,28 +39,28 @@ use crate::threads::Reserved;
 
 /// A session about to be relayed.
 pub struct Tunnel {
-    /// The client; unread is what it has sent after its request.
+    /// The client. Its unread octets are those sent after the request.
     pub client: Leg,
-    /// The target; unread is what it has sent after the answer of an upstream.
+    /// The target. Its unread octets are those sent after the answer of an upstream.
     pub target: Leg,
-    /// Copies one direction, if there is more than a short exchange.
+    /// The thread for the second direction, used if there is more than a short exchange.
     pub helper: Reserved,
-    /// What it is to keep to.
+    /// Time limits and rates.
     pub limits: RelayLimits,
     /// Counts what passes.
     pub traffic: Arc<Traffic>,
-    /// Can end it earlier.
+    /// Ends it early.
     pub stopper: Stopper,
-    /// Is told of the end, when all is over and both sockets are closed.
+    /// Called with the end once both sockets are closed.
     pub done: Box<dyn FnOnce(End) + Send>,
 }
 
-/// What all relays share. All clones are one.
+/// Starts relays, and holds what they share. All clones share the same.
 #[derive(Clone)]
 pub struct Relays(Arc<Common>);
 
 impl Relays {
-    /// No relay yet. So many directions at most can splice(2) at the same time; others copy.
+    /// No relay yet. At most `pipes` directions use splice(2) at the same time; the others copy.
     #[must_use]
     pub fn new(pipes: usize) -> Self {
         let pool = Pool::new(pipes);
@@ -68,8 +69,8 @@ impl Relays {
     }
 
     /// Relays until both directions have ended. One may go on in the helper after this returns; the
-    /// thread that is last tells that all is done.
-    // The frames of whoever has prepared the tunnel do not lie above those that stay.
+    /// last thread calls `done`.
+    // Not inlined: the frames that prepared the tunnel would stay on the stack.
     #[inline(never)]
     pub fn run(&self, tunnel: Tunnel) {
         let Tunnel { client, target, helper, limits, traffic, stopper, done } = tunnel;
@@ -90,13 +91,13 @@ impl Relays {
         let mut up = Direction::new(&shared, Side::Client, client.unread);
         let mut down = Direction::new(&shared, Side::Target, target.unread);
         let mut octets = [0; SMALL];
-        // Waiting for a rate must not hold up the other direction.
+        // With rates, waiting for one direction must not hold up the other.
         let first = if shared.limits.rates.is_empty() {
             first(&mut up, &mut down, &mut octets)
         } else {
             First::More(Side::Client)
         };
-        // Worth their system calls for who stays.
+        // Only a session that lasts is worth these system calls.
         if let First::More(..) = first {
             keep_alive(&shared.target);
             sys::madvise_unused_stack();
@@ -115,14 +116,14 @@ impl Relays {
                 own.run(&mut octets);
             }
             First::Ended(from, Halt::EndOfInput) => {
-                // The other direction may take long.
+                // Given back first: the other direction may take long.
                 drop(helper);
                 let (own, other) = directions(from);
                 own.end(Halt::EndOfInput);
                 other.run(&mut octets);
             }
             First::Ended(from, halt) => {
-                // The other direction has not begun and does not have to.
+                // The other direction never begins.
                 drop(shared.retire());
                 directions(from).0.end(halt);
             }
@@ -143,10 +144,10 @@ mod tests {
     use std::thread::{self, JoinHandle};
     use std::time::Duration;
 
-    /// Far longer than anything here may take.
+    /// Far longer than any step here may take.
     const LONG: Duration = Duration::from_secs(60);
 
-    /// At once, on a machine that has other things to do.
+    /// At once, on a busy machine.
     const SOON: Duration = Duration::from_millis(500);
 
     fn pair() -> (TcpStream, TcpStream) {
@@ -157,7 +158,7 @@ mod tests {
         (near, far)
     }
 
-    /// A relay under way.
+    /// A running relay.
     struct Tunnel {
         client: TcpStream,
         target: TcpStream,
@@ -183,7 +184,7 @@ mod tests {
         tunnel_with(unread, b"", limits, Stopper::default())
     }
 
-    /// A relay of a client and a target of whom this has been read before.
+    /// A relay where `client` and `target` have been read before from those sides.
     fn tunnel_with(client: &[u8], target: &[u8], limits: RelayLimits, stopper: Stopper) -> Tunnel {
         let unread = (client.to_vec(), target.to_vec());
         let ((client, near), (target, far)) = (pair(), pair());
@@ -227,7 +228,7 @@ mod tests {
         });
     }
 
-    /// Checks that `octets` at `rate`, but for a burst, took the time they have to.
+    /// Checks that `octets` took the time they need at `rate`, less one burst.
     fn check(begun: Instant, octets: u32, rate: u32) {
         let (took, due) = (begun.elapsed(), Duration::from_secs(1) * (octets - rate / 10) / rate);
         assert!(took >= due && took < 3 * due, "{took:?} in place of {due:?}");

@@ -1,4 +1,5 @@
-//! One direction of a relay: how it passes octets on, little or much at a time, and how it ends.
+//! One direction of a relay: passes octets in small pieces, in large ones or by splice(2), and ends.
+//! What it shares with the other direction is in [`crate::relay::shared`].
 
 use std::cell::Cell;
 use std::convert::Infallible;
@@ -16,31 +17,31 @@ use crate::relay::pool::{BUFFER, PIPE, Pipe, has_to_copy};
 use crate::relay::rate::Rate;
 use crate::relay::shared::Shared;
 
-/// Octets that are read at once while nothing tells that there may be more to come.
+/// Octets of a small piece. A read that fills it means that more may follow.
 pub(super) const SMALL: usize = 1536;
 
-/// Octets that pass before a direction is taken for one with much to pass, and how long they may take.
-/// Whoever has less than that would only keep a pipe from others.
+/// Octets within [`WINDOW`] that make a direction worth a pipe.
 const BULK: usize = 256 * 1024;
+
+/// How long these octets may take. A slower direction would only keep a pipe from others.
 const WINDOW: Duration = Duration::from_secs(1);
 
-/// How long nothing comes before a busy direction is taken for a quiet one.
+/// How long nothing comes before a busy direction counts as quiet.
 const QUIET: Duration = Duration::from_millis(100);
 
 /// One direction of a relay.
 pub(super) struct Direction {
     pub(super) shared: Arc<Shared>,
     pub(super) from: Side,
-    /// Octets that have been read and are to be written before any others.
+    /// Octets that have been read, and are written before any others.
     pub(super) unsent: Vec<u8>,
-    /// Whether much may be spliced: not where it has to keep to a rate, nor from or to a socket that
-    /// cannot be.
+    /// Whether splice(2) may be used: there is no rate, and no socket has refused it.
     may_splice: Cell<bool>,
 }
 
-/// Why a direction stopped copying.
+/// Why a direction has stopped.
 pub(super) enum Halt {
-    /// End of input, to be carried to the other side.
+    /// The end of input, which the other side is to be sent.
     EndOfInput,
     /// An error of one side.
     Failed(Side, io::Error),
@@ -48,7 +49,7 @@ pub(super) enum Halt {
     Idle,
 }
 
-/// Ends a relay one of whose directions panics.
+/// Ends the relay if a direction panics.
 struct AbortOnPanic<'a>(&'a Shared);
 
 impl Drop for AbortOnPanic<'_> {
@@ -60,7 +61,7 @@ impl Drop for AbortOnPanic<'_> {
 }
 
 impl Direction {
-    /// The direction from this side, of which `unsent` has been read already.
+    /// The direction from this side, from which `unsent` has been read already.
     pub(super) fn new(shared: &Arc<Shared>, from: Side, unsent: Vec<u8>) -> Self {
         let may_splice = Cell::new(shared.limits.rates.is_empty());
         Self { shared: Arc::clone(shared), from, unsent, may_splice }
@@ -70,7 +71,7 @@ impl Direction {
         self.from.other()
     }
 
-    /// Copies to the end, through `octets` while there is little to copy.
+    /// Passes octets until the end; `octets` is for the small pieces.
     pub(super) fn run(mut self, octets: &mut [u8]) {
         let unsent = mem::take(&mut self.unsent);
         let guard = AbortOnPanic(&self.shared);
@@ -82,17 +83,17 @@ impl Direction {
         self.end(halt);
     }
 
-    /// Sees to what comes of the end of this direction.
+    /// Ends this direction, and what has to end with it.
     pub(super) fn end(&self, halt: Halt) {
         let shared = &*self.shared;
         let end = match halt {
             Halt::EndOfInput => {
                 if shared.half_close(self.from) {
                     shared.touch(Duration::ZERO);
-                    // Fails where the other side is gone already, which its own direction will tell.
+                    // Fails if the other side is gone, which the other direction will find.
                     let _ = shared.stream(self.to()).shutdown(Shutdown::Write);
                     if linger::watch(&self.shared).is_err() {
-                        // Nothing would ever end it.
+                        // Unwatched, the relay might never end.
                         shared.abort(End::Internal);
                     }
                 }
@@ -108,14 +109,14 @@ impl Direction {
         shared.abort(end);
     }
 
-    /// Octets to pass at a time.
+    /// Octets to pass at a time, at most `max`.
     fn portion(&self, max: usize) -> usize {
         let rates = self.shared.limits.rates.iter();
         rates.map(|rate| rate.portion()).fold(max, usize::min)
     }
 
-    /// Copies through `octets`, small enough to be held while nothing comes. Once that is filled
-    /// there may be more to come.
+    /// Copies small pieces through `octets`, which is kept while nothing comes; large ones once it has
+    /// been filled.
     fn copy(&self, octets: &mut [u8]) -> Result<Infallible, Halt> {
         let mut from = self.shared.stream(self.from);
         let portion = self.portion(octets.len());
@@ -124,7 +125,7 @@ impl Direction {
             let Some(len) = self.received(from.read(octets))? else { continue };
             self.pass(octets.get(..len).unwrap_or_default())?;
             if len == SMALL {
-                // While it is busy, time-outs mean that it goes quiet.
+                // While the direction is busy, a time-out means that it goes quiet.
                 let _ = from.set_read_timeout(Some(QUIET));
                 self.copy_much()?;
                 let idle = self.shared.limits.idle;
@@ -134,7 +135,7 @@ impl Direction {
         }
     }
 
-    /// Passes on what comes, much at a time, until it goes quiet.
+    /// Passes large pieces until the direction goes quiet.
     fn copy_much(&self) -> Result<(), Halt> {
         let pool = &self.shared.common.pool;
         let mut buffer = pool.buffer();
@@ -150,7 +151,8 @@ impl Direction {
         }
     }
 
-    /// Copies through `buffer` until it goes quiet, or until so much has come that a pipe is better.
+    /// Copies through `buffer` until the direction goes quiet, or until there is so much that it gets
+    /// a pipe, which is returned.
     fn copy_through(&self, buffer: &mut [u8]) -> Result<Option<Pipe>, Halt> {
         let mut from = self.shared.stream(self.from);
         let portion = self.portion(buffer.len());
@@ -165,7 +167,7 @@ impl Direction {
             let begun = Instant::now();
             self.pass(octets.get(..len).unwrap_or_default())?;
             passed += len;
-            // Whoever takes octets slowly would only keep a pipe from others.
+            // A slow reader would only keep a pipe from others.
             if begun.elapsed() < QUIET {
                 match passed {
                     ..BULK if since.elapsed() < WINDOW => continue,
@@ -175,7 +177,7 @@ impl Direction {
                         if pipe.is_some() {
                             return Ok(pipe);
                         }
-                        // Another one may be done with its own later.
+                        // A pipe may be free later.
                     }
                     _ => {}
                 }
@@ -184,17 +186,17 @@ impl Direction {
         }
     }
 
-    /// Moves octets through `pipe` until it goes quiet, or whoever is to take them slow.
+    /// Moves octets through `pipe` until the direction goes quiet, or its reader slow.
     fn splice(&self, pipe: &mut Pipe) -> Result<(), Halt> {
         let (from, to) = (self.shared.stream(self.from), self.shared.stream(self.to()));
         let (mut passed, mut since) = (0, Instant::now());
         loop {
-            // Until all that is held has been taken nothing tells that any has, and a limit on quiet
-            // might be met.
+            // Until the pipe is empty the relay counts as quiet, so with a limit on that the pipe
+            // must not hold too much.
             let is_limited = self.shared.limits.idle.is_some() || self.shared.is_half_closed();
             let result = pipe.fill(from, if is_limited { BUFFER } else { PIPE });
             match &result {
-                // No octets are the end of input, or an urgent one comes next: read(2) knows.
+                // The end of input, or an urgent octet comes next: read(2) tells which.
                 Ok(0) => return Ok(()),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                 Err(error) if has_to_copy(error) => {
@@ -224,7 +226,7 @@ impl Direction {
         }
     }
 
-    /// Splices no more, and has others do so no more where that does not work here at all.
+    /// Has this direction copy from now on, and all others too if splice(2) does not work here at all.
     fn give_up_splice(&self, error: &io::Error) {
         self.may_splice.set(false);
         self.shared.common.pool.give_up_splice(error);
@@ -245,7 +247,7 @@ impl Direction {
         copied
     }
 
-    /// Writes `octets` as soon as the rates let them pass.
+    /// Writes `octets` as soon as the rates allow.
     fn pass(&self, mut octets: &[u8]) -> Result<(), Halt> {
         self.take_turn(octets.len())?;
         let mut to = self.shared.stream(self.to());
@@ -256,7 +258,7 @@ impl Direction {
         Ok(())
     }
 
-    /// Charges so many octets to the rates, and waits until they may pass.
+    /// Charges this many octets to the rates, and waits until they may pass.
     fn take_turn(&self, octets: usize) -> Result<(), Halt> {
         let shared = &*self.shared;
         let charge = |rate: &Arc<Rate>| rate.charge(self.from, octets, Instant::now());
@@ -268,7 +270,7 @@ impl Direction {
         if shared.wait(wait) { Err(Halt::EndOfInput) } else { Ok(()) }
     }
 
-    /// Counts what was written, and returns how many octets that were.
+    /// Evaluates a write: counts the octets and returns how many.
     pub(super) fn sent(&self, result: io::Result<usize>) -> Result<usize, Halt> {
         let counter = match self.from {
             Side::Client => &self.shared.traffic.up,
@@ -284,7 +286,7 @@ impl Direction {
         }
     }
 
-    /// How many octets were read, if there were any.
+    /// Evaluates a read: returns how many octets, or `None` if it is to be repeated.
     pub(super) fn received(&self, result: io::Result<usize>) -> Result<Option<usize>, Halt> {
         match result {
             Ok(0) if self.shared.is_reset(self.from) => {
@@ -296,8 +298,8 @@ impl Direction {
         }
     }
 
-    /// Tells whether an error of `side` ends this direction. After a time-out with part of the idle
-    /// limit left, the next wait is set to that part.
+    /// Why an error of `side` ends this direction; `None` if it does not. After a time-out with part
+    /// of the idle limit left, the next wait is set to that part.
     fn failed(&self, side: Side, error: io::Error) -> Option<Halt> {
         match (error.kind(), self.shared.limits.idle) {
             (io::ErrorKind::Interrupted, _) => None,
@@ -316,7 +318,7 @@ impl Direction {
     }
 }
 
-/// Whether nothing came in time.
+/// Whether the call timed out, or would have had to wait.
 pub(super) fn is_quiet(result: &io::Result<usize>) -> bool {
     result.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
 }

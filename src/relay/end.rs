@@ -1,5 +1,5 @@
-//! The two sides of a relay, how it ends, and what ends it from outside. What has to be done for that
-//! is in [`crate::relay::shared`] and [`crate::relay::udp`].
+//! The two sides of a relay, how it ends, and the handle that ends it from outside. The work of ending
+//! it is in [`crate::relay::shared`] and [`crate::relay::udp`].
 
 use std::sync::{Arc, Mutex};
 
@@ -8,9 +8,9 @@ use crate::sync::lock;
 /// One of the two sides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
-    /// Who connected to this server.
+    /// The peer that sent the request.
     Client,
-    /// Whom this server connected to, or who connected to a BIND.
+    /// The peer this server connected to, or that connected to a BIND.
     Target,
 }
 
@@ -38,14 +38,14 @@ pub enum End {
     Linger,
     /// The rules or the users no longer allow it.
     Revoked,
-    /// The server ends.
+    /// The server is ending.
     Stopped,
     /// A fault in this server.
     Internal,
 }
 
 impl End {
-    /// The word of the log.
+    /// The word in the log.
     #[must_use]
     pub fn word(self) -> &'static str {
         match self {
@@ -64,35 +64,35 @@ impl End {
     }
 }
 
-/// Ends a relay of octets or datagrams from another thread. All clones are one, for one relay.
+/// Ends one relay, of octets or datagrams, from another thread. All clones end the same relay.
 #[derive(Clone, Default)]
 pub struct Stopper(Arc<Mutex<Stopping>>);
 
 #[derive(Default)]
 struct Stopping {
-    /// What the relay is to end with.
+    /// The end asked for.
     end: Option<End>,
-    /// Ends the relay, once there is one.
+    /// Ends the relay, once it has begun.
     abort: Option<Box<dyn Fn(End) + Send>>,
 }
 
 impl Stopper {
-    /// Ends the relay with `end` now, or as soon as it begins; one that is over stays as it is. The
-    /// first call counts. Does not wait for the relay, but for an instant where the end is a reset.
+    /// Ends the relay with `end` now, or as soon as it begins. Only the first call counts, and none
+    /// after the relay is over. Returns at once, or after an instant where `end` is a reset.
     pub fn stop(&self, end: End) {
         let mut stopping = lock(&self.0);
         stopping.end.get_or_insert(end);
         stopping.act();
     }
 
-    /// Gives the relay that is about to begin. `abort` must not keep its sockets open.
+    /// Attaches a relay that is about to begin. `abort` must not keep its sockets open.
     pub(super) fn attach(&self, abort: impl Fn(End) + Send + 'static) {
         let mut stopping = lock(&self.0);
         stopping.abort = Some(Box::new(abort));
         stopping.act();
     }
 
-    /// What the relay has been told to end with.
+    /// The end asked for, if there is one.
     pub(super) fn end(&self) -> Option<End> {
         lock(&self.0).end
     }

@@ -1,4 +1,5 @@
-//! The first few octets of both directions, which one thread passes. Many sessions have no more.
+//! The first exchange: one thread passes the first few octets of both directions. Many sessions have
+//! no more. The rest of a relay is in [`crate::relay::direction`].
 
 use std::io::Read as _;
 use std::mem;
@@ -10,13 +11,13 @@ use crate::relay::end::Side;
 use crate::relay::shared::Shared;
 use crate::sys::{self, PollFd};
 
-/// Pieces, none larger than that, that pass before a session puts its second thread to work.
+/// Small pieces that pass before a session puts its second thread to work.
 const FIRST_PIECES: u32 = 8;
 
-/// How long none of them comes before it does so all the same.
+/// Quiet after which it does so in any case.
 const FIRST_QUIET: Duration = Duration::from_secs(10);
 
-/// What the first exchange came to.
+/// How the first exchange ended.
 pub(super) enum First {
     /// There is more to come, most likely from this side.
     More(Side),
@@ -24,10 +25,10 @@ pub(super) enum First {
     Ended(Side, Halt),
 }
 
-/// Passes the first few octets of both directions. Many sessions consist of nothing else, and need
-/// not wake their second thread. Nothing is written here that would have to wait.
+/// Passes the first few octets of both directions, so that a short session need not wake its second
+/// thread. Never waits in a write.
 pub(super) fn first(up: &mut Direction, down: &mut Direction, octets: &mut [u8]) -> First {
-    // What the target has said already gets to the client even if the target takes nothing any more.
+    // Down first: what the target has sent reaches the client even if the target is gone.
     for way in [&mut *down, &mut *up] {
         let unread = mem::take(&mut way.unsent);
         if let Some(first) = way.pass_now(&unread) {
@@ -38,7 +39,7 @@ pub(super) fn first(up: &mut Direction, down: &mut Direction, octets: &mut [u8])
     let Shared { client, target, limits, .. } = &*shared;
     for _ in 0..FIRST_PIECES {
         let mut fds = [PollFd::new(client, sys::POLLIN), PollFd::new(target, sys::POLLIN)];
-        // Who is quiet for long, or whose poll fails, waits where the idle limit is kept.
+        // The idle limit is kept where both directions run; so a failed poll leads there as well.
         let quiet = limits.idle.unwrap_or(FIRST_QUIET).min(FIRST_QUIET);
         if !matches!(sys::poll(&mut fds, Some(quiet)), Ok(1..)) {
             break;
@@ -64,7 +65,7 @@ pub(super) fn first(up: &mut Direction, down: &mut Direction, octets: &mut [u8])
 }
 
 impl Direction {
-    /// Writes what can be written at once, keeps the rest, and tells if there is any.
+    /// Writes what can be written at once and keeps the rest; `None` if there is no rest.
     fn pass_now(&mut self, octets: &[u8]) -> Option<First> {
         if octets.is_empty() {
             return None;

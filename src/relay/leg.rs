@@ -1,13 +1,13 @@
-//! A leg, the connection to one of the two sides, and what is set on its socket. Nothing is read or
-//! written here.
+//! A leg, the connection to one of the two sides, and its socket options. Nothing is read or written
+//! here.
 
 use std::net::TcpStream;
 use std::os::fd::AsFd;
 
 use crate::sys;
 
-/// Seconds without traffic before keepalive probes begin. With the two below a dead peer is found
-/// within three minutes.
+/// Seconds without traffic before keepalive probes begin. Together with the two below: a dead peer is
+/// found within three minutes.
 const KEEPALIVE_IDLE: i32 = 60;
 
 /// Seconds between probes.
@@ -21,21 +21,21 @@ const KEEPALIVE_PROBES: i32 = 6;
 pub struct Leg {
     /// Its socket.
     pub stream: TcpStream,
-    /// What has been read from that side already, and is passed to the other one before anything else.
+    /// Octets already read from it, which the other side gets before anything else.
     pub unread: Vec<u8>,
 }
 
 impl From<TcpStream> for Leg {
-    /// A leg of which nothing has been read that is still to be passed on.
+    /// A leg without unread octets.
     fn from(stream: TcpStream) -> Self {
         Self { stream, unread: Vec::new() }
     }
 }
 
-/// Prepares the client's leg for relaying: small writes leave at once, an urgent octet stays in its
-/// place, and a dead peer is found. What is accepted by a listener that is prepared is so itself.
+/// Prepares the client's socket for relaying: small writes leave at once, an urgent octet stays in its
+/// place, and a dead peer is found. A prepared listener accepts prepared sockets.
 pub fn prepare(leg: &impl AsFd) {
-    // Nice to have on all counts; a leg that is already gone will tell when it is used.
+    // None of these is essential; a dead socket shows when it is used.
     let _ = sys::set_nodelay(leg);
     let _ = sys::set_oobinline(leg);
     keep_alive(leg);

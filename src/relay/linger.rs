@@ -1,9 +1,8 @@
-//! The watch over half-closed relays: one thread, started when it is first needed. It sees what no
-//! direction sees any more: how long the open side has been quiet, and a reset by the closed one,
-//! from which nothing is read.
+//! The watch over half-closed relays: one thread, which ends those whose open side is quiet for too
+//! long, or whose closed side has reset the connection. No direction reads from that side any more.
 //!
-//! Starting the thread with the server would cost each session from inetd(8) a thread, and few of
-//! them have a use for it.
+//! The thread starts with the first half-close. Started with the server it would cost every session
+//! from inetd(8) a thread, used or not.
 
 use std::io;
 use std::iter;
@@ -16,13 +15,13 @@ use crate::relay::leg::keep_alive;
 use crate::relay::shared::Shared;
 use crate::sync::{Queue, lock};
 
-/// How often each of them is looked at.
+/// How often each relay is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// Has the relay watched from now on, until it ends.
+/// Watches a relay that has just been half-closed.
 ///
 /// # Errors
-/// Where the thread cannot be started. The next call tries again.
+/// If the thread cannot be started. The next call tries again.
 pub(super) fn watch(relay: &Arc<Shared>) -> io::Result<()> {
     let common = &relay.common;
     let mut is_watched = lock(&common.is_watched);
@@ -37,7 +36,7 @@ pub(super) fn watch(relay: &Arc<Shared>) -> io::Result<()> {
     Ok(())
 }
 
-/// Looks once a second at the relays of the queue, as long as there are any.
+/// The thread: takes relays from the queue, and looks at each once a second until it is over.
 fn watch_all(queue: &Queue<Weak<Shared>>) {
     let mut relays = Vec::new();
     loop {
@@ -48,7 +47,7 @@ fn watch_all(queue: &Queue<Weak<Shared>>) {
         let new = first.into_iter().chain(iter::from_fn(|| queue.take(now)));
         relays.extend(new.filter(|relay| {
             stays(relay, |relay| {
-                // It may have been half-closed before there was any need of that.
+                // A relay half-closed in its first exchange has no probes yet.
                 keep_alive(&relay.target);
                 relay.lingers()
             })
@@ -56,9 +55,9 @@ fn watch_all(queue: &Queue<Weak<Shared>>) {
     }
 }
 
-/// Whether there is a relay still, and `looks` finds that it may go on.
+/// Whether the relay still exists and `lingers` lets it go on.
 fn stays(relay: &Weak<Shared>, looks: impl FnOnce(&Shared) -> bool) -> bool {
-    // This thread may let go of it last, and tell that it is done.
+    // This thread may hold the last reference, and then calls `done`, which may panic.
     let look = || relay.upgrade().is_some_and(|relay| looks(&relay));
     catch_unwind(AssertUnwindSafe(look)).unwrap_or(false)
 }

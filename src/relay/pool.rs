@@ -1,5 +1,5 @@
-//! What a direction borrows while it is busy, and gives back when it goes quiet: buffers to copy
-//! through and pipes to splice(2) through.
+//! Buffers to copy through and pipes to splice(2) through. A direction borrows them while it is busy
+//! and gives them back when it goes quiet; when that is, it decides itself.
 
 use std::io::{self, Read as _};
 use std::os::fd::AsFd;
@@ -11,14 +11,14 @@ use crate::sys;
 /// Octets of a buffer.
 pub const BUFFER: usize = 64 * 1024;
 
-/// Buffers that are kept for the next who needs one.
+/// Unused buffers that are kept.
 const BUFFERS_KEPT: usize = 32;
 
-/// Octets a pipe is to hold: all that a user without privileges may have. With half of that an octet
-/// takes a third more of the processors.
+/// Capacity of a pipe in octets, the most for a user without privileges. Half of it costs a third
+/// more CPU per octet.
 pub const PIPE: usize = 1 << 20;
 
-/// Pipes that are kept. All that there are count against what the user may have, pipe(7).
+/// Unused pipes that are kept. Every pipe counts against a limit of the user, pipe(7).
 const PIPES_KEPT: usize = 8;
 
 /// Buffers and pipes.
@@ -31,20 +31,21 @@ pub struct Pool {
 #[derive(Debug)]
 struct Pipes {
     kept: Vec<Pipe>,
-    /// How many there are, lent or kept, and may be.
+    /// Pipes in existence, borrowed or kept.
     count: usize,
+    /// Pipes allowed.
     max: usize,
 }
 
 impl Pool {
-    /// With nothing in it. It will never have more than so many pipes.
+    /// An empty pool, which will never have more than `pipes` pipes.
     #[must_use]
     pub fn new(pipes: usize) -> Self {
         let pipes = Pipes { kept: Vec::new(), count: 0, max: pipes };
         Self { buffers: Mutex::default(), pipes: Mutex::new(pipes) }
     }
 
-    /// A buffer of [`BUFFER`] octets, whatever they are.
+    /// Lends a buffer of [`BUFFER`] octets of any value.
     pub fn buffer(&self) -> Box<[u8]> {
         let kept = lock(&self.buffers).pop();
         kept.unwrap_or_else(|| vec![0; BUFFER].into())
@@ -58,25 +59,25 @@ impl Pool {
         }
     }
 
-    /// An empty pipe, if there is one to be had. It is to be given back in any case.
+    /// Lends an empty pipe, if one can be had. It must be given back in any case.
     pub fn pipe(&self) -> Option<Pipe> {
         let mut pipes = lock(&self.pipes);
         let kept = pipes.kept.pop();
         if kept.is_some() || pipes.count >= pipes.max {
             return kept;
         }
-        // Where there is no descriptor now, there may be one later.
+        // Out of descriptors now does not mean later.
         let pipe = Pipe::new().ok()?;
         if sys::pipe_size(&pipe.writer).is_ok_and(|size| size >= BUFFER) {
             pipes.count += 1;
             return Some(pipe);
         }
-        // A user who has too many gets small ones, which are no better than copying.
+        // At the limit of the user pipes are small, and no better than copying.
         pipes.max = pipes.count;
         None
     }
 
-    /// Takes a pipe back. What one session has left in it must not get to another.
+    /// Takes a pipe back. Octets left in it must not reach another session.
     pub fn give_back(&self, pipe: Pipe) {
         let mut pipes = lock(&self.pipes);
         if pipe.held == 0 && pipes.kept.len() < PIPES_KEPT && pipes.max > 0 {
@@ -86,8 +87,8 @@ impl Pool {
         }
     }
 
-    /// Has no pipe for anybody any more if `error`, of splice(2), says that it does not work here.
-    /// Any other is a matter of one socket.
+    /// Lends no more pipes if `error`, from splice(2), means that it does not work on this system. Any
+    /// other error concerns one socket.
     pub fn give_up_splice(&self, error: &io::Error) {
         const EPERM: i32 = 1;
         const ENOSYS: i32 = 38;
@@ -99,7 +100,7 @@ impl Pool {
     }
 }
 
-/// Whether `error` says that these sockets cannot be spliced, while they may well be copied.
+/// Whether `error`, from splice(2), means that these sockets have to be copied between.
 #[must_use]
 pub fn has_to_copy(error: &io::Error) -> bool {
     use io::ErrorKind::{InvalidInput, PermissionDenied, Unsupported};
@@ -117,38 +118,38 @@ pub struct Pipe {
 impl Pipe {
     fn new() -> io::Result<Self> {
         let (reader, writer) = io::pipe()?;
-        // One of the size that pipes have anyway will do where that is not allowed.
+        // Where that is not allowed, the ordinary size will do.
         let _ = sys::set_pipe_size(&writer, PIPE);
         Ok(Self { reader, writer, held: 0 })
     }
 
-    /// How many octets are in it.
+    /// Octets in the pipe.
     #[must_use]
     pub fn held(&self) -> usize {
         self.held
     }
 
-    /// Takes in what `from` has, up to `max` octets; returns how many that were. 0 is the end of
-    /// input, or there is an urgent octet to be read.
+    /// Moves up to `max` octets from `from` into the pipe, and returns how many. 0 is the end of
+    /// input, or an urgent octet comes next.
     ///
     /// # Errors
-    /// As splice(2); EINVAL where `from` is nothing to splice from.
+    /// As splice(2); EINVAL if `from` cannot be spliced from.
     pub fn fill(&mut self, from: &impl AsFd, max: usize) -> io::Result<usize> {
         let len = sys::splice(from, &self.writer, max)?;
         self.held += len;
         Ok(len)
     }
 
-    /// Writes to `to` what it takes of what is held; returns how many octets that were.
+    /// Moves octets from the pipe to `to`, and returns how many.
     ///
     /// # Errors
-    /// As splice(2); EINVAL where `to` is nothing to splice to.
+    /// As splice(2); EINVAL if `to` cannot be spliced to.
     pub fn drain(&mut self, to: &impl AsFd) -> io::Result<usize> {
         let len = sys::splice(&self.reader, to, self.held)?;
         self.held -= len;
         Ok(len)
     }
-    /// Reads into `octets` some of what is held; returns how many octets that were.
+    /// Copies octets from the pipe into `octets`, and returns how many.
     ///
     /// # Errors
     /// As read(2).

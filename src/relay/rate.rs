@@ -1,9 +1,10 @@
-//! How fast octets may pass: a bucket for each direction, for one session or for all of a user's.
+//! A limit on octets per second: one leaky bucket for each direction, for one session or for all
+//! sessions of a user. Nothing waits here; the caller does.
 //!
-//! A bucket holds what has passed and is not yet paid for, and is paid off at the rate. Whoever
-//! relays a stream is charged and then waits its turn. A datagram cannot wait: it passes or it is
-//! dropped. Streams keep their bucket full, which would leave datagrams nothing, so these have a
-//! level of their own; that they are charged to the streams as well keeps the sum at the rate.
+//! The level of a bucket is what has passed and is not yet paid for; it falls at the rate. A stream is
+//! charged and then waits its turn. A datagram cannot wait: it passes or is dropped. Streams keep the
+//! level high, which would leave nothing to datagrams, so datagrams have a second level of their own.
+//! They are charged to the first one as well, which keeps the sum at the rate.
 
 use std::num::NonZeroU64;
 use std::sync::{Mutex, MutexGuard};
@@ -12,13 +13,13 @@ use std::time::{Duration, Instant};
 use crate::relay::end::Side;
 use crate::sync::lock;
 
-/// What one octet counts for in a bucket. In octets times nanoseconds nothing is ever rounded.
+/// Units of a level that one octet takes. In octets times nanoseconds nothing is ever rounded.
 const OCTET: u128 = 1_000_000_000;
 
-/// Octets of the largest datagram there is, which passes at any rate.
+/// Octets of the largest possible datagram. One passes at any rate.
 const DATAGRAM_MAX: u128 = 65_535;
 
-/// A rate, the same up and down, and what is still to be paid for each way.
+/// A rate, the same up and down, and the bucket of each direction.
 #[derive(Debug)]
 pub struct Rate {
     octets_per_second: NonZeroU64,
@@ -28,31 +29,31 @@ pub struct Rate {
 
 #[derive(Debug)]
 struct Bucket {
-    /// What all octets have left to be paid.
+    /// The level of all octets.
     all: u128,
-    /// The same of datagrams alone.
+    /// The level of datagrams alone.
     datagrams: u128,
-    /// Up to when it has been paid off.
+    /// When the levels were last lowered.
     at: Instant,
 }
 
 impl Rate {
-    /// A rate with nothing to be paid.
+    /// A rate with empty buckets.
     #[must_use]
     pub fn new(octets_per_second: NonZeroU64) -> Self {
         let bucket = || Mutex::new(Bucket { all: 0, datagrams: 0, at: Instant::now() });
         Self { octets_per_second, up: bucket(), down: bucket() }
     }
 
-    /// Octets that a stream is to pass at once, so that it flows smoothly: a tenth of a second's
-    /// worth, at least one. Nobody can save up more by passing less for a while.
+    /// Octets that a stream should pass at once to flow smoothly: a tenth of a second's worth, at
+    /// least one. A pause saves up no more than that.
     #[must_use]
     pub fn portion(&self) -> usize {
         usize::try_from(self.octets_per_second.get() / 10).unwrap_or(usize::MAX).max(1)
     }
 
-    /// Charges `octets` of a stream from this side; tells how long they are to be kept from `now`
-    /// on. Who is charged first has the shorter wait, so that several streams take turns.
+    /// Charges `octets` of a stream from this side, and returns how long they have to wait from `now`
+    /// on. A stream charged earlier waits for less, so that several streams take turns.
     pub fn charge(&self, from: Side, octets: usize, now: Instant) -> Duration {
         let mut bucket = self.bucket(from, now);
         bucket.all = bucket.all.saturating_add(cost(octets));
@@ -73,7 +74,7 @@ impl Rate {
         allowed
     }
 
-    /// Whether there is nothing to be paid any more: it is as good as a new one.
+    /// Whether all levels are down to zero, as in a new rate.
     pub fn is_rested(&self, now: Instant) -> bool {
         [Side::Client, Side::Target].into_iter().all(|from| {
             let bucket = self.bucket(from, now);
@@ -81,13 +82,13 @@ impl Rate {
         })
     }
 
-    /// The bucket of the octets from this side, paid off up to `now`.
+    /// The bucket of the octets from this side, lowered up to `now`.
     fn bucket(&self, from: Side, now: Instant) -> MutexGuard<'_, Bucket> {
         let mut bucket = lock(match from {
             Side::Client => &self.up,
             Side::Target => &self.down,
         });
-        // Threads may come in another order than they have read the clock.
+        // Threads may arrive in another order than they read the clock.
         let nanos = now.saturating_duration_since(bucket.at).as_nanos();
         let paid = nanos.saturating_mul(self.octets_per_second.get().into());
         bucket.at = bucket.at.max(now);
@@ -111,8 +112,8 @@ mod tests {
         Rate::new(NonZeroU64::new(octets_per_second).unwrap())
     }
 
-    /// Lets streams that always have something to send share a rate, each with portions of its own
-    /// size, and returns what each of them has passed in `time`.
+    /// Shares a rate among streams that always have something to send, each in portions of its own
+    /// size, and returns what each of them passes in `time`.
     fn share(rate: &Rate, begun: Instant, time: Duration, portions: &[usize]) -> Vec<usize> {
         let mut passed = vec![0; portions.len()];
         let mut until: Vec<_> =
@@ -206,7 +207,7 @@ mod tests {
                 }
             }
         }
-        // Pays off 2 to the 128 units: as many as an u128 does not hold.
+        // Lowers the level by 2 to the 128 units, one more than a u128 holds.
         let (rate_63, pause) = (rate(1 << 63), Duration::new(36_893_488_147, 419_103_232));
         let begun = Instant::now();
         rate_63.charge(Side::Client, usize::MAX, begun);

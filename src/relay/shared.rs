@@ -1,5 +1,5 @@
-//! What both directions of a relay share: its legs, how long it has been quiet, and how it ends. How
-//! octets get from one leg to the other is in [`crate::relay::direction`].
+//! What both directions of a relay share: its sockets, how long it has been quiet, and how it ends.
+//! How octets get from one socket to the other is in [`crate::relay::direction`].
 
 use std::net::{Shutdown, TcpStream};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,32 +13,32 @@ use crate::relay::traffic::Traffic;
 use crate::sync::{Queue, lock};
 use crate::sys;
 
-/// How long a thread may take to notice that its sockets have been shut for reading.
+/// How long a direction may take to notice that its socket has been shut for reading.
 const NOTICE: Duration = Duration::from_millis(100);
 
-/// What a relay keeps to.
+/// Time limits and rates of a relay.
 #[derive(Clone, Debug)]
 pub struct RelayLimits {
-    /// How long neither side may send anything; `None` for ever. Time spent waiting for a rate
-    /// does not count.
+    /// How long both sides may be quiet; `None` for ever. Time spent waiting for a rate does not
+    /// count.
     pub idle: Option<Duration>,
-    /// The same once one side has closed.
+    /// The same for the open side of a half-closed relay.
     pub linger: Duration,
-    /// Each of these rates is kept to. Without any, octets pass as fast as they can.
+    /// The relay keeps to each of these rates. Without any, octets pass as fast as they can.
     pub rates: Vec<Arc<Rate>>,
 }
 
 /// What all relays share.
 pub(super) struct Common {
-    /// What busy directions borrow.
+    /// Buffers and pipes for busy directions.
     pub(super) pool: Pool,
-    /// Half-closed relays that the watch has not looked at yet.
+    /// Half-closed relays that the watch has not taken yet.
     pub(super) half_closed: Queue<Weak<Shared>>,
-    /// Whether the watch has its thread.
+    /// Whether the thread of the watch runs.
     pub(super) is_watched: Mutex<bool>,
 }
 
-/// A relay. Whoever lets go of it last closes both sockets and tells that it is done.
+/// A relay. Dropping the last reference closes both sockets and then calls `done`.
 pub(super) struct Shared {
     pub(super) client: TcpStream,
     pub(super) target: TcpStream,
@@ -46,12 +46,12 @@ pub(super) struct Shared {
     pub(super) common: Arc<Common>,
     pub(super) traffic: Arc<Traffic>,
     pub(super) begun: Instant,
-    /// Milliseconds from `begun` to the last octet that passed, or that is going to pass as soon as
-    /// the rates let it.
+    /// Milliseconds from `begun` to the last octet that passed, or to when the rates will let the next
+    /// one pass.
     pub(super) active: AtomicU64,
-    /// Told when the relay has been aborted, and when a direction has ended after that.
+    /// Notified when the relay is aborted, and when a direction ends after that.
     pub(super) changed: Condvar,
-    /// Is dropped last.
+    /// The last field, so that it is dropped after the sockets.
     pub(super) progress: Mutex<Progress>,
 }
 
@@ -60,24 +60,24 @@ pub(super) struct Progress {
     phase: Phase,
     /// Directions that have not ended.
     running: u8,
-    /// To be told at the end.
+    /// Called at the end.
     done: Option<Box<dyn FnOnce(End) + Send>>,
 }
 
-/// What is still to be relayed.
+/// Which directions are open.
 #[derive(Clone, Copy)]
 enum Phase {
     /// Both directions.
     Open,
-    /// Nothing from this side, whose end of input the other one has been sent. Only then can the
-    /// other one's socket be closed without a reset.
+    /// The direction from this side has ended, and the other side has been sent the end of input:
+    /// only after that can that side's connection end without a reset.
     HalfClosed { from: Side },
-    /// Nothing more.
+    /// None.
     Aborted { end: End },
 }
 
 impl Progress {
-    /// Nothing has been relayed.
+    /// A relay that is about to begin.
     pub(super) fn new(done: Box<dyn FnOnce(End) + Send>) -> Self {
         Self { phase: Phase::Open, running: 2, done: Some(done) }
     }
@@ -101,7 +101,7 @@ impl Drop for Progress {
 }
 
 impl Shared {
-    /// Has `stopper` end this relay.
+    /// Lets `stopper` end this relay.
     pub(super) fn obey(self: &Arc<Self>, stopper: &Stopper) {
         let relay = Arc::downgrade(self);
         stopper.attach(move |end| {
@@ -119,18 +119,18 @@ impl Shared {
         }
     }
 
-    /// Has reads and writes end when the session has been quiet for that long.
+    /// Sets the time-outs of both sockets for this idle limit.
     pub(super) fn set_timeouts(&self, idle: Duration) {
-        // Who has used up all of it is found out by the first read.
+        // If nothing is left, the first read finds that out.
         let left = self.left(idle).unwrap_or(Duration::from_millis(1));
         for leg in [&self.client, &self.target] {
-            // A leg that is gone will tell when it is used.
+            // A dead socket shows when it is used.
             let _ = leg.set_read_timeout(Some(left));
             let _ = leg.set_write_timeout(Some(idle));
         }
     }
 
-    /// The session is not quiet before `wait` is over.
+    /// Notes that the relay is not quiet before `wait` is over.
     pub(super) fn touch(&self, wait: Duration) {
         let active = self.begun.elapsed().saturating_add(wait);
         let millis = u64::try_from(active.as_millis()).unwrap_or(u64::MAX);
@@ -138,14 +138,14 @@ impl Shared {
         self.active.fetch_max(millis, Ordering::Relaxed);
     }
 
-    /// How much of `limit` is left before the session has been quiet for that long.
+    /// Time left until the relay has been quiet for `limit`; `None` if it has been.
     pub(super) fn left(&self, limit: Duration) -> Option<Duration> {
         let active = Duration::from_millis(self.active.load(Ordering::Relaxed));
         let quiet = self.begun.elapsed().saturating_sub(active);
         limit.checked_sub(quiet).filter(|left| !left.is_zero())
     }
 
-    /// Waits for so long, unless the relay is aborted; tells whether it has been.
+    /// Waits for `time`, or until the relay is aborted; returns whether it is.
     pub(super) fn wait(&self, time: Duration) -> bool {
         let progress = lock(&self.progress);
         let waited =
@@ -163,9 +163,9 @@ impl Shared {
         progress
     }
 
-    /// Counts the direction from this side as ended with its input; tells whether that half-closes
-    /// the relay. The end of the second direction is told by closing, and an abort, which shuts for
-    /// reading, has seen to everything.
+    /// Counts the direction from this side as ended by the end of its input, and returns whether that
+    /// half-closes the relay. It does not if the other direction has ended, since both sockets are
+    /// about to be closed, nor after an abort, which makes every read return the end of input.
     pub(super) fn half_close(&self, from: Side) -> bool {
         let mut progress = self.retire();
         let is_first = matches!(progress.phase, Phase::Open);
@@ -175,16 +175,16 @@ impl Shared {
         is_first
     }
 
-    /// Ends both directions now. With a reset the peers learn of it by a reset.
+    /// Ends both directions now. If `end` is a reset, the peers get a reset.
     pub(super) fn abort(&self, end: End) {
         let mut progress = lock(&self.progress);
         let told = match (progress.phase, end) {
             (Phase::Aborted { .. }, _) => return,
-            // A side that closes while the other still sends answers that with a reset.
+            // After closing, a side answers what the other one still sends with a reset.
             (Phase::HalfClosed { from }, End::Reset(side) | End::Lost(side)) if side == from => {
                 End::Closed(from)
             }
-            // What ends the session behind the close of one side counts for more than the close.
+            // Any other end after a half-close counts for more than the close.
             _ => end,
         };
         progress.phase = Phase::Aborted { end: told };
@@ -194,8 +194,8 @@ impl Shared {
             for leg in legs {
                 let _ = sys::set_linger_zero(leg);
             }
-            // Shutting for reading wakes a reader without a word to the peer, which is to see the
-            // reset of the close and not the end of input of a shutdown before it.
+            // Shutting for reading wakes a reader and sends nothing: the peer should see the reset of
+            // the close, not the end of input of a shutdown before it.
             for leg in legs {
                 let _ = leg.shutdown(Shutdown::Read);
             }
@@ -207,7 +207,7 @@ impl Shared {
             if progress.running == 0 {
                 return;
             }
-            // The other direction sits in a write to a peer that takes nothing, and that will not
+            // The other direction is blocked in a write, to a peer that takes nothing and so will not
             // see the end of input either.
         }
         for leg in legs {
@@ -215,9 +215,9 @@ impl Shared {
         }
     }
 
-    /// Whether this side, which is read from, is gone: its socket is closed though this server has
-    /// not ended its output. The error may have been given to the other direction, so that this one
-    /// saw a mere end of input.
+    /// Whether this side has reset the connection: its socket is closed, though this server has not
+    /// ended its output. The error may have gone to the other direction, so that the reader of this
+    /// side saw a mere end of input.
     pub(super) fn is_reset(&self, side: Side) -> bool {
         let progress = lock(&self.progress);
         let may_be = match progress.phase {
@@ -228,13 +228,14 @@ impl Shared {
         may_be && sys::is_tcp_closed(self.stream(side)).unwrap_or(false)
     }
 
-    /// Whether one side has closed, and the other may not stay quiet for long.
+    /// Whether the relay is half-closed.
     pub(super) fn is_half_closed(&self) -> bool {
         matches!(lock(&self.progress).phase, Phase::HalfClosed { .. })
     }
 
-    /// Whether the relay, which is half-closed, may go on: the open side must not stay quiet for
-    /// ever, and the closed one still be there: nobody reads from it any more.
+    /// Whether the relay is half-closed and may stay so. Ends it if the open side has been quiet for
+    /// the linger limit, or if the closed side, from which nothing is read any more, has reset the
+    /// connection.
     pub(super) fn lingers(&self) -> bool {
         let progress = lock(&self.progress);
         let Phase::HalfClosed { from } = progress.phase else { return false };

@@ -1,8 +1,8 @@
-//! What is counted of a relay: octets, datagrams, and what was not relayed. Reads and writes nothing.
+//! Counts of a relay: octets, datagrams, and datagrams dropped. The relays do the counting.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// What a session has relayed, or several together.
+/// What a session has relayed, or the sum of several.
 #[derive(Debug, Default)]
 pub struct Traffic {
     /// Octets from the client to the target.
@@ -18,7 +18,7 @@ pub struct Traffic {
 }
 
 impl Traffic {
-    /// Counts datagrams that were not relayed.
+    /// Counts datagrams that are not relayed.
     pub fn drop_datagrams(&self, cause: Dropped, count: u64) {
         let mut counts = Dropped::ALL.iter().zip(&self.dropped);
         if let Some((_, dropped)) = counts.find(|(other, _)| **other == cause) {
@@ -26,13 +26,13 @@ impl Traffic {
         }
     }
 
-    /// How many datagrams were not relayed for each cause.
+    /// Datagrams not relayed, by cause.
     pub fn dropped(&self) -> impl Iterator<Item = (Dropped, u64)> {
         let counts = self.dropped.iter().map(|count| count.load(Ordering::Relaxed));
         Dropped::ALL.into_iter().zip(counts)
     }
 
-    /// Adds what others have relayed.
+    /// Adds the counts of another.
     pub fn add(&self, other: &Self) {
         for (sum, count) in self.counts().zip(other.counts()) {
             sum.fetch_add(count.load(Ordering::Relaxed), Ordering::Relaxed);
@@ -48,24 +48,24 @@ impl Traffic {
 /// Why a datagram was not relayed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dropped {
-    /// It came to the client's socket from somebody else.
+    /// It came to the client's socket from another address.
     Sender,
-    /// It has no header that can be read.
+    /// Its header is malformed.
     Header,
-    /// It is part of a sequence that did not become whole, or fragments are not served.
+    /// It is a fragment of an incomplete sequence, or fragments are not served.
     Fragment,
-    /// The rules do not let it pass, or its family is not served.
+    /// The rules deny it, or its address family is not served.
     Denied,
-    /// Its name was not resolved, or too many wait for that.
+    /// Its name was not resolved, or too many are waiting for that.
     Name,
-    /// It was beyond a rate.
+    /// It exceeded a rate.
     Rate,
     /// It could not be sent.
     Send,
 }
 
 impl Dropped {
-    /// All of them.
+    /// All causes.
     pub const ALL: [Self; 7] = [
         Self::Sender,
         Self::Header,
@@ -76,7 +76,7 @@ impl Dropped {
         Self::Send,
     ];
 
-    /// The word for it.
+    /// The word in the log and the metrics.
     #[must_use]
     pub fn word(self) -> &'static str {
         match self {

@@ -1,8 +1,8 @@
-//! The datagram pump of one association (RFC 1928 section 7).
+//! Relays the datagrams of one association (RFC 1928 section 7).
 //!
-//! One thread moves all datagrams of an association. What cannot or may not be relayed is dropped
-//! without a word, as the RFC says, and counted. Names are resolved beside the pump, so that a slow
-//! one holds up nothing else.
+//! One thread moves all datagrams of an association, the pump. A datagram that cannot or may not be
+//! relayed is silently dropped, as the RFC says, and counted. Names are resolved by other threads, so
+//! that a slow one holds up nothing else.
 
 pub mod fragments;
 
@@ -26,14 +26,16 @@ use crate::sys::{self, PollFd};
 use crate::wire::Destination;
 use crate::wire::udp::{self, Frag, HEADER_MAX};
 
+/// Octets of the buffer, more than any datagram has.
 const BUFFER: usize = 65_536;
 
 /// Datagrams taken from one socket before the others are looked at.
 const BURST: usize = 32;
 
-/// Octets of the datagrams of one association that may wait for names, and what a datagram counts
-/// beside its data, so that they are no more than 64.
+/// Octets of datagrams of one association that may wait for names.
 const WAITING_OCTETS: usize = 128 * 1024;
+
+/// What each of these datagrams counts beside its data, so that there are no more than 64.
 const WAITING_EACH: usize = 2 * 1024;
 
 /// Names that an association remembers.
@@ -44,17 +46,17 @@ const NAME_STAY: Duration = Duration::from_secs(30);
 
 /// The sockets of an association, all non-blocking.
 pub struct Sockets {
-    /// Towards the client.
+    /// Facing the client.
     pub client: UdpSocket,
-    /// Towards IPv4 targets.
+    /// Facing IPv4 targets.
     pub v4: Option<UdpSocket>,
-    /// Towards IPv6 targets.
+    /// Facing IPv6 targets.
     pub v6: Option<UdpSocket>,
 }
 
-/// What an association may do.
+/// Rules and limits of an association.
 pub struct Terms {
-    /// Who it belongs to; datagrams from any other address than this client's are dropped.
+    /// Its owner. Datagrams from any other address than this client's are dropped.
     pub asker: Asker,
     /// Judges each datagram's destination, and the source of each answer, by the rules in force.
     pub policy: Arc<Current>,
@@ -66,13 +68,13 @@ pub struct Terms {
     pub fragments: bool,
     /// How long no datagram may pass either way; `None` for ever.
     pub idle: Option<Duration>,
-    /// Datagrams beyond any of these rates are dropped. The session's own rate comes first: what
-    /// that refuses is not charged to the rate of a user's other sessions.
+    /// Datagrams beyond any of these rates are dropped. The session's own rate comes first: a datagram
+    /// it refuses is not charged to the rate that the user's sessions share.
     pub rates: Vec<Arc<Rate>>,
 }
 
-/// Relays datagrams until `control`, the client's connection, ends, or the idle limit, or until
-/// `stopper` is told. Octets that come over `control` mean nothing and are read away. Returns with
+/// Relays datagrams until `control`, the client's connection, ends, until the idle limit, or until
+/// `stopper` ends it. Octets that come over `control` have no meaning and are discarded. Returns with
 /// all sockets closed.
 #[inline(never)]
 pub fn run(
@@ -88,7 +90,7 @@ pub fn run(
     let control = Arc::new(control);
     let stopped = Arc::downgrade(&control);
     stopper.attach(move |_| {
-        // The pump wakes, and asks why. A connection that is gone wakes it as well.
+        // Wakes the pump, which then asks `stopper`. A dead connection wakes it as well.
         if let Some(control) = stopped.upgrade() {
             let _ = control.shutdown(Shutdown::Both);
         }
@@ -112,7 +114,7 @@ pub fn run(
     pump.run(&control, stopper)
 }
 
-/// Reads away what came over the control connection; tells whether and how that has ended.
+/// Discards octets from the control connection; returns how that has ended, if it has.
 fn ended(mut control: &TcpStream) -> Option<End> {
     let mut octets = [0; 512];
     match control.read(&mut octets) {
@@ -129,7 +131,7 @@ fn ended(mut control: &TcpStream) -> Option<End> {
 struct Pump<'a> {
     client: UdpSocket,
     outward: &'a Arc<Outward>,
-    /// Where the client's last datagram came from, and its answers go: its port may change.
+    /// Source of the client's last datagram, where answers go. Its port may change.
     sender: Option<SocketAddr>,
     fragments: Fragments,
     buffer: Vec<u8>,
@@ -145,7 +147,7 @@ impl Pump<'_> {
             if timeout.is_some_and(|left| left.is_zero()) {
                 return End::Idle;
             }
-            // A family without a socket polls the control connection once more.
+            // In place of a missing socket stands the control connection, polled for nothing.
             let mut fds = [
                 PollFd::new(control, sys::POLLIN),
                 PollFd::new(&self.client, sys::POLLIN),
@@ -175,18 +177,18 @@ impl Pump<'_> {
         }
     }
 
-    /// Takes datagrams from the client; tells whether there was one that counts.
+    /// Relays datagrams from the client; returns whether one of them was activity.
     fn up(&mut self) -> bool {
         let mut active = false;
         for _ in 0..BURST {
             let (len, sender) = match self.client.recv_from(&mut self.buffer) {
                 Ok(received) => received,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                // An error of an earlier datagram; the next call asks anew.
+                // The error of an earlier datagram, cleared by being returned.
                 Err(_) => continue,
             };
             let sender_ip = canonical(sender).ip();
-            // A client of a UNIX socket is on this host.
+            // A client on a UNIX socket is on this host.
             let own = self.outward.terms.asker.client;
             if !own.map_or(sender_ip.is_loopback(), |own| own == sender_ip) {
                 self.outward.drop_one(Dropped::Sender);
@@ -199,7 +201,7 @@ impl Pump<'_> {
             self.sender = Some(sender);
             active = true;
             if datagram.frag == Frag::STANDALONE {
-                // A standalone datagram is less than the highest FRAG of any sequence under way.
+                // Its FRAG is lower than that of any sequence under way, which restarts the queue.
                 self.fragments.abandon(&self.outward.traffic);
                 Outward::send(self.outward, &datagram.dst, datagram.data);
             } else if !self.outward.terms.fragments {
@@ -213,11 +215,11 @@ impl Pump<'_> {
         active
     }
 
-    /// Takes datagrams from targets; tells whether there was one that counts.
+    /// Relays datagrams from targets; returns whether one of them was activity.
     fn down(&mut self, socket: &UdpSocket) -> bool {
         let mut active = false;
         for _ in 0..BURST {
-            // The header goes in front of the data once its length is known.
+            // Room for the header, whose length is not known yet.
             let Some(room) = self.buffer.get_mut(HEADER_MAX..) else { break };
             let (len, remote) = match socket.recv_from(room) {
                 Ok(received) => received,
@@ -247,7 +249,7 @@ impl Pump<'_> {
                     traffic.datagrams_down.fetch_add(1, Ordering::Relaxed);
                     active = true;
                 }
-                // Also one that has become too long for a datagram with its header.
+                // With its header it may also have become too long for a datagram.
                 Err(_) => self.outward.drop_one(Dropped::Send),
             }
         }
@@ -255,23 +257,23 @@ impl Pump<'_> {
     }
 }
 
-/// The side towards the targets, shared with look-ups under way.
+/// The side facing the targets, shared with look-ups under way.
 struct Outward {
     v4: Option<UdpSocket>,
     v6: Option<UdpSocket>,
     terms: Terms,
     traffic: Arc<Traffic>,
-    /// Octets that wait for names.
+    /// Octets of datagrams that wait for names.
     waiting: AtomicUsize,
-    /// The addresses of names asked for lately, each with a port.
+    /// Addresses of recent names, each name with a port.
     names: Mutex<HashMap<Destination, Known>>,
 }
 
-/// The address that a name has led to.
+/// The address a name was resolved to.
 #[derive(Clone, Copy)]
 struct Known {
     ip: IpAddr,
-    /// How long it is good.
+    /// When it has to be resolved again.
     until: Instant,
 }
 
@@ -280,13 +282,13 @@ impl Outward {
         self.traffic.drop_datagrams(cause, 1);
     }
 
-    /// Whether a datagram may go to `ip`, which `dst` has led to.
+    /// Whether a datagram may go to `ip`, the address of `dst`.
     fn may_send(&self, dst: &Destination, ip: IpAddr) -> bool {
         self.terms.policy.get().allows(&self.terms.asker, dst, ip).is_ok()
     }
 
-    /// Whether a datagram from `remote` may go to the client: if one might go there, by its address
-    /// or by the name that led to it.
+    /// Whether a datagram from `remote` may go to the client: it may if one to `remote` would be
+    /// allowed, by address or by a name with that address.
     fn may_answer(&self, remote: SocketAddr) -> bool {
         self.may_send(&Destination::Address(remote), remote.ip())
             || lock(&self.names).iter().any(|(dst, known)| {
@@ -301,7 +303,7 @@ impl Outward {
         self.terms.rates.iter().all(|rate| rate.allows(from, octets, Instant::now()))
     }
 
-    /// Sends `data` to `dst`, now or when its name is resolved.
+    /// Sends `data` to `dst`, now or once its name is resolved.
     fn send(this: &Arc<Self>, dst: &Destination, data: &[u8]) {
         let name = match dst {
             Destination::Address(addr) => return this.send_to(dst, addr.ip(), data),
@@ -319,9 +321,9 @@ impl Outward {
         if this.waiting.load(Ordering::Relaxed) + octets > WAITING_OCTETS {
             return this.drop_one(Dropped::Name);
         }
-        // Only the pump adds, so the check still holds.
+        // Only the pump adds to it, so the check still holds.
         this.waiting.fetch_add(octets, Ordering::Relaxed);
-        // The association may end before the answer: then there is nothing left to send from.
+        // Weak: the association may end before the answer.
         let mut waiting = Waiting {
             outward: Arc::downgrade(this),
             octets,
@@ -334,7 +336,7 @@ impl Outward {
         });
     }
 
-    /// Sends `data` to `ip`, which `dst` has led to.
+    /// Sends `data` to `ip`, the address of `dst`.
     fn send_to(&self, dst: &Destination, ip: IpAddr, data: &[u8]) {
         let addr = SocketAddr::new(ip, dst.port());
         let socket = if addr.is_ipv4() { &self.v4 } else { &self.v6 };
@@ -345,11 +347,11 @@ impl Outward {
         if !self.allows(Side::Client, data.len()) {
             return self.drop_one(Dropped::Rate);
         }
-        // Counted first: an answer may end the association before this thread goes on.
+        // Counted before it is sent: an answer may end the association first.
         let len = u64::try_from(data.len()).unwrap_or(0);
         self.traffic.up.fetch_add(len, Ordering::Relaxed);
         self.traffic.datagrams_up.fetch_add(1, Ordering::Relaxed);
-        // An ICMP error of an earlier datagram can be told here, in place of sending.
+        // The first try may fail with the ICMP error of an earlier datagram.
         if socket.send_to(data, addr).or_else(|_| socket.send_to(data, addr)).is_err() {
             self.traffic.up.fetch_sub(len, Ordering::Relaxed);
             self.traffic.datagrams_up.fetch_sub(1, Ordering::Relaxed);
@@ -357,7 +359,7 @@ impl Outward {
         }
     }
 
-    /// The first of `ips`, which `dst` has led to, that the policy and the sockets allow.
+    /// The first of `ips`, the addresses of `dst`, that the rules and the sockets allow.
     fn choose(&self, dst: &Destination, ips: &[IpAddr]) -> Option<IpAddr> {
         ips.iter().copied().find(|&ip| {
             let socket = if ip.is_ipv4() { &self.v4 } else { &self.v6 };
@@ -366,10 +368,10 @@ impl Outward {
     }
 }
 
-/// A datagram that waits for a name. Dropped unsent, it is counted as dropped.
+/// A datagram that waits for its name. If it goes out of scope unsent, it is counted as dropped.
 struct Waiting {
     outward: Weak<Outward>,
-    /// What it counts for.
+    /// What it counts in [`Outward::waiting`].
     octets: usize,
     payload: Option<Payload>,
 }
@@ -441,7 +443,7 @@ mod tests {
         }
     }
 
-    /// An association under way.
+    /// A running association.
     struct Association {
         control: TcpStream,
         /// The client's socket, connected to the relay.

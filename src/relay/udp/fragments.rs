@@ -1,4 +1,4 @@
-//! Putting fragments of datagrams together (RFC 1928 section 7). Reads and sends nothing.
+//! Reassembles fragments of datagrams (RFC 1928 section 7). Reads and sends nothing.
 
 use std::time::{Duration, Instant};
 
@@ -6,26 +6,26 @@ use crate::relay::traffic::{Dropped, Traffic};
 use crate::wire::Destination;
 use crate::wire::udp::Datagram;
 
-/// Largest payload of a datagram over IPv4; over IPv6 without jumbograms it is 20 octets more.
+/// Largest payload of a datagram over IPv4; over IPv6 without jumbograms 20 octets more fit.
 const PAYLOAD_MAX: usize = 65_507;
 
-/// How long a sequence of fragments may take: the least RFC 1928 section 7 allows.
+/// How long a sequence of fragments may take: the least that RFC 1928 section 7 allows.
 const REASSEMBLY_TIMER: Duration = Duration::from_secs(5);
 
-/// What is to be sent to a target.
+/// Data to be sent to a target.
 #[derive(Clone, Debug)]
 pub struct Payload {
-    /// Where to.
-    pub(super) dst: Destination,
+    /// The target.
+    pub dst: Destination,
     /// Its octets.
-    pub(super) data: Vec<u8>,
+    pub data: Vec<u8>,
 }
 
-/// The reassembly queue and its timer. A position can only follow the one before it: the RFC gives
-/// up a sequence as soon as a lower one comes, so a gap could never be filled.
+/// The reassembly queue and its timer. Fragments must come in order: as the RFC abandons a sequence
+/// when a lower position comes, a gap could never be filled.
 #[derive(Default)]
 pub struct Fragments {
-    /// The highest position so far; 0 without a sequence.
+    /// The highest position so far; 0 if there is no sequence.
     highest: u8,
     dst: Option<Destination>,
     data: Vec<u8>,
@@ -33,13 +33,13 @@ pub struct Fragments {
 }
 
 impl Fragments {
-    /// Forgets the sequence under way, whose fragments are counted as dropped.
+    /// Abandons the sequence under way, and counts its fragments as dropped.
     pub(super) fn abandon(&mut self, traffic: &Traffic) {
         traffic.drop_datagrams(Dropped::Fragment, self.highest.into());
         *self = Self::default();
     }
 
-    /// Adds a fragment; returns the whole once the last one has come.
+    /// Adds a fragment; the last one of a sequence returns the whole.
     pub fn add(
         &mut self,
         datagram: &Datagram<'_>,
@@ -55,7 +55,7 @@ impl Fragments {
             && (position == 1 || self.dst.as_ref() == Some(&datagram.dst))
             && self.data.len() + datagram.data.len() <= PAYLOAD_MAX;
         if !follows {
-            // A repetition of the last one does no harm; anything else leaves a gap for good.
+            // Repeating the last fragment does no harm; anything else leaves a gap for good.
             if position != self.highest {
                 self.abandon(traffic);
             }
