@@ -21,7 +21,7 @@ use crate::policy::explain::Query;
 use crate::policy::nets::Block;
 use crate::server::Lifetime;
 use crate::server::listeners::{Endpoint, Listen, Manner};
-use crate::server::slots::Caps;
+use crate::server::slots::SlotLimits;
 use crate::session::service::Balancers;
 use crate::wait::Timeouts;
 
@@ -398,7 +398,7 @@ fn config(matches: &Matches) -> Result<Config, UsageError> {
         outgoing: outgoing(matches)?,
         allow_4a: !matches.opt_present("no-4a"),
         fragments: !matches.opt_present("no-fragments"),
-        caps: caps(matches)?,
+        slots: slots(matches)?,
         per_user: number(matches, &MAX_PER_USER)?,
         splice: !matches.opt_present("no-splice"),
         resolvers: count(matches, &RESOLVERS)?,
@@ -415,8 +415,8 @@ fn level(matches: &Matches) -> Result<Level, UsageError> {
     }
 }
 
-fn caps(matches: &Matches) -> Result<Caps, UsageError> {
-    Ok(Caps {
+fn slots(matches: &Matches) -> Result<SlotLimits, UsageError> {
+    Ok(SlotLimits {
         sessions: number(matches, &MAX_SESSIONS)?,
         per_client: number(matches, &MAX_PER_CLIENT)?,
         half_open: number(matches, &MAX_HALF_OPEN)?,

@@ -12,7 +12,7 @@ pub mod resources;
 use std::sync::Arc;
 
 use crate::command::failure::Failure;
-use crate::command::resources::{Candidate, Means};
+use crate::command::resources::{Candidate, Resources};
 use crate::policy::rules::Rule;
 use crate::policy::{Asker, Policy};
 use crate::wait::Wait;
@@ -38,10 +38,10 @@ impl Plan {
     /// addresses of a name, on the terms of `wait`.
     ///
     /// # Errors
-    /// `Command`, and as [`Means::candidates`].
+    /// `Command`, and as [`Resources::candidates`].
     #[inline(never)]
     pub fn new(
-        means: &Means,
+        resources: &Resources,
         policy: &Policy,
         asker: &Asker,
         request: &Request,
@@ -50,7 +50,7 @@ impl Plan {
         let dst = destination(request)?;
         let candidates = match dst {
             Some(dst) if request.command == Command::CONNECT || !dst.is_unspecified() => {
-                means.candidates(policy, asker, dst, wait)?
+                resources.candidates(policy, asker, dst, wait)?
             }
             // Any peer of a BIND, any destination of an association.
             _ => Vec::new(),

@@ -9,7 +9,7 @@ use crate::log::syslog::Facility;
 use crate::log::{Format, Level};
 use crate::server::Lifetime;
 use crate::server::listeners::{Endpoint, Listen, Manner};
-use crate::server::slots::Caps;
+use crate::server::slots::SlotLimits;
 use crate::session::service::Balancers;
 use crate::wait::Timeouts;
 
@@ -61,7 +61,7 @@ pub struct Config {
     /// Whether fragments of datagrams are reassembled.
     pub fragments: bool,
     /// Limits on sessions.
-    pub caps: Caps,
+    pub slots: SlotLimits,
     /// Maximum sessions per user.
     pub per_user: u64,
     /// Whether octets are spliced where that is cheaper than copying them.

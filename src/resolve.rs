@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use crate::counts::Counts;
 use crate::sync::lock;
-use crate::wait::{Answer, Wait, WaitError};
+use crate::wait::{Promise, Wait, WaitError};
 
 /// How long a thread of the pool waits for a name before it ends.
 const STAY: Duration = Duration::from_secs(10);
@@ -50,12 +50,12 @@ struct Inner {
     max: usize,
     /// Most look-ups one client may have running.
     max_per_client: u64,
-    state: Mutex<State>,
+    state: Mutex<ResolverState>,
     changed: Condvar,
 }
 
 #[derive(Default)]
-struct State {
+struct ResolverState {
     /// Names to look up, oldest first. Each is also in `lookups`.
     queue: VecDeque<Vec<u8>>,
     /// Names asked for, waiting or running, and who waits for them.
@@ -106,11 +106,10 @@ impl Resolver {
         name: &[u8],
         wait: &Wait<'_>,
     ) -> Result<Resolved, WaitError> {
-        let answer = Arc::new(Answer::new()?);
-        let left = Arc::clone(&answer);
-        let ticket =
-            self.request(client, name, wait.deadline, move |resolved| left.leave(resolved));
-        wait.answer(&answer).inspect_err(|_| self.forget(client, name, ticket))
+        let promise = Arc::new(Promise::new()?);
+        let kept = Arc::clone(&promise);
+        let ticket = self.request(client, name, wait.deadline, move |resolved| kept.keep(resolved));
+        wait.promised(&promise).inspect_err(|_| self.forget(client, name, ticket))
     }
 
     /// Resolves `name` for `client` and hands the result to `done`, here or on a thread of the
@@ -174,7 +173,7 @@ impl Resolver {
     fn forget(&self, client: IpAddr, name: &[u8], ticket: u64) {
         let Some(name) = host_name(name) else { return };
         let mut state = lock(&self.inner.state);
-        let State { queue, lookups, waiting: counts, .. } = &mut *state;
+        let ResolverState { queue, lookups, waiting: counts, .. } = &mut *state;
         let Some(waiting) = lookups.get_mut(&name) else { return };
         if let Some(index) = waiting.iter().position(|waiter| waiter.ticket == ticket) {
             waiting.remove(index);
@@ -230,7 +229,7 @@ impl Inner {
     }
 }
 
-impl State {
+impl ResolverState {
     /// Takes the oldest name that one of those who wait for it has a share left for, and whose
     /// share it is.
     fn take(&mut self, max_per_client: u64) -> Option<(Vec<u8>, IpAddr)> {
@@ -343,7 +342,7 @@ mod tests {
 
     #[test]
     fn sec_10_one_client_gets_no_more_than_its_share() {
-        let mut state = State::default();
+        let mut state = ResolverState::default();
         let other = IpAddr::from([192, 0, 2, 1]);
         for (name, client) in [(b"a", CLIENT), (b"b", CLIENT), (b"c", CLIENT), (b"d", other)] {
             state.lookups.insert(name.to_vec(), vec![waiter(client, soon())]);
@@ -359,7 +358,7 @@ mod tests {
 
     #[test]
     fn a_name_that_nobody_waits_for_is_not_looked_up() {
-        let mut state = State::default();
+        let mut state = ResolverState::default();
         state.lookups.insert(b"late".to_vec(), vec![waiter(CLIENT, Instant::now())]);
         state.queue.push_back(b"late".to_vec());
         assert!(state.take(1).is_none());
@@ -398,7 +397,7 @@ mod tests {
 
     #[test]
     fn a_name_that_is_given_up_makes_room_for_another() {
-        let mut state = State::default();
+        let mut state = ResolverState::default();
         state.lookups.insert(b"late".to_vec(), vec![waiter(CLIENT, Instant::now())]);
         state.queue.push_back(b"late".to_vec());
         state.waiting.add(CLIENT);

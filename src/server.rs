@@ -22,11 +22,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::log::Level;
-use crate::server::accept::{Accepting, Door, LAST_LINES};
+use crate::server::accept::{Accepting, Admitter, LAST_LINES};
 use crate::server::listeners::{Client, Listener};
 use crate::server::metrics::Metrics;
 use crate::server::signals::Signal;
-use crate::server::slots::{Caps, Sessions};
+use crate::server::slots::{Sessions, SlotLimits};
 use crate::session::service::Service;
 use crate::sync::Queue;
 
@@ -82,7 +82,7 @@ impl Server {
         metrics: Option<Listener>,
         clients: Vec<Client>,
         service: &Arc<Service>,
-        caps: Caps,
+        slots: SlotLimits,
     ) -> io::Result<Self> {
         let events = Arc::<Queue<Event>>::default();
         let (idle, tell_idle) = (Arc::clone(&events), Arc::new(AtomicBool::new(false)));
@@ -92,14 +92,14 @@ impl Server {
                 idle.put(Event::Idle);
             }
         };
-        let sessions = Arc::new(Sessions::new(caps, on_idle));
+        let sessions = Arc::new(Sessions::new(slots, on_idle));
         let metrics = metrics.map(|listener| Metrics::start(listener, service, &sessions));
         let metrics = metrics.transpose()?;
-        let door = Door { service: Arc::clone(service), sessions: Arc::clone(&sessions) };
-        clients.into_iter().for_each(|client| door.admit(client));
+        let admitter = Admitter { service: Arc::clone(service), sessions: Arc::clone(&sessions) };
+        clients.into_iter().for_each(|client| admitter.admit(client));
         let mut accepting = Vec::new();
         for listener in listeners {
-            accepting.push(Accepting::start(listener, door.clone(), Arc::clone(&events))?);
+            accepting.push(Accepting::start(listener, admitter.clone(), Arc::clone(&events))?);
         }
         let signalled = Arc::clone(&events);
         thread::Builder::new().name("signals".into()).spawn(move || {
@@ -213,7 +213,7 @@ impl Server {
             .number("uptime", self.started.elapsed().as_secs())
             .number_or_dash("threads", count("/proc/self/task"))
             .number_or_dash("descriptors", count("/proc/self/fd"))
-            .number("names", self.service.means.resolver.waiting());
+            .number("names", self.service.resources.resolver.waiting());
         log.write(Level::Normal, self.sessions.report(line));
         self.service.live.report(log);
     }

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use crate::auth::ident::{self, IdentError};
 use crate::command::failure::Failure;
-use crate::command::quotas::Slot;
+use crate::command::quotas::QuotaSlot;
 use crate::command::resources::{Admission, Candidate, Opened};
 use crate::command::{self, Plan, associate, bind, connect};
 use crate::dial::{self, Target};
@@ -30,21 +30,21 @@ use crate::session::handshake::{Handshake, read_proxy_header};
 use crate::session::intake::Intake;
 use crate::session::live::Grant;
 use crate::session::record::{Record, Stop};
-use crate::session::service::{Seat, Service};
+use crate::session::service::{Service, Slot};
 use crate::threads::Reserved;
 use crate::wait::WaitError;
 use crate::wire::{DecodeError, Destination, ReplyCode, Request, socks4, socks5};
 
 /// Serves one client that has just been accepted, to the end, and logs it. Its last octets may be
-/// relayed by another thread after this returns; then `seat` is given up there.
+/// relayed by another thread after this returns; then `slot` is given up there.
 /// The `client` of a UNIX socket has no address. Closes `stream`.
 pub fn run(
     service: &Arc<Service>,
     stream: Stream,
     client: Option<SocketAddr>,
-    seat: impl Seat + Send + 'static,
+    slot: impl Slot + Send + 'static,
 ) {
-    if let Some(tunnel) = open(service, stream, client, seat) {
+    if let Some(tunnel) = open(service, stream, client, slot) {
         service.relays.run(tunnel);
     }
 }
@@ -56,16 +56,16 @@ fn open(
     service: &Arc<Service>,
     stream: Stream,
     client: Option<SocketAddr>,
-    mut seat: impl Seat + Send + 'static,
+    mut slot: impl Slot + Send + 'static,
 ) -> Option<Tunnel> {
-    let record = Box::new(Record::new(seat.number(), client));
-    let deadline = record.begun + service.means.timeouts.handshake;
+    let record = Box::new(Record::new(slot.number(), client));
+    let deadline = record.begun + service.resources.timeouts.handshake;
     let intake = Intake::new(stream, deadline, service.live.ended());
     let mut session = Session { service, record, intake };
-    match session.serve(&mut seat) {
-        Ok(ready) => session.relay(ready, seat),
+    match session.serve(&mut slot) {
+        Ok(ready) => session.relay(ready, slot),
         Err(stop) => {
-            session.record.end(&service.log, &service.means.stats, &stop);
+            session.record.end(&service.log, &service.resources.stats, &stop);
             None
         }
     }
@@ -89,7 +89,7 @@ struct Ready {
     /// The idle limit of the rule that admits it, if that has one.
     idle: Option<Duration>,
     /// Its place among the sessions of its user and of the rule.
-    slot: Slot,
+    quota: QuotaSlot,
 }
 
 impl Ready {
@@ -99,10 +99,10 @@ impl Ready {
         asker: Asker,
         target: Option<(Destination, IpAddr)>,
         work: Work,
-        Admission { rule, slot }: Admission,
+        Admission { rule, quota }: Admission,
     ) -> Box<Self> {
-        let (rates, idle) = (service.means.caps.rates(&asker, &rule), rule.settings.idle);
-        Box::new(Self { asker, target, work, rates, idle, slot })
+        let (rates, idle) = (service.resources.quotas.rates(&asker, &rule), rule.settings.idle);
+        Box::new(Self { asker, target, work, rates, idle, quota })
     }
 }
 
@@ -113,10 +113,10 @@ struct Session<'s> {
 }
 
 impl Session<'_> {
-    fn serve(&mut self, seat: &mut impl Seat) -> Result<Box<Ready>, Stop> {
+    fn serve(&mut self, slot: &mut impl Slot) -> Result<Box<Ready>, Stop> {
         let Self { service, record, intake } = self;
         let reached = if service.balancers.includes(record.ip()) {
-            read_proxy_header(service, record, intake, seat)?
+            read_proxy_header(service, record, intake, slot)?
         } else {
             None
         };
@@ -126,7 +126,7 @@ impl Session<'_> {
             // Such a client would not understand any reply.
             other => return Err(Stop::refused("protocol", DecodeError::Version(other))),
         };
-        seat.handshake_is_over();
+        slot.handshake_is_over();
         let ready = handshake.and_then(|Handshake { policy, user, request }| {
             let asker = Asker {
                 client: self.record.ip(),
@@ -168,7 +168,7 @@ impl Session<'_> {
 
     /// Makes a plan of the request, and logs the request as soon as the rule is known.
     fn plan(&mut self, policy: &Policy, asker: &Asker, request: &Request) -> Result<Plan, Failure> {
-        let Service { means, log, .. } = &**self.service;
+        let Service { resources, log, .. } = &**self.service;
         let dst = command::destination(request);
         // A name may have to be looked up before it is known which rule decides; `-v` does not wait.
         let sure = dst.as_ref().ok().and_then(|dst| policy.sure_rule(asker, *dst));
@@ -177,8 +177,8 @@ impl Session<'_> {
         if told {
             self.record.tell(log, "request");
         }
-        let wait = self.intake.wait(means.timeouts.resolve);
-        let plan = Plan::new(means, policy, asker, request, &wait)?;
+        let wait = self.intake.wait(resources.timeouts.resolve);
+        let plan = Plan::new(resources, policy, asker, request, &wait)?;
         self.record.decided_by(plan.rule());
         if !told {
             self.record.tell(log, "request");
@@ -192,11 +192,11 @@ impl Session<'_> {
         request: &Request,
         candidates: Vec<Candidate>,
     ) -> Result<Box<Ready>, Failure> {
-        let Service { means, threads, .. } = &**self.service;
+        let Service { resources, threads, .. } = &**self.service;
         // Before the reply: a relay that cannot be run must not be granted.
         let helper = threads.reserve().map_err(Failure::NoThread)?;
-        let wait = self.intake.wait(means.timeouts.connect);
-        let opened = connect::open(means, &asker, candidates, &wait)?;
+        let wait = self.intake.wait(resources.timeouts.connect);
+        let opened = connect::open(resources, &asker, candidates, &wait)?;
         self.record.local = Some(opened.bnd.clone());
         self.tunnel(asker, request, opened, helper)
     }
@@ -209,13 +209,13 @@ impl Session<'_> {
         expected: &[Candidate],
         rule: &Arc<Rule>,
     ) -> Result<Box<Ready>, Failure> {
-        let Service { means, threads, .. } = &**self.service;
+        let Service { resources, threads, .. } = &**self.service;
         let helper = threads.reserve().map_err(Failure::NoThread)?;
         let local = self.intake.local()?;
-        let bound = bind::open(means, &asker, request, expected, rule, local)?;
+        let bound = bind::open(resources, &asker, request, expected, rule, local)?;
         self.record.local = Some(bound.bnd.clone());
         self.grant(request, &bound.bnd)?;
-        let wait = self.intake.wait_until_fin(means.timeouts.bind);
+        let wait = self.intake.wait_until_fin(resources.timeouts.bind);
         let opened = bound.wait(policy, &asker, &wait)?;
         self.tunnel(asker, request, opened, helper)
     }
@@ -227,7 +227,8 @@ impl Session<'_> {
         rule: &Arc<Rule>,
     ) -> Result<Box<Ready>, Failure> {
         let local = self.intake.local()?;
-        let (sockets, bnd, admission) = associate::open(&self.service.means, &asker, rule, local)?;
+        let (sockets, bnd, admission) =
+            associate::open(&self.service.resources, &asker, rule, local)?;
         self.record.local = Some(bnd.clone());
         self.grant(request, &bnd)?;
         Ok(Ready::new(self.service, asker, None, Work::Association(sockets), admission))
@@ -316,7 +317,7 @@ impl Session<'_> {
     /// Asks the client's host (RFC 1413), from the address that the client reached: that of a
     /// balancer, if there is one.
     fn ask_identd(&self, reached: Option<SocketAddr>) -> Result<Vec<u8>, IdentError> {
-        let wait = self.intake.wait(self.service.means.timeouts.ident);
+        let wait = self.intake.wait(self.service.resources.timeouts.ident);
         let (local, client) = (self.intake.local()?, self.record.client.ok_or(IdentError::NoHost)?);
         let mut addr = client;
         addr.set_port(self.service.ident_port);
@@ -331,11 +332,11 @@ impl Session<'_> {
     /// Relays datagrams until the session ends, and logs that; returns what is left to do for
     /// octets.
     #[inline(never)]
-    fn relay(self, ready: Box<Ready>, seat: impl Seat + Send + 'static) -> Option<Tunnel> {
+    fn relay(self, ready: Box<Ready>, slot: impl Slot + Send + 'static) -> Option<Tunnel> {
         let Self { service, record, intake } = self;
-        let Service { means, live, policy, .. } = &**service;
-        let timeouts = &means.timeouts;
-        let Ready { asker, target, work, rates, idle, slot } = *ready;
+        let Service { resources, live, policy, .. } = &**service;
+        let timeouts = &resources.timeouts;
+        let Ready { asker, target, work, rates, idle, quota } = *ready;
         let idle = |default: Option<Duration>| match idle {
             Some(idle) => Some(idle).filter(|idle| !idle.is_zero()),
             None => default,
@@ -358,9 +359,9 @@ impl Session<'_> {
         let done = {
             let service = Arc::clone(service);
             move |end| {
-                drop((entered, slot));
-                record.end(&service.log, &service.means.stats, &Stop::Ended(end));
-                drop(seat);
+                drop((entered, quota));
+                record.end(&service.log, &service.resources.stats, &Stop::Ended(end));
+                drop(slot);
             }
         };
         match work {
@@ -374,7 +375,7 @@ impl Session<'_> {
                 let terms = Terms {
                     asker,
                     policy: Arc::clone(policy),
-                    resolver: Arc::clone(&means.resolver),
+                    resolver: Arc::clone(&resources.resolver),
                     resolve_timeout: timeouts.resolve,
                     fragments: service.fragments,
                     idle: idle(timeouts.udp_idle),

@@ -10,8 +10,8 @@ use std::sync::Arc;
 
 use crate::auth::penalties::Penalties;
 use crate::auth::turns::Turns;
-use crate::command::quotas::Caps as SharedCaps;
-use crate::command::resources::Means;
+use crate::command::quotas::Quotas;
+use crate::command::resources::Resources;
 use crate::config::{Config, LogTo, PolicySource};
 use crate::log::{Level, Line, Log};
 use crate::policy::explain::{Explanation, Query};
@@ -24,7 +24,7 @@ use crate::server::listeners::{self, Client, Listen, Listener, Manner};
 use crate::server::notify::{self, Notify};
 use crate::server::pid_file::PidFile;
 use crate::server::privileges::{self, UnixUser};
-use crate::server::slots::{self, Caps};
+use crate::server::slots::{self, SlotLimits};
 use crate::server::walls::{self, Walls};
 use crate::server::{Ending, Lifetime, Server, signals};
 use crate::session::live::Live;
@@ -51,7 +51,7 @@ pub fn run(config: Config) -> Result<(), StartError> {
     let ready_fd =
         ready_fd.map_err(|error| StartError::system("use the descriptor of --ready-fd", &error))?;
     signals::block().map_err(|error| StartError::system("block signals", &error))?;
-    let asked = config.caps;
+    let asked = config.slots;
     let started = config.start()?;
     let logging = Arc::clone(&started.service);
     std::panic::set_hook(Box::new(move |info| {
@@ -66,12 +66,12 @@ pub fn run(config: Config) -> Result<(), StartError> {
         clients,
         lifetime,
         service,
-        caps,
+        slots,
         source,
         pid_file: _pid_file,
         ..
     } = started;
-    let server = Server::start(listeners, metrics, clients, &service, caps)
+    let server = Server::start(listeners, metrics, clients, &service, slots)
         .map_err(|error| StartError::system("start a thread", &error))?;
     // Only now, so that a reader of these lines can rely on the server.
     lines.into_iter().for_each(|(level, line)| service.log.write(level, line));
@@ -178,8 +178,8 @@ struct Started {
     lifetime: Lifetime,
     /// The resources that all sessions share.
     service: Arc<Service>,
-    /// The caps in force, which may be lower than those of the settings.
-    caps: Caps,
+    /// The slots in force, which may be lower than those of the settings.
+    slots: SlotLimits,
     /// The files to reload.
     source: PolicySource,
     /// Whether the server is confined to its files.
@@ -193,9 +193,9 @@ struct Started {
 }
 
 impl Started {
-    /// The log lines of the start; `asked` are the caps of the settings.
-    fn lines(&self, asked: Caps) -> Vec<(Level, Line)> {
-        let Self { listeners, metrics, service, caps, .. } = self;
+    /// The log lines of the start; `asked` are the slots of the settings.
+    fn lines(&self, asked: SlotLimits) -> Vec<(Level, Line)> {
+        let Self { listeners, metrics, service, slots, .. } = self;
         let log = &service.log;
         let mut lines = Vec::new();
         let mut add = |level: Level, line: Line| lines.push((level, line));
@@ -209,9 +209,9 @@ impl Started {
         if !listeners.is_empty() {
             let line = log
                 .line("limits")
-                .number("sessions", caps.sessions)
-                .number("per_client", caps.per_client)
-                .number("half_open", caps.half_open);
+                .number("sessions", slots.sessions)
+                .number("per_client", slots.per_client)
+                .number("half_open", slots.half_open);
             add(Level::Normal, line);
             if let Some(walls) = &self.walls {
                 let line = log.line("walls");
@@ -226,7 +226,7 @@ impl Started {
         for warning in &self.warnings {
             add(Level::Quiet, log.line("warning").text("error", warning));
         }
-        if caps.sessions < asked.sessions {
+        if slots.sessions < asked.sessions {
             let line = log.line("warning").text(
                 "error",
                 format_args!(
@@ -265,7 +265,7 @@ impl Config {
     /// The first step that fails.
     fn start(self) -> Result<Started, StartError> {
         let inherited = self.inherited().map_err(|error| StartError::Config(vec![error]))?;
-        let (caps, pipes) = slots::fit(self.caps, if self.splice { PIPES } else { 0 })
+        let (slots, pipes) = slots::fit(self.slots, if self.splice { PIPES } else { 0 })
             .map_err(|error| StartError::system("read the limit on descriptors", &error))?;
         let walls = (self.level == Level::Verbose).then(walls::read);
         let Inherited { mut listeners, clients, any } = inherited;
@@ -292,7 +292,7 @@ impl Config {
             clients,
             lifetime,
             service,
-            caps,
+            slots,
             source,
             landlock,
             warnings,
@@ -316,9 +316,9 @@ impl Config {
             turns: Turns::for_this_machine(),
             live: Arc::new(live),
             strict_reload: self.strict_reload,
-            means: Means {
+            resources: Resources {
                 stats: Stats::default(),
-                caps: SharedCaps::new(self.per_user),
+                quotas: Quotas::new(self.per_user),
                 resolver: Arc::new(Resolver::new(self.resolvers)),
                 timeouts: self.timeouts,
                 outgoing: self.outgoing,

@@ -25,23 +25,20 @@ const WAY_OUT: Duration = Duration::from_secs(3);
 /// Threads that were without work at once whose memory is worth giving back.
 const MANY: usize = 64;
 
-type Work = Box<dyn FnOnce() + Send>;
-
-/// Where one thread waits for its next piece of work.
-type Slot = Queue<Work>;
+type Task = Box<dyn FnOnce() + Send>;
 
 /// The cache. Cheap to clone; all clones are one cache.
 #[derive(Clone, Default)]
 pub struct Threads {
     /// Slots of the threads without work; the one that came last is handed out first, while its
     /// stack is still warm.
-    idle: Arc<Mutex<Vec<Arc<Slot>>>>,
+    idle: Arc<Mutex<Vec<Arc<Queue<Task>>>>>,
 }
 
 /// A thread reserved for one piece of work. Dropping it unused gives it back.
 pub struct Reserved {
     threads: Threads,
-    slot: Option<Arc<Slot>>,
+    slot: Option<Arc<Queue<Task>>>,
 }
 
 impl Threads {
@@ -54,7 +51,7 @@ impl Threads {
         let slot = match waiting {
             Some(slot) => slot,
             None => {
-                let slot = Arc::new(Slot::default());
+                let slot = Arc::new(Queue::default());
                 let (threads, own) = (self.clone(), Arc::clone(&slot));
                 sys::pthread_create(STACK, Box::new(move || threads.serve(&own)))?;
                 slot
@@ -64,7 +61,7 @@ impl Threads {
     }
 
     /// The life of one thread.
-    fn serve(&self, slot: &Arc<Slot>) {
+    fn serve(&self, slot: &Arc<Queue<Task>>) {
         while let Some(work) = self.next(slot) {
             // The panic hook has told of it; this thread is as good as before.
             let _ = catch_unwind(AssertUnwindSafe(work));
@@ -72,7 +69,7 @@ impl Threads {
         }
     }
 
-    fn next(&self, slot: &Arc<Slot>) -> Option<Work> {
+    fn next(&self, slot: &Arc<Queue<Task>>) -> Option<Task> {
         loop {
             let work = slot.take(Some(Instant::now() + STAY));
             if work.is_some() {

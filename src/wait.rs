@@ -111,10 +111,10 @@ impl<'a> Wait<'a> {
     ///
     /// # Errors
     /// Why there is none.
-    pub fn answer<T>(&self, answer: &Answer<T>) -> Result<T, WaitError> {
+    pub fn promised<T>(&self, promise: &Promise<T>) -> Result<T, WaitError> {
         loop {
-            self.on(&answer.left, sys::POLLIN)?;
-            if let Some(value) = answer.take() {
+            self.on(&promise.kept, sys::POLLIN)?;
+            if let Some(value) = promise.take() {
                 return Ok(value);
             }
         }
@@ -179,26 +179,26 @@ impl<'a> Wait<'a> {
 
 /// A value that one thread leaves for another, which waits for it beside its client.
 #[derive(Debug)]
-pub struct Answer<T> {
+pub struct Promise<T> {
     value: Mutex<Option<T>>,
     /// An eventfd(2), readable once the value was left.
-    left: File,
+    kept: File,
 }
 
-impl<T> Answer<T> {
+impl<T> Promise<T> {
     /// None yet.
     ///
     /// # Errors
     /// As eventfd(2).
     pub fn new() -> io::Result<Self> {
-        Ok(Self { value: Mutex::new(None), left: sys::eventfd()?.into() })
+        Ok(Self { value: Mutex::new(None), kept: sys::eventfd()?.into() })
     }
 
     /// Leaves the answer. The first one counts.
-    pub fn leave(&self, value: T) {
+    pub fn keep(&self, value: T) {
         lock(&self.value).get_or_insert(value);
         // Fails at 2^64 - 1 answers.
-        let _ = (&self.left).write(&1_u64.to_ne_bytes());
+        let _ = (&self.kept).write(&1_u64.to_ne_bytes());
     }
 
     /// The answer, if it has been left and was not taken.
@@ -319,19 +319,19 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_is_had_whether_it_was_left_before_or_during_the_wait() {
+    fn a_promise_is_waited_for_whether_it_was_kept_before_or_is_during_the_wait() {
         let scene = Scene::new();
         for delay in [0, 50] {
-            let answer = Answer::new().unwrap();
+            let promise = Promise::new().unwrap();
             thread::scope(|scope| {
                 scope.spawn(|| {
                     thread::sleep(Duration::from_millis(delay));
-                    answer.leave(7);
+                    promise.keep(7);
                 });
-                assert_eq!(scene.wait(60_000).answer(&answer).unwrap(), 7);
+                assert_eq!(scene.wait(60_000).promised(&promise).unwrap(), 7);
             });
         }
-        let none = Answer::<u8>::new().unwrap();
-        assert!(matches!(scene.wait(50).answer(&none), Err(WaitError::TimedOut)));
+        let none = Promise::<u8>::new().unwrap();
+        assert!(matches!(scene.wait(50).promised(&none), Err(WaitError::TimedOut)));
     }
 }

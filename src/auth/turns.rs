@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 
 use crate::sync::lock;
-use crate::wait::{Answer, Wait, WaitError};
+use crate::wait::{Promise, Wait, WaitError};
 
 /// The free turns, and the sessions that wait for one.
 pub struct Turns(Mutex<TurnState>);
@@ -14,7 +14,7 @@ pub struct Turns(Mutex<TurnState>);
 struct TurnState {
     free: usize,
     /// The first comes first. There are none while a turn is free.
-    waiting: VecDeque<Arc<Answer<()>>>,
+    waiting: VecDeque<Arc<Promise<()>>>,
 }
 
 /// The right to compute one hash, until it is dropped.
@@ -44,13 +44,13 @@ impl Turns {
             state.free -= 1;
             return Ok(Turn(self));
         }
-        let answer = Arc::new(Answer::new()?);
-        state.waiting.push_back(Arc::clone(&answer));
+        let promise = Arc::new(Promise::new()?);
+        state.waiting.push_back(Arc::clone(&promise));
         drop(state);
-        wait.answer(&answer).map(|()| Turn(self)).inspect_err(|_| {
-            lock(&self.0).waiting.retain(|waiting| !Arc::ptr_eq(waiting, &answer));
+        wait.promised(&promise).map(|()| Turn(self)).inspect_err(|_| {
+            lock(&self.0).waiting.retain(|waiting| !Arc::ptr_eq(waiting, &promise));
             // A turn that came at the last moment goes to the next one.
-            drop(answer.take().map(|()| Turn(self)));
+            drop(promise.take().map(|()| Turn(self)));
         })
     }
 }
@@ -59,7 +59,7 @@ impl Drop for Turn<'_> {
     fn drop(&mut self) {
         let mut state = lock(&self.0.0);
         match state.waiting.pop_front() {
-            Some(next) => next.leave(()),
+            Some(next) => next.keep(()),
             None => state.free += 1,
         }
     }

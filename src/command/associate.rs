@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::command::bind;
 use crate::command::failure::Failure;
-use crate::command::resources::{Admission, Means};
+use crate::command::resources::{Admission, Resources};
 use crate::net::unspecified;
 use crate::policy::Asker;
 use crate::policy::rules::Rule;
@@ -23,34 +23,34 @@ use crate::wire::{Destination, NO_ADDRESS, NO_ADDRESS6};
 /// `Denied`, or whatever kept the sockets from being opened.
 #[inline(never)]
 pub fn open(
-    means: &Means,
+    resources: &Resources,
     asker: &Asker,
     rule: &Arc<Rule>,
     local: SocketAddr,
 ) -> Result<(Sockets, Destination, Admission), Failure> {
-    let admission = means.admit(asker, rule)?;
+    let admission = resources.admit(asker, rule)?;
     // A balancer may speak another family with this server than with its client.
     let local = match asker.client {
         Some(client) if client.is_ipv4() != local.is_ipv4() => {
-            match means.outgoing.advertise.of_family(client) {
+            match resources.outgoing.advertise.of_family(client) {
                 Some(advertised) => unspecified(advertised),
                 None => bind::towards(SocketAddr::new(client, 0), local)?,
             }
         }
         _ => local,
     };
-    let advertised = means.outgoing.advertise.of_family(local.ip());
+    let advertised = resources.outgoing.advertise.of_family(local.ip());
     let mut listen = advertised.map_or(local, towards_advertised);
-    let client = means.bind_port(|port| {
+    let client = resources.bind_port(|port| {
         listen.set_port(port);
         UdpSocket::bind(listen)
     })?;
     let outward = |any: SocketAddr, wanted: bool| {
-        let ip = means.source(rule, any.ip()).unwrap_or(any.ip());
+        let ip = resources.source(rule, any.ip()).unwrap_or(any.ip());
         if wanted { UdpSocket::bind(SocketAddr::new(ip, 0)).map(Some) } else { Ok(None) }
     };
-    let v4 = outward(NO_ADDRESS, means.outgoing.ipv4);
-    let v6 = outward(NO_ADDRESS6, means.outgoing.ipv6);
+    let v4 = outward(NO_ADDRESS, resources.outgoing.ipv4);
+    let v6 = outward(NO_ADDRESS6, resources.outgoing.ipv6);
     let (v4, v6) = match (v4, v6) {
         // One family will do: hosts without IPv6 are common.
         (Ok(Some(v4)), v6) => (Some(v4), v6.unwrap_or(None)),

@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::sync::Arc;
 
 use crate::command::failure::Failure;
-use crate::command::resources::{Admission, Candidate, Means, Opened};
+use crate::command::resources::{Admission, Candidate, Opened, Resources};
 use crate::net::{canonical, unspecified};
 use crate::policy::rules::Rule;
 use crate::policy::{Asker, Policy};
@@ -37,14 +37,14 @@ pub struct Bound {
 /// Whatever kept it from doing so.
 #[inline(never)]
 pub fn open(
-    means: &Means,
+    resources: &Resources,
     asker: &Asker,
     request: &Request,
     candidates: &[Candidate],
     rule: &Arc<Rule>,
     local: SocketAddr,
 ) -> Result<Bound, Failure> {
-    let admission = means.admit(asker, rule)?;
+    let admission = resources.admit(asker, rule)?;
     let expected: Vec<SocketAddr> = candidates.iter().map(|candidate| candidate.addr).collect();
     // A peer of the client's own family if there is one: then the address it reached us at serves.
     let peer = expected.iter().find(|peer| peer.is_ipv4() == local.is_ipv4()).or(expected.first());
@@ -52,13 +52,13 @@ pub fn open(
         Some(&peer) => towards(peer, local)?,
         None => local,
     };
-    if !means.reaches(reached.ip()) {
+    if !resources.reaches(reached.ip()) {
         return Err(Failure::Family);
     }
-    let advertised = means.outgoing.advertise.of_family(reached.ip());
+    let advertised = resources.outgoing.advertise.of_family(reached.ip());
     // Behind a NAT that forwards the advertised address, connections may come in anywhere.
     let mut listen = if advertised.is_some() { unspecified(reached.ip()) } else { reached };
-    let listener = means.bind_port(|port| {
+    let listener = resources.bind_port(|port| {
         listen.set_port(port);
         TcpListener::bind(listen)
     })?;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::command::failure::Failure;
-use crate::command::resources::{Admission, Candidate, Means, Opened};
+use crate::command::resources::{Admission, Candidate, Opened, Resources};
 use crate::dial::{self, Target};
 use crate::net::canonical;
 use crate::policy::{Asker, Denial};
@@ -20,7 +20,7 @@ use crate::wire::Destination;
 /// Whatever kept it from doing so.
 #[inline(never)]
 pub fn open(
-    means: &Means,
+    resources: &Resources,
     asker: &Asker,
     mut candidates: Vec<Candidate>,
     wait: &Wait<'_>,
@@ -28,7 +28,7 @@ pub fn open(
     if candidates.iter().any(|candidate| candidate.addr.port() == 0) {
         return Err(Failure::PortZero);
     }
-    candidates.retain(|candidate| !leads_back(means, candidate.addr));
+    candidates.retain(|candidate| !leads_back(resources, candidate.addr));
     if candidates.is_empty() {
         return Err(Failure::Denied(Denial::LeadsBack));
     }
@@ -38,7 +38,7 @@ pub fn open(
     let mut targets = Vec::new();
     for Candidate { addr, rule } in candidates {
         if !admissions.iter().any(|admission| Arc::ptr_eq(&admission.rule, &rule)) {
-            match means.admit(asker, &rule) {
+            match resources.admit(asker, &rule) {
                 Ok(admission) => admissions.push(admission),
                 Err(failure) => {
                     full = Some(failure);
@@ -46,15 +46,15 @@ pub fn open(
                 }
             }
         }
-        targets.push((Target { addr, source: means.source(&rule, addr.ip()) }, rule));
+        targets.push((Target { addr, source: resources.source(&rule, addr.ip()) }, rule));
     }
     if let (true, Some(full)) = (targets.is_empty(), full) {
         return Err(full);
     }
     let (targets, rules): (Vec<Target>, Vec<_>) = targets.into_iter().unzip();
     let begun = Instant::now();
-    let connected = dial::connect(&targets, &wait.within(means.timeouts.connect));
-    means.stats.connect.observe(begun.elapsed());
+    let connected = dial::connect(&targets, &wait.within(resources.timeouts.connect));
+    resources.stats.connect.observe(begun.elapsed());
     let (target, index) = connected?;
     let bnd = Destination::Address(canonical(target.local_addr()?));
     let chosen = targets.get(index).zip(rules.get(index));
@@ -67,8 +67,8 @@ pub fn open(
 
 /// Whether a connection to `addr` would come back to this very server: a client could make it talk
 /// to itself until every session is used up.
-fn leads_back(means: &Means, addr: SocketAddr) -> bool {
-    means
+fn leads_back(resources: &Resources, addr: SocketAddr) -> bool {
+    resources
         .listening
         .iter()
         .filter(|own| own.port() == addr.port())

@@ -34,7 +34,7 @@ enum Payer {
 }
 
 /// The counts and the rates. Shared by all sessions.
-pub struct Caps {
+pub struct Quotas {
     per_user: u64,
     counts: Arc<Mutex<Counts<Key>>>,
     rates: Mutex<HashMap<(Payer, NonZeroU64), Arc<Rate>>>,
@@ -42,12 +42,12 @@ pub struct Caps {
 
 /// A place in some counts, given back when it is dropped.
 #[derive(Debug)]
-pub struct Slot {
+pub struct QuotaSlot {
     counts: Arc<Mutex<Counts<Key>>>,
     keys: Vec<Key>,
 }
 
-impl Caps {
+impl Quotas {
     /// Nothing counted yet; one user may have `per_user` sessions.
     #[must_use]
     pub fn new(per_user: u64) -> Self {
@@ -59,8 +59,8 @@ impl Caps {
     ///
     /// # Errors
     /// `Full`.
-    pub fn admit(&self, asker: &Asker, rule: &Rule) -> Result<Slot, Failure> {
-        let mut slot = Slot { counts: Arc::clone(&self.counts), keys: Vec::new() };
+    pub fn admit(&self, asker: &Asker, rule: &Rule) -> Result<QuotaSlot, Failure> {
+        let mut slot = QuotaSlot { counts: Arc::clone(&self.counts), keys: Vec::new() };
         if let Some(name) = asker.user_for(rule).name() {
             slot.take(Key::User(name.to_vec()), self.per_user, "max-per-user")?;
         }
@@ -103,7 +103,7 @@ impl Caps {
     }
 }
 
-impl Slot {
+impl QuotaSlot {
     fn take(&mut self, key: Key, max: u64, what: &'static str) -> Result<(), Failure> {
         let mut counts = lock(&self.counts);
         if counts.of(&key) >= max {
@@ -115,7 +115,7 @@ impl Slot {
     }
 }
 
-impl Drop for Slot {
+impl Drop for QuotaSlot {
     fn drop(&mut self) {
         let mut counts = lock(&self.counts);
         self.keys.drain(..).for_each(|key| counts.remove(key));

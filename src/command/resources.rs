@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use crate::command::failure::Failure;
 use crate::command::ports::PortRange;
-use crate::command::quotas::{Caps, Slot};
+use crate::command::quotas::{QuotaSlot, Quotas};
 use crate::dial::PerFamily;
 use crate::net::client_block;
 use crate::policy::rules::Rule;
@@ -36,11 +36,11 @@ pub struct Outgoing {
 }
 
 /// What commands work with, the same for all sessions.
-pub struct Means {
+pub struct Resources {
     /// Counts what sessions do.
     pub stats: Stats,
     /// Counts the sessions of each user and of rules.
-    pub caps: Caps,
+    pub quotas: Quotas,
     /// Turns names into addresses.
     pub resolver: Arc<Resolver>,
     /// How long each wait may take.
@@ -51,13 +51,13 @@ pub struct Means {
     pub listening: Vec<SocketAddr>,
 }
 
-/// The rule that admits a session, and the session's place in the caps of the rule and of the user.
+/// The rule that admits a session, and the session's place in the quotas of the rule and of the user.
 #[derive(Debug)]
 pub struct Admission {
     /// The rule, whose settings apply.
     pub rule: Arc<Rule>,
     /// Given back when it is dropped.
-    pub slot: Slot,
+    pub quota: QuotaSlot,
 }
 
 /// An address that may be used.
@@ -83,7 +83,7 @@ pub struct Opened {
     pub admission: Admission,
 }
 
-impl Means {
+impl Resources {
     /// Whether targets of the family of `ip` are reached.
     #[must_use]
     pub fn reaches(&self, ip: IpAddr) -> bool {
@@ -147,8 +147,8 @@ impl Means {
     /// `Full`.
     #[inline(never)]
     pub(super) fn admit(&self, asker: &Asker, rule: &Arc<Rule>) -> Result<Admission, Failure> {
-        let slot = self.caps.admit(asker, rule)?;
-        Ok(Admission { rule: Arc::clone(rule), slot })
+        let quota = self.quotas.admit(asker, rule)?;
+        Ok(Admission { rule: Arc::clone(rule), quota })
     }
 
     /// The address to leave from to one of the family of `ip`, by `rule` or else for all.

@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 use crate::log::Level;
 use crate::server::Event;
 use crate::server::listeners::{Client, Listener};
-use crate::server::slots::{HalfOpen, Refusal, Sessions, Slot};
+use crate::server::slots::{HalfOpenSlot, Refusal, SessionSlot, Sessions};
 use crate::session;
-use crate::session::service::{Seat, Service};
+use crate::session::service::{Service, Slot};
 use crate::sync::{Queue, lock};
 use crate::sys::{self, PollFd};
 
@@ -30,7 +30,7 @@ const WAITING: usize = 2;
 /// Clients turned away between two rests.
 const BATCH: usize = 256;
 
-/// How often the same trouble is told of.
+/// How often the same backoff is told of.
 const TELL_EVERY: Duration = Duration::from_secs(60);
 
 /// How long sessions that are ended have to write their last line.
@@ -42,7 +42,7 @@ const ON_THE_WAY: Duration = Duration::from_millis(5);
 
 /// A listener at work.
 pub(super) struct Accepting {
-    post: Arc<Post>,
+    acceptors: Arc<Acceptors>,
     /// Closed to wake who waits at an inherited listener.
     waker: Option<io::PipeWriter>,
 }
@@ -50,31 +50,31 @@ pub(super) struct Accepting {
 impl Accepting {
     pub(super) fn start(
         listener: Listener,
-        door: Door,
+        admitter: Admitter,
         events: Arc<Queue<Event>>,
     ) -> io::Result<Self> {
         // A socket of our own is shut down for that.
         let (woken, waker) = listener.inherited.then(io::pipe).transpose()?.unzip();
-        let trouble = Trouble { rest: REST.0, last: None, spare: spare(), told: None };
-        let post = Arc::new(Post {
+        let backoff = Backoff { rest: REST.0, last: None, spare: spare(), told: None };
+        let acceptors = Arc::new(Acceptors {
             listener,
-            door,
+            admitter,
             events,
             woken,
             watch: Mutex::default(),
             left: Condvar::new(),
-            trouble: Mutex::new(trouble),
+            backoff: Mutex::new(backoff),
         });
-        for _ in 0..post.enough() {
-            Post::add(&post)?;
+        for _ in 0..acceptors.enough() {
+            Acceptors::add(&acceptors)?;
         }
-        Ok(Self { post, waker })
+        Ok(Self { acceptors, waker })
     }
 
     /// Ends accepting. The clients that wait at a listener of our own are admitted first: nobody
     /// else will. Those at an inherited one wait for whoever has it next.
     pub(super) fn end(self) {
-        let Post { listener, door, watch, left, .. } = &*self.post;
+        let Acceptors { listener, admitter, watch, left, .. } = &*self.acceptors;
         let mut watching = lock(watch);
         watching.ending = true;
         let waits = listener.inherited || listener.set_nonblocking(true).is_err();
@@ -87,24 +87,24 @@ impl Accepting {
                 let _ = sys::drop_new_connections(listener);
             }
             if !waits {
-                admit_the_rest(listener, door);
+                admit_the_rest(listener, admitter);
             }
             let _ = sys::shutdown(listener);
         }
         drop(self.waker);
-        let others = |watch: &mut Watch| watch.waiting > 0;
+        let others = |watch: &mut AcceptState| watch.waiting > 0;
         // Not for ever, whatever went wrong.
         let _ = left.wait_timeout_while(lock(watch), LAST_LINES, others);
     }
 }
 
 /// Lets in who waits at a listener that does not, and who is on the way there.
-fn admit_the_rest(listener: &Listener, door: &Door) {
+fn admit_the_rest(listener: &Listener, admitter: &Admitter) {
     let until = Instant::now() + ON_THE_WAY;
     loop {
         let left = until.saturating_duration_since(Instant::now());
         match listener.accept() {
-            Ok(client) => door.admit(client),
+            Ok(client) => admitter.admit(client),
             Err(_) if left.is_zero() => return,
             Err(_) => {
                 let _ = sys::poll(&mut [PollFd::new(listener, sys::POLLIN)], Some(left));
@@ -114,12 +114,12 @@ fn admit_the_rest(listener: &Listener, door: &Door) {
 }
 
 /// The slots of a session.
-struct Seated {
-    slot: Slot,
-    half_open: Option<HalfOpen>,
+struct ClientSlots {
+    slot: SessionSlot,
+    half_open: Option<HalfOpenSlot>,
 }
 
-impl Seat for Seated {
+impl Slot for ClientSlots {
     fn number(&self) -> u64 {
         self.slot.number()
     }
@@ -138,26 +138,26 @@ impl Seat for Seated {
 
 /// Where clients are let in or turned away.
 #[derive(Clone)]
-pub(super) struct Door {
+pub(super) struct Admitter {
     pub(super) service: Arc<Service>,
     pub(super) sessions: Arc<Sessions>,
 }
 
-impl Door {
+impl Admitter {
     /// Gives a client its slots and a thread, or closes its connection.
     pub(super) fn admit(&self, client: Client) {
-        let Some(seated) = self.seat(&client) else { return };
+        let Some(slots) = self.seat(&client) else { return };
         match self.service.threads.reserve() {
             Ok(thread) => {
                 let service = Arc::clone(&self.service);
-                thread.run(move || session::run(&service, client.stream, client.addr, seated));
+                thread.run(move || session::run(&service, client.stream, client.addr, slots));
             }
             Err(error) => self.refuse(client.addr, Refusal::Threads, Some(error)),
         }
     }
 
     /// Gives a client its slots, or tells why it has none.
-    fn seat(&self, client: &Client) -> Option<Seated> {
+    fn seat(&self, client: &Client) -> Option<ClientSlots> {
         let ip = client.addr.map(|addr| addr.ip());
         let is_balancer = self.service.balancers.includes(ip);
         // A balancer comes for others than those of its own host who have failed.
@@ -167,7 +167,7 @@ impl Door {
             Sessions::admit(&self.sessions, Some(ip).filter(|_| !is_balancer))
         };
         match admitted {
-            Ok((slot, half_open)) => Some(Seated { slot, half_open: Some(half_open) }),
+            Ok((slot, half_open)) => Some(ClientSlots { slot, half_open: Some(half_open) }),
             Err(refusal) => {
                 self.refuse(client.addr, refusal, None);
                 None
@@ -192,48 +192,48 @@ impl Door {
 }
 
 /// Has somebody else wait in place of a thread that panics at it.
-struct Guard<'a>(&'a Arc<Post>);
+struct ReplaceOnPanic<'a>(&'a Arc<Acceptors>);
 
-impl Drop for Guard<'_> {
+impl Drop for ReplaceOnPanic<'_> {
     fn drop(&mut self) {
         if thread::panicking() && self.0.leave() {
             // Whoever serves a client comes back where nobody can be had now.
-            let _ = Post::add(self.0);
+            let _ = Acceptors::add(self.0);
         }
     }
 }
 
 /// Where threads wait for the clients of a listener. Whoever gets one serves it, and leaves the wait
 /// to others: no client is handed from thread to thread.
-struct Post {
+struct Acceptors {
     listener: Listener,
-    door: Door,
+    admitter: Admitter,
     events: Arc<Queue<Event>>,
     /// Ends when nobody is to wait any more at an inherited listener.
     woken: Option<io::PipeReader>,
     /// Held while the listener is made to wait or not to wait.
-    watch: Mutex<Watch>,
+    watch: Mutex<AcceptState>,
     /// Somebody has left while it is ending.
     left: Condvar,
-    trouble: Mutex<Trouble>,
+    backoff: Mutex<Backoff>,
 }
 
 #[derive(Default)]
-struct Watch {
+struct AcceptState {
     /// How many threads wait, or are about to.
     waiting: usize,
     ending: bool,
 }
 
 /// What there is for when accepting fails.
-struct Trouble {
+struct Backoff {
     /// How long to rest, and when the last one was over.
     rest: Duration,
     last: Option<Instant>,
     /// A descriptor to give up for a moment when the table is full, so that a waiting client can be
     /// accepted and closed rather than kept waiting.
     spare: Option<OwnedFd>,
-    /// When trouble was told of last.
+    /// When backoff was told of last.
     told: Option<Instant>,
 }
 
@@ -241,26 +241,26 @@ fn spare() -> Option<OwnedFd> {
     io::stdin().as_fd().try_clone_to_owned().ok()
 }
 
-impl Post {
+impl Acceptors {
     /// Has one more thread wait.
     fn add(this: &Arc<Self>) -> io::Result<()> {
-        let thread = this.door.service.threads.reserve()?;
+        let thread = this.admitter.service.threads.reserve()?;
         lock(&this.watch).waiting += 1;
         let this = Arc::clone(this);
-        thread.run(move || Self::man(this));
+        thread.run(move || Self::work(this));
         Ok(())
     }
 
     /// Waits for clients and serves them, as long as somebody is needed here.
-    fn man(mut this: Arc<Self>) {
-        while let Some((Client { stream, addr }, seated)) = Self::next(&this) {
-            let service = Arc::clone(&this.door.service);
+    fn work(mut this: Arc<Self>) {
+        while let Some((Client { stream, addr }, slots)) = Self::next(&this) {
+            let service = Arc::clone(&this.admitter.service);
             // The listener does not stay open for the sake of its clients.
-            let post = Arc::downgrade(&this);
+            let acceptors = Arc::downgrade(&this);
             drop(this);
-            session::run(&service, stream, addr, seated);
-            match post.upgrade().filter(|post| post.comes_back()) {
-                Some(post) => this = post,
+            session::run(&service, stream, addr, slots);
+            match acceptors.upgrade().filter(|acceptors| acceptors.comes_back()) {
+                Some(acceptors) => this = acceptors,
                 None => return,
             }
         }
@@ -300,20 +300,20 @@ impl Post {
 
     /// Waits for a client; `None` when it is not to any more, or the listener breaks. The wait is
     /// over then.
-    fn next(this: &Arc<Self>) -> Option<(Client, Seated)> {
-        let _guard = Guard(this);
+    fn next(this: &Arc<Self>) -> Option<(Client, ClientSlots)> {
+        let _guard = ReplaceOnPanic(this);
         while !this.is_ending() {
             match this.accept() {
                 Ok(client) => {
-                    let Some(seated) = this.door.seat(&client) else { continue };
+                    let Some(slots) = this.admitter.seat(&client) else { continue };
                     if this.leave()
                         && let Err(error) = Self::add(this)
                     {
                         lock(&this.watch).waiting += 1;
-                        this.door.refuse(client.addr, Refusal::Threads, Some(error));
+                        this.admitter.refuse(client.addr, Refusal::Threads, Some(error));
                         continue;
                     }
-                    return Some((client, seated));
+                    return Some((client, slots));
                 }
                 Err(_) if this.is_ending() => break,
                 Err(error) if sys::is_bad_descriptor(&error) => {
@@ -362,28 +362,28 @@ impl Post {
 
     /// Rests after an error, longer after another soon. Who else has one rests behind this one.
     fn rest(&self, error: &io::Error) {
-        let mut trouble = lock(&self.trouble);
+        let mut backoff = lock(&self.backoff);
         let now = Instant::now();
-        if trouble.last.is_none_or(|last| now.duration_since(last) > 4 * REST.1) {
-            trouble.rest = REST.0;
+        if backoff.last.is_none_or(|last| now.duration_since(last) > 4 * REST.1) {
+            backoff.rest = REST.0;
         }
-        if trouble.told.is_none_or(|told| now.duration_since(told) >= TELL_EVERY) {
-            trouble.told = Some(now);
-            let log = &self.door.service.log;
+        if backoff.told.is_none_or(|told| now.duration_since(told) >= TELL_EVERY) {
+            backoff.told = Some(now);
+            let log = &self.admitter.service.log;
             let line = log.line("error").text("error", format_args!("accept: {error}"));
             log.write(Level::Quiet, line);
         }
         if sys::is_out_of_descriptors(error) {
-            self.turn_away(&mut trouble);
+            self.turn_away(&mut backoff);
         }
-        thread::sleep(trouble.rest);
-        trouble.rest = (trouble.rest * 2).min(REST.1);
-        trouble.last = Some(Instant::now());
+        thread::sleep(backoff.rest);
+        backoff.rest = (backoff.rest * 2).min(REST.1);
+        backoff.last = Some(Instant::now());
     }
 
     /// Accepts clients that wait with the spare descriptor, each to close it at once, as long as the
     /// table stays full.
-    fn turn_away(&self, trouble: &mut Trouble) {
+    fn turn_away(&self, backoff: &mut Backoff) {
         let listener = &self.listener;
         // At an inherited one accepting may wait, if another process is quicker. That must not keep
         // anybody from ending it.
@@ -395,20 +395,20 @@ impl Post {
             return;
         }
         for _ in 0..BATCH {
-            drop(trouble.spare.take());
+            drop(backoff.spare.take());
             // If another thread was quicker to take the descriptor, this fails.
             let client = self.accept_waiting();
             // As long as that one has it, there is another one only if the table is not full.
             let ends = client.is_err() || {
-                trouble.spare = spare();
-                trouble.spare.is_some()
+                backoff.spare = spare();
+                backoff.spare.is_some()
             };
             drop(client);
             if ends {
                 break;
             }
         }
-        trouble.spare = trouble.spare.take().or_else(spare);
+        backoff.spare = backoff.spare.take().or_else(spare);
         if watch.is_some() {
             let _ = listener.set_nonblocking(false);
         }

@@ -119,7 +119,7 @@ impl Site {
         let stream = self.listener.accept()?.stream;
         stream.set_nonblocking(true)?;
         let deadline = Instant::now() + TIME;
-        Ok(Connection { stream, deadline, state: State::Head(Vec::new()) })
+        Ok(Connection { stream, deadline, state: Step::Head(Vec::new()) })
     }
 
     /// The answer to a request with this head, or as much of one as there may be.
@@ -144,10 +144,10 @@ struct Connection {
     stream: TcpStream,
     /// When it ends at the latest.
     deadline: Instant,
-    state: State,
+    state: Step,
 }
 
-enum State {
+enum Step {
     /// The head of the request so far.
     Head(Vec<u8>),
     /// The answer, and how much of it is sent.
@@ -158,7 +158,7 @@ enum State {
 
 impl Connection {
     fn awaited(&self) -> PollFd<'_> {
-        let is_answering = matches!(self.state, State::Answer(..));
+        let is_answering = matches!(self.state, Step::Answer(..));
         PollFd::new(&self.stream, if is_answering { sys::POLLOUT } else { sys::POLLIN })
     }
 
@@ -169,25 +169,25 @@ impl Connection {
     fn go_on(&mut self, site: &Site) -> io::Result<bool> {
         let mut buffer = [0; HEAD_MAX];
         match &mut self.state {
-            State::Head(head) => {
+            Step::Head(head) => {
                 let room = buffer.get_mut(head.len()..).unwrap_or_default();
                 let len = self.stream.read(room)?;
                 head.extend_from_slice(room.get(..len).unwrap_or_default());
                 if http::is_whole(head) || head.len() == HEAD_MAX {
                     let with_body = !head.starts_with(b"HEAD ");
-                    self.state = State::Answer(site.answer(head).encode(with_body), 0);
+                    self.state = Step::Answer(site.answer(head).encode(with_body), 0);
                 }
                 Ok(len > 0)
             }
-            State::Answer(answer, sent) => {
+            Step::Answer(answer, sent) => {
                 *sent += self.stream.write(answer.get(*sent..).unwrap_or_default())?;
                 if *sent == answer.len() {
                     self.stream.shutdown(Shutdown::Write)?;
-                    self.state = State::Over(DRAIN_MAX);
+                    self.state = Step::Over(DRAIN_MAX);
                 }
                 Ok(true)
             }
-            State::Over(left) => {
+            Step::Over(left) => {
                 let len = self.stream.read(&mut buffer)?;
                 *left = left.saturating_sub(len);
                 Ok(len > 0 && *left > 0)

@@ -31,7 +31,7 @@ const PIPE_DESCRIPTORS: u64 = 2;
 
 /// Most sessions at once. A client is an IPv4 address or an IPv6 /64.
 #[derive(Clone, Copy, Debug)]
-pub struct Caps {
+pub struct SlotLimits {
     /// Of all clients together.
     pub sessions: u64,
     /// Of one client.
@@ -39,12 +39,12 @@ pub struct Caps {
     /// Whose handshake is not complete, of all clients together. One client may have a quarter of
     /// them, but at least one: else a single silent one could keep all others out.
     pub half_open: u64,
-    /// From the first to the second per cent of [`Caps::sessions`], 1 to 100, a growing part of new
+    /// From the first to the second per cent of [`SlotLimits::sessions`], 1 to 100, a growing part of new
     /// clients is refused.
     pub early_drop: (u64, u64),
 }
 
-impl Caps {
+impl SlotLimits {
     /// Whether a client is to be refused early where `total` sessions are there, by the luck of
     /// `draw`, which is any number.
     fn drops_early(&self, total: u64, draw: u64) -> bool {
@@ -55,34 +55,34 @@ impl Caps {
     }
 }
 
-/// Raises the limit on open descriptors to what `caps` and so many pipes need, and returns the caps
+/// Raises the limit on open descriptors to what `limits` and so many pipes need, and returns the limits
 /// and the number of pipes that can be kept. Pipes have no more than an eighth of all descriptors.
 ///
 /// # Errors
 /// As getrlimit(2).
-pub fn fit(mut caps: Caps, pipes: u64) -> io::Result<(Caps, u64)> {
+pub fn fit(mut limits: SlotLimits, pipes: u64) -> io::Result<(SlotLimits, u64)> {
     let (soft, hard) = sys::getrlimit_nofile()?;
     let others = SPARE_DESCRIPTORS + pipes * PIPE_DESCRIPTORS;
-    let wanted = (caps.sessions * SESSION_DESCRIPTORS * 2 + others).min(hard);
+    let wanted = (limits.sessions * SESSION_DESCRIPTORS * 2 + others).min(hard);
     let soft =
         if soft < wanted && sys::setrlimit_nofile(wanted, hard).is_ok() { wanted } else { soft };
     let pipes = pipes.min(soft / 8 / PIPE_DESCRIPTORS);
     let others = SPARE_DESCRIPTORS + pipes * PIPE_DESCRIPTORS;
     let kept = soft.saturating_sub(others) / SESSION_DESCRIPTORS;
-    caps.sessions = kept.clamp(1, caps.sessions);
-    Ok((caps, pipes))
+    limits.sessions = kept.clamp(1, limits.sessions);
+    Ok((limits, pipes))
 }
 
 /// Which cap kept a client out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Refusal {
-    /// [`Caps::sessions`].
+    /// [`SlotLimits::sessions`].
     Sessions,
-    /// [`Caps::per_client`].
+    /// [`SlotLimits::per_client`].
     PerClient,
-    /// [`Caps::half_open`], or one client's part of them.
+    /// [`SlotLimits::half_open`], or one client's part of them.
     HalfOpen,
-    /// [`Caps::early_drop`].
+    /// [`SlotLimits::early_drop`].
     EarlyDrop,
     /// The client has failed to authenticate too often.
     AuthPenalty,
@@ -147,16 +147,16 @@ pub struct Totals {
 
 /// The sessions there are.
 pub struct Sessions {
-    caps: Caps,
+    limits: SlotLimits,
     /// What makes a draw from its number: nobody can tell who will be lucky.
     luck: RandomState,
     /// To be called when the last session has ended.
     on_idle: Box<dyn Fn() + Send + Sync>,
-    state: Mutex<State>,
+    state: Mutex<SlotState>,
 }
 
 #[derive(Default)]
-struct State {
+struct SlotState {
     sessions: Count,
     half_open: Count,
     last_number: u64,
@@ -167,13 +167,13 @@ struct State {
     refusals: HashMap<Refusal, Refusals>,
 }
 
-impl State {
+impl SlotState {
     /// Whether no cap of one client keeps out another session of `client`.
-    fn has_room_for(&self, client: IpAddr, caps: Caps) -> Result<(), Refusal> {
-        if self.sessions.by_client.of(&client) >= caps.per_client {
+    fn has_room_for(&self, client: IpAddr, limits: SlotLimits) -> Result<(), Refusal> {
+        if self.sessions.by_client.of(&client) >= limits.per_client {
             return Err(Refusal::PerClient);
         }
-        if self.half_open.by_client.of(&client) >= (caps.half_open / 4).max(1) {
+        if self.half_open.by_client.of(&client) >= (limits.half_open / 4).max(1) {
             return Err(Refusal::HalfOpen);
         }
         Ok(())
@@ -210,10 +210,10 @@ impl Count {
 impl Sessions {
     /// No sessions yet. Whenever there are none any more, `on_idle` is called.
     #[must_use]
-    pub fn new(caps: Caps, on_idle: impl Fn() + Send + Sync + 'static) -> Self {
-        let state = State { idle_since: Some(Instant::now()), ..State::default() };
+    pub fn new(limits: SlotLimits, on_idle: impl Fn() + Send + Sync + 'static) -> Self {
+        let state = SlotState { idle_since: Some(Instant::now()), ..SlotState::default() };
         let on_idle = Box::new(on_idle);
-        Self { caps, luck: RandomState::new(), on_idle, state: Mutex::new(state) }
+        Self { limits, luck: RandomState::new(), on_idle, state: Mutex::new(state) }
     }
 
     /// How many there are.
@@ -228,8 +228,8 @@ impl Sessions {
 
     /// The most there may be.
     #[must_use]
-    pub fn caps(&self) -> Caps {
-        self.caps
+    pub fn limits(&self) -> SlotLimits {
+        self.limits
     }
 
     /// How many there are and were.
@@ -264,28 +264,28 @@ impl Sessions {
     pub fn admit(
         this: &Arc<Self>,
         client: Option<Option<IpAddr>>,
-    ) -> Result<(Slot, HalfOpen), Refusal> {
+    ) -> Result<(SessionSlot, HalfOpenSlot), Refusal> {
         let client = client.map(client_block);
         let mut state = lock(&this.state);
-        if state.sessions.total >= this.caps.sessions {
+        if state.sessions.total >= this.limits.sessions {
             return Err(Refusal::Sessions);
         }
-        if state.half_open.total >= this.caps.half_open {
+        if state.half_open.total >= this.limits.half_open {
             return Err(Refusal::HalfOpen);
         }
         if let Some(client) = client {
-            state.has_room_for(client, this.caps)?;
+            state.has_room_for(client, this.limits)?;
         }
         state.draws += 1;
-        if this.caps.drops_early(state.sessions.total, this.luck.hash_one(state.draws)) {
+        if this.limits.drops_early(state.sessions.total, this.luck.hash_one(state.draws)) {
             return Err(Refusal::EarlyDrop);
         }
         state.idle_since = None;
         state.sessions.add(client);
         state.half_open.add(client);
         state.last_number += 1;
-        let slot = Slot { sessions: Arc::clone(this), client, number: state.last_number };
-        Ok((slot, HalfOpen { sessions: Arc::clone(this), client }))
+        let slot = SessionSlot { sessions: Arc::clone(this), client, number: state.last_number };
+        Ok((slot, HalfOpenSlot { sessions: Arc::clone(this), client }))
     }
 
     /// Counts a refusal. Returns how many of its cause there were since one was told of last if this
@@ -304,13 +304,13 @@ impl Sessions {
 }
 
 /// The right of one session to be there.
-pub struct Slot {
+pub struct SessionSlot {
     sessions: Arc<Sessions>,
     client: Option<IpAddr>,
     number: u64,
 }
 
-impl Slot {
+impl SessionSlot {
     /// The session's number, from 1, in the order of acceptance.
     #[must_use]
     pub fn number(&self) -> u64 {
@@ -320,15 +320,15 @@ impl Slot {
     /// Counts it, and its handshake, for `client` from now on.
     ///
     /// # Errors
-    /// `PerClient`, or `HalfOpen` for one client's part of them.
+    /// `PerClient`, or `HalfOpenSlot` for one client's part of them.
     pub fn belongs_to(
         &mut self,
         client: Option<IpAddr>,
-        half_open: &mut HalfOpen,
+        half_open: &mut HalfOpenSlot,
     ) -> Result<(), Refusal> {
         let client = client_block(client);
         let mut state = lock(&self.sessions.state);
-        state.has_room_for(client, self.sessions.caps)?;
+        state.has_room_for(client, self.sessions.limits)?;
         state.sessions.remove(self.client);
         state.half_open.remove(half_open.client);
         (self.client, half_open.client) = (Some(client), Some(client));
@@ -338,7 +338,7 @@ impl Slot {
     }
 }
 
-impl Drop for Slot {
+impl Drop for SessionSlot {
     fn drop(&mut self) {
         let mut state = lock(&self.sessions.state);
         state.sessions.remove(self.client);
@@ -351,12 +351,12 @@ impl Drop for Slot {
 }
 
 /// The right of one session to take its time over the handshake.
-pub struct HalfOpen {
+pub struct HalfOpenSlot {
     sessions: Arc<Sessions>,
     client: Option<IpAddr>,
 }
 
-impl Drop for HalfOpen {
+impl Drop for HalfOpenSlot {
     fn drop(&mut self) {
         lock(&self.sessions.state).half_open.remove(self.client);
     }
@@ -370,13 +370,13 @@ mod tests {
         Some(Some(text.parse().unwrap()))
     }
 
-    fn caps(sessions: u64, per_client: u64, half_open: u64) -> Caps {
-        Caps { sessions, per_client, half_open, early_drop: (100, 100) }
+    fn limits(sessions: u64, per_client: u64, half_open: u64) -> SlotLimits {
+        SlotLimits { sessions, per_client, half_open, early_drop: (100, 100) }
     }
 
     #[test]
     fn caps_hold_and_slots_come_back() {
-        let sessions = Arc::new(Sessions::new(caps(3, 2, 9), || ()));
+        let sessions = Arc::new(Sessions::new(limits(3, 2, 9), || ()));
         let admit = |text| Sessions::admit(&sessions, ip(text)).map(|(slot, _)| slot);
         let first = admit("192.0.2.1").ok().unwrap();
         let second = admit("192.0.2.1").ok().unwrap();
@@ -393,7 +393,7 @@ mod tests {
 
     #[test]
     fn one_ipv6_host_is_counted_by_its_64() {
-        let sessions = Arc::new(Sessions::new(caps(9, 1, 9), || ()));
+        let sessions = Arc::new(Sessions::new(limits(9, 1, 9), || ()));
         let _one = Sessions::admit(&sessions, ip("2001:db8::1")).ok().unwrap();
         let other = Sessions::admit(&sessions, ip("2001:db8::2")).err();
         assert_eq!(other, Some(Refusal::PerClient));
@@ -402,7 +402,7 @@ mod tests {
 
     #[test]
     fn one_client_has_a_quarter_of_the_half_open_and_all_together_no_more_than_all() {
-        let sessions = Arc::new(Sessions::new(caps(99, 99, 8), || ()));
+        let sessions = Arc::new(Sessions::new(limits(99, 99, 8), || ()));
         let admit = |n: u8| Sessions::admit(&sessions, Some(Some([192, 0, 2, n].into())));
         let mut open: Vec<_> = (0..8).map(|n| admit(n / 2).ok().unwrap()).collect();
         for client in [0, 3, 4] {
@@ -419,7 +419,7 @@ mod tests {
 
     #[test]
     fn a_session_through_a_balancer_is_counted_for_its_client() {
-        let sessions = Arc::new(Sessions::new(caps(9, 1, 8), || ()));
+        let sessions = Arc::new(Sessions::new(limits(9, 1, 8), || ()));
         let admit = || Sessions::admit(&sessions, None).ok().unwrap();
         let (mut one, mut half) = admit();
         let (mut other, mut other_half) = admit();
@@ -451,20 +451,20 @@ mod tests {
             (1, 1, 1, 0, 0),
             (3, 75, 100, 2, 0),
         ] {
-            let caps = Caps { early_drop: (low, high), ..caps(sessions, 1, 1) };
+            let limits = SlotLimits { early_drop: (low, high), ..limits(sessions, 1, 1) };
             // As good as drawing each number in turn.
             let span = (high - low) * sessions;
             let draws = (0..1_000).map(|draw| draw * span / 1_000);
-            let count = draws.filter(|draw| caps.drops_early(total, *draw)).count();
-            assert_eq!(count, dropped, "{caps:?} {total}");
+            let count = draws.filter(|draw| limits.drops_early(total, *draw)).count();
+            assert_eq!(count, dropped, "{limits:?} {total}");
         }
     }
 
     #[test]
     fn no_two_servers_drop_the_same_clients_early() {
         let outcome = || -> Vec<bool> {
-            let caps = Caps { early_drop: (1, 100), ..caps(1_000, 1_000, 9_000) };
-            let sessions = Arc::new(Sessions::new(caps, || ()));
+            let limits = SlotLimits { early_drop: (1, 100), ..limits(1_000, 1_000, 9_000) };
+            let sessions = Arc::new(Sessions::new(limits, || ()));
             let kept: Vec<_> =
                 (0..1_000).map(|_| Sessions::admit(&sessions, ip("192.0.2.1"))).collect();
             kept.iter().map(Result::is_ok).collect()
@@ -479,7 +479,7 @@ mod tests {
 
     #[test]
     fn a_session_that_panics_gives_back_what_it_took() {
-        let sessions = Arc::new(Sessions::new(caps(1, 1, 1), || ()));
+        let sessions = Arc::new(Sessions::new(limits(1, 1, 1), || ()));
         let taken = Sessions::admit(&sessions, ip("192.0.2.1")).ok().unwrap();
         let panics = std::panic::AssertUnwindSafe(move || {
             let _taken = taken;
@@ -492,7 +492,7 @@ mod tests {
 
     #[test]
     fn many_refusals_are_told_of_once_a_second_with_their_count() {
-        let sessions = Sessions::new(caps(0, 0, 0), || ());
+        let sessions = Sessions::new(limits(0, 0, 0), || ());
         let now = Instant::now();
         let told: Vec<_> = [0, 10, 999, 1_000, 1_001, 2_000]
             .map(|millis| sessions.tell(Refusal::Sessions, now + Duration::from_millis(millis)))
@@ -502,7 +502,7 @@ mod tests {
 
     #[test]
     fn each_cause_is_told_of_by_itself() {
-        let sessions = Sessions::new(caps(0, 0, 0), || ());
+        let sessions = Sessions::new(limits(0, 0, 0), || ());
         let now = Instant::now();
         let later = now + TELL_EVERY;
         for refusal in [Refusal::Sessions, Refusal::PerClient] {

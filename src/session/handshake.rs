@@ -13,7 +13,7 @@ use crate::policy::Policy;
 use crate::relay::End;
 use crate::session::intake::{Intake, Unread};
 use crate::session::record::{Record, Stop};
-use crate::session::service::{Seat, Service};
+use crate::session::service::{Service, Slot};
 use crate::wire::proxy::{self, Header};
 use crate::wire::socks4::{self, Cd};
 use crate::wire::socks5::{self, Method, Rep};
@@ -37,7 +37,7 @@ pub(super) fn read_proxy_header(
     service: &Service,
     record: &mut Record,
     intake: &mut Intake<'_>,
-    seat: &mut impl Seat,
+    slot: &mut impl Slot,
 ) -> Result<Option<SocketAddr>, Stop> {
     let header = intake.decode(proxy::V2_MAX, proxy::decode)?;
     let (client, reached) = match header {
@@ -50,7 +50,7 @@ pub(super) fn read_proxy_header(
         return Err(Stop::refused("penalty", "too many failures before"));
     }
     if header != Header::Local {
-        seat.belongs_to(record.ip()).map_err(|full| Stop::refused("limit", full))?;
+        slot.belongs_to(record.ip()).map_err(|full| Stop::refused("limit", full))?;
     }
     Ok(reached)
 }
@@ -140,7 +140,7 @@ fn password(
         shut_out: &|| service.penalties.shut_out(client, Instant::now()),
     });
     if let Err(AuthError::Wrong | AuthError::Expired) = checked {
-        service.means.stats.auth_failures.fetch_add(1, Ordering::Relaxed);
+        service.resources.stats.auth_failures.fetch_add(1, Ordering::Relaxed);
         penalize(service, record, intake);
     }
     let sent = intake.send(&userpass::encode_reply(checked.is_ok()));

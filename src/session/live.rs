@@ -52,14 +52,14 @@ impl Grant {
 
 /// The grants of all sessions under way, and what tells those without one yet that the server ends.
 pub struct Live {
-    state: Mutex<State>,
+    state: Mutex<LiveState>,
     /// Closed when all are to end.
     open: Mutex<Option<io::PipeWriter>>,
     ended: io::PipeReader,
 }
 
 #[derive(Default)]
-struct State {
+struct LiveState {
     grants: HashMap<u64, Arc<Grant>>,
     /// What the sessions that are not among them any more have relayed.
     over: Traffic,

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use crate::auth::penalties::Penalties;
 use crate::auth::turns::Turns;
-use crate::command::resources::Means;
+use crate::command::resources::Resources;
 use crate::log::Log;
 use crate::net::client_block;
 use crate::policy::nets::Block;
@@ -28,7 +28,7 @@ pub struct Service {
     /// Whether sessions that a new policy would not grant end with the old one.
     pub strict_reload: bool,
     /// What commands work with.
-    pub means: Means,
+    pub resources: Resources,
     /// Threads that wait for clients, serve them, and see to the second direction.
     pub threads: Threads,
     /// What relays share.
@@ -82,7 +82,7 @@ impl Service {
 }
 
 /// A session's place among all others, which the server counts.
-pub trait Seat {
+pub trait Slot {
     /// The number of the session in the log.
     fn number(&self) -> u64;
 

@@ -11,7 +11,7 @@ use crate::server::slots::Totals;
 use crate::stats::Histogram;
 
 pub(super) fn metrics(site: &Site) -> Response {
-    let (means, traffic) = (&site.service.means, site.service.live.traffic());
+    let (resources, traffic) = (&site.service.resources, site.service.live.traffic());
     let Totals { sessions, half_open, accepted, refused } = site.sessions.totals();
     let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
     let started = site.started.duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -24,7 +24,7 @@ pub(super) fn metrics(site: &Site) -> Response {
 
     let help = "Sessions accepted.";
     text.family("socksd_sessions_started_total", "counter", help, [([], accepted)]);
-    let ended = means.stats.ended.counts().map(|(&[version, command, reason], count)| {
+    let ended = resources.stats.ended.counts().map(|(&[version, command, reason], count)| {
         ([("version", version), ("command", command), ("reason", reason)], count)
     });
     text.family("socksd_sessions_ended_total", "counter", "Sessions ended.", ended);
@@ -32,12 +32,12 @@ pub(super) fn metrics(site: &Site) -> Response {
     let help = "Sessions whose handshake is not complete.";
     text.family("socksd_sessions_half_open", "gauge", help, [([], half_open)]);
     let help = "Sessions there may be.";
-    text.family("socksd_sessions_max", "gauge", help, [([], site.sessions.caps().sessions)]);
+    text.family("socksd_sessions_max", "gauge", help, [([], site.sessions.limits().sessions)]);
     let refused = refused.map(|(refusal, count)| ([("limit", refusal.word())], count));
     let help = "Connections closed without a reply because of a limit.";
     text.family("socksd_connections_refused_total", "counter", help, refused);
     let help = "Passwords that were wrong or of an expired account.";
-    let failures = [([], load(&means.stats.auth_failures))];
+    let failures = [([], load(&resources.stats.auth_failures))];
     text.family("socksd_auth_failures_total", "counter", help, failures);
 
     let directions = |up, down| [("up", up), ("down", down)];
@@ -51,11 +51,11 @@ pub(super) fn metrics(site: &Site) -> Response {
     text.family("socksd_datagrams_dropped_total", "counter", help, dropped);
 
     let help = "How long CONNECT and BIND waited for a name.";
-    text.histogram("socksd_resolve_duration_seconds", help, &means.stats.resolve);
+    text.histogram("socksd_resolve_duration_seconds", help, &resources.stats.resolve);
     let help = "How long CONNECT waited for a connection.";
-    text.histogram("socksd_connect_duration_seconds", help, &means.stats.connect);
+    text.histogram("socksd_connect_duration_seconds", help, &resources.stats.connect);
     let help = "Names being looked up or waiting for that.";
-    text.family("socksd_resolver_names", "gauge", help, [([], means.resolver.waiting())]);
+    text.family("socksd_resolver_names", "gauge", help, [([], resources.resolver.waiting())]);
 
     let content = "text/plain; version=0.0.4; charset=utf-8";
     Response { status: "200 OK", content, body: text.0 }
