@@ -136,6 +136,8 @@ impl Direction {
     }
 
     /// Passes large pieces until the direction goes quiet.
+    // Not inlined: its frame need not stay while only small pieces pass.
+    #[inline(never)]
     fn copy_much(&self) -> Result<(), Halt> {
         let pool = &self.shared.common.pool;
         let mut buffer = pool.buffer();
