@@ -1,5 +1,6 @@
 #!/bin/sh
-# Installs what the tests need from Debian's packages. Does nothing where all of it is there.
+# Installs what the tests need: Debian's packages, and one from PyPI. Does nothing where all of it is
+# there.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -7,15 +8,20 @@ packages="
     bsdutils build-essential ca-certificates chromium curl dante-client default-jdk-headless
     dnsmasq-base fail2ban file haproxy iproute2 ipsvd libbsd0 libcrypt-dev libevent-2.1-7
     libio-socket-socks-perl libtirpc3 libwrap0 man-db mandoc ncat netbase netcat-openbsd oidentd
-    openssh-client openssh-server openssl procps prometheus proxychains4 python3 python3-pyftpdlib
-    python3-python-socks python3-socks s6 socat strace stunnel4 systemd tnftp tshark ucspi-tcp
-    ucspi-unix util-linux whois
+    openssh-client openssh-server openssl procps prometheus proxychains4 python3 python3-pip
+    python3-pyftpdlib python3-python-socks python3-socks s6 socat strace stunnel4 systemd tnftp
+    tshark ucspi-tcp ucspi-unix util-linux whois
 "
 
 # These exclude each other, and would be started and write to /etc: they are only unpacked, below
 # the directory that cargo builds in. What they need is among the packages above.
 unpacked="inetutils-inetd openbsd-inetd xinetd"
 wrappers=${CARGO_TARGET_DIR:-target}/wrappers
+
+# As strict a parser of logfmt as go-logfmt, which Debian has for a compiler of 80 MB only.
+parser="logfmtkv==0.2.1
+    --hash=sha256:af4d50462eb05697f61c2563ad001f21c3542073ddb3aeedd0e2c955b6f448e9"
+logfmt=${CARGO_TARGET_DIR:-target}/logfmt
 
 missing=
 for package in $packages; do
@@ -26,7 +32,7 @@ wanted=
 for package in $unpacked; do
     [ -d "$wrappers/$package" ] || wanted="$wanted $package"
 done
-[ -n "$missing$wanted" ] || exit 0
+[ -n "$missing$wanted" ] || ! [ -d "$logfmt" ] || exit 0
 
 as_root=
 [ "$(id -u)" -eq 0 ] || as_root=sudo
@@ -35,15 +41,25 @@ policy=
 new=
 trap '[ -z "$policy" ] || $as_root rm -f "$policy"; [ -z "$new" ] || rm -rf "$new"' EXIT
 # No daemon is to start: the tests run what they need, and want its port.
-if ! [ -e /usr/sbin/policy-rc.d ]; then
+if [ -n "$missing" ] && ! [ -e /usr/sbin/policy-rc.d ]; then
     policy=/usr/sbin/policy-rc.d
     printf '#!/bin/sh\nexit 101\n' | $as_root tee "$policy" >/dev/null
     $as_root chmod 755 "$policy"
 fi
-$as_root apt-get -qq update
+[ -z "$missing$wanted" ] || $as_root apt-get -qq update
 # shellcheck disable=SC2086 # a list of words
 [ -z "$missing" ] || $as_root apt-get -qq install -y --no-install-recommends \
     -o DPkg::Lock::Timeout=300 $missing
+
+if ! [ -d "$logfmt" ]; then
+    mkdir -p "${logfmt%/*}"
+    new=$(mktemp -d "$logfmt.XXXXXX")
+    # shellcheck disable=SC2086 # one line of them
+    echo $parser >"$new/requirements"
+    /usr/bin/python3 -m pip install -q --disable-pip-version-check --root-user-action=ignore \
+        --no-deps --require-hashes --target "$new" -r "$new/requirements"
+    mv -T "$new" "$logfmt" || [ -d "$logfmt" ]
+fi
 
 [ -n "$wanted" ] || exit 0
 mkdir -p "$wrappers"

@@ -58,7 +58,7 @@ impl fmt::Display for IdentError {
             Self::Failed(error) => write!(f, "identd connection failed: {error}"),
             Self::Refused(word) => {
                 let told = word.get(..TOLD_MAX).unwrap_or(word);
-                write!(f, "identd answered with error {}", Escaped(told))
+                write!(f, "identd answered with error {:#}", Escaped(told))
             }
             Self::Invalid(reason) => write!(f, "identd answer proves nothing: {reason}"),
         }

@@ -75,14 +75,12 @@ impl Line {
         self.text
     }
 
-    /// Adds a word of our own making, which holds no white space.
+    /// Adds a word of our own making, which holds no white space and is not empty.
     #[must_use]
     pub fn word(mut self, key: &'static str, word: impl Display) -> Self {
         self.begin_string(key);
-        let _ = match self.form {
-            Form::Json => write!(Quoting(&mut self.text), "{word}"),
-            Form::Text | Form::Cells(_) => write!(self.text, "{word}"),
-        };
+        let backslash = self.backslash();
+        let _ = write!(Bare { text: &mut self.text, backslash }, "{word}");
         self.end_string();
         self
     }
@@ -123,10 +121,23 @@ impl Line {
         self
     }
 
-    /// Adds octets a peer made, escaped.
+    /// Adds octets of a peer, escaped, or the mark of a value that is not known for none.
     #[must_use]
-    pub fn octets(self, key: &'static str, octets: &[u8]) -> Self {
-        self.word_or_dash(key, (!octets.is_empty()).then_some(Escaped(octets)))
+    pub fn octets(mut self, key: &'static str, octets: &[u8]) -> Self {
+        if octets.is_empty() {
+            return self.dash(key);
+        }
+        self.begin_string(key);
+        let backslash = self.backslash();
+        for &octet in octets {
+            if is_bare(octet) && octets != b"-" {
+                self.text.push(char::from(octet));
+            } else {
+                push_escaped(&mut self.text, backslash, octet);
+            }
+        }
+        self.end_string();
+        self
     }
 
     /// Adds the address of a client, or `unix` for one of a UNIX socket that has none.
@@ -197,10 +208,47 @@ impl Line {
         self.end_string();
     }
 
+    /// A backslash as it stands in a string of this format.
+    fn backslash(&self) -> &'static str {
+        if matches!(self.form, Form::Json) { "\\\\" } else { "\\" }
+    }
+
     fn end_string(&mut self) {
         if matches!(self.form, Form::Json) {
             self.text.push('"');
         }
+    }
+}
+
+/// Whether an octet stands for itself in a value without quotes, for a reader of logfmt too.
+const fn is_bare(octet: u8) -> bool {
+    octet.is_ascii_graphic() && !matches!(octet, b'\\' | b'"' | b'=')
+}
+
+/// Writes an octet in hexadecimal.
+fn push_escaped(text: &mut String, backslash: &str, octet: u8) {
+    text.push_str(backslash);
+    let _ = write!(text, "x{octet:02x}");
+}
+
+/// Writes a word as a value without quotes, or into a string of JSON. Nothing in it needs to be
+/// escaped but what a path may hold, in which the backslash is that of [`Escaped`].
+struct Bare<'a> {
+    text: &'a mut String,
+    backslash: &'static str,
+}
+
+impl fmt::Write for Bare<'_> {
+    fn write_str(&mut self, word: &str) -> fmt::Result {
+        for c in word.chars() {
+            match c {
+                '"' => push_escaped(self.text, self.backslash, b'"'),
+                '=' => push_escaped(self.text, self.backslash, b'='),
+                '\\' => self.text.push_str(self.backslash),
+                c => self.text.push(c),
+            }
+        }
+        Ok(())
     }
 }
 
@@ -227,8 +275,9 @@ impl fmt::Write for Quoting<'_> {
     }
 }
 
-/// Octets of a peer as they stand in the log: `-` for none, `\xNN` for whatever is not a printing
-/// ASCII character, for the backslash, and for a lone `-`.
+/// Octets as they stand in a text for humans: `-` for none, `\xNN` for whatever is not a printing
+/// ASCII character, for the backslash, and for a lone `-`. `{:#}` is for octets of a peer: these have
+/// neither `"` nor `=`, as nowhere in the log.
 #[derive(Clone, Copy, Debug)]
 pub struct Escaped<'a>(pub &'a [u8]);
 
@@ -238,8 +287,9 @@ impl Display for Escaped<'_> {
             [] => f.write_str("-"),
             b"-" => f.write_str("\\x2d"),
             octets => octets.iter().try_for_each(|&octet| match octet {
-                b'!'..=b'~' if octet != b'\\' => f.write_char(char::from(octet)),
-                _ => write!(f, "\\x{octet:02x}"),
+                b'"' | b'=' if !f.alternate() => f.write_char(octet.into()),
+                octet if is_bare(octet) => f.write_char(octet.into()),
+                octet => write!(f, "\\x{octet:02x}"),
             }),
         }
     }
@@ -292,16 +342,6 @@ mod tests {
         }
     }
 
-    #[test]
-    fn numbers_are_written_as_std_does() {
-        for number in [0, 1, 9, 10, 99, 100, 12_345, u64::MAX / 10, u64::MAX - 1, u64::MAX] {
-            let mut text = String::new();
-            push_number(&mut text, number, 1);
-            push_number(&mut text, number, 3);
-            assert_eq!(text, format!("{number}{number:03}"));
-        }
-    }
-
     /// A line without a time as text and as JSON.
     fn both(event: &'static str, fill: impl Fn(Line) -> Line) -> [String; 2] {
         [Format::Text, Format::Json].map(|format| fill(Line::new(format, event, None)).finish())
@@ -309,8 +349,10 @@ mod tests {
 
     #[test]
     fn octets_of_a_peer_cannot_forge_a_field_or_a_line() {
-        let [text, _] = both("close", |line| line.octets("user", b"a b\n\x00\\\xffevent=x"));
-        assert_eq!(text, "event=close user=a\\x20b\\x0a\\x00\\x5c\\xffevent=x");
+        let octets = b"a b\n\x00\\\xffevent=x";
+        let [text, _] = both("close", |line| line.octets("user", octets));
+        let told = r"a\x20b\x0a\x00\x5c\xffevent\x3dx";
+        assert_eq!(text, format!("event=close user={told}"));
         assert_eq!(Escaped(b"").to_string(), "-");
         assert_eq!(Escaped(b"-").to_string(), "\\x2d");
     }
@@ -335,11 +377,12 @@ mod tests {
                 .number_or_dash("users", None::<u64>)
                 .word("reply", "05")
         });
-        let text = r#"event=refuse session=7 user=a"\x5c\x00\xff=1 addr=- local=192.0.2.1:80 "#
+        let text = r"event=refuse session=7 user=a\x22\x5c\x00\xff\x3d1 addr=- local=192.0.2.1:80 "
             .to_owned()
             + r"version=\x2d seconds=0.500 users=- reply=05";
-        let json = r#"{"event":"refuse","session":7,"user":"a\"\\x5c\\x00\\xff=1","addr":null,"#
+        let json = r#"{"event":"refuse","session":7,"user":"a\\x22\\x5c\\x00\\xff\\x3d1","#
             .to_owned()
+            + r#""addr":null,"#
             + r#""local":"192.0.2.1:80","version":"\\x2d","seconds":0.500,"users":null,"#
             + r#""reply":"05"}"#;
         assert_eq!(lines, [text, json]);
@@ -365,6 +408,20 @@ mod tests {
     }
 
     #[test]
+    fn a_path_in_a_word_ends_no_value() {
+        let path = Escaped(b"/a \"b\"=c");
+        let [text, json] = both("listening", |line| line.word("addr", format_args!("unix:{path}")));
+        assert_eq!(text, r"event=listening addr=unix:/a\x20\x22b\x22\x3dc");
+        assert_eq!(json, r#"{"event":"listening","addr":"unix:/a\\x20\\x22b\\x22\\x3dc"}"#);
+    }
+
+    #[test]
+    fn a_text_for_humans_has_marks_as_they_are_unless_a_peer_made_them() {
+        assert_eq!(Escaped(b"a=\"\\ ").to_string(), r#"a="\x5c\x20"#);
+        assert_eq!(format!("{:#}", Escaped(b"a=\"\\ ")), r"a\x3d\x22\x5c\x20");
+    }
+
+    #[test]
     fn a_text_is_quoted_as_in_json() {
         let text = "it's \"a\\b\"\n\t\0\x1b\x7f é \u{202e} \u{e0001}";
         let quoted = r#""it's \"a\\b\"\n\u0009\u0000\u001b\u007f é \u202e \udb40\udc01""#;
@@ -377,7 +434,8 @@ mod tests {
     fn a_peer_cannot_make_what_looks_like_the_last_field() {
         let [_, json] =
             both("close", |line| line.octets("user", b" error=\"x\"").octets("dst", b"error="));
-        let expected = r#"{"event":"close","user":"\\x20error=\"x\"","dst":"error="}"#;
+        let expected =
+            r#"{"event":"close","user":"\\x20error\\x3d\\x22x\\x22","dst":"error\\x3d"}"#;
         assert_eq!(json, expected);
     }
 }

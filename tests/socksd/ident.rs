@@ -360,7 +360,7 @@ fn ident_07_no_line_of_the_log_can_be_forged_by_a_daemon() {
     let bench = Bench::new(Identd::says(&b"<,>:USERID:UNIX:a b\"\x1b\xff=\\\r\n"[..]));
     bench.grants5();
     let line = bench.server.log_line(&["event=close"]);
-    assert_eq!(field(&line, "user"), "a\\x20b\"\\x1b\\xff=\\x5c", "{line}");
+    assert_eq!(field(&line, "user"), "a\\x20b\\x22\\x1b\\xff\\x3d\\x5c", "{line}");
 }
 
 #[test]

@@ -15,7 +15,7 @@ use std::time::Duration;
 use crate::common::netns::{isolated_as, test_of};
 use crate::common::{
     HELLO, SOCKSD, SOON, Server, Target, TempFile, assert_ends_silently, connect, eventually,
-    field, read, request4, request5,
+    field, login, read, request4, request5, request5_name,
 };
 use socksd::sys;
 
@@ -243,7 +243,7 @@ for line in sys.stdin:
     item = json.loads(line)
     if item["event"] == "close":
         assert item["user"] == "".join(
-            chr(c) if 33 <= c <= 126 and c != 92 else f"\\x{c:02x}" for c in range(1, 256)
+            chr(c) if 33 <= c <= 126 and c not in b'\\"=' else f"\\x{c:02x}" for c in range(1, 256)
         ), item["user"]
         assert item["version"] == "4" and item["session"] == 1 and item["seconds"] < 60
 "#;
@@ -262,6 +262,145 @@ for line in sys.stdin:
 
 fn text_of(octets: &[u8]) -> String {
     String::from_utf8(octets.to_vec()).unwrap()
+}
+
+// logfmt.
+
+/// The fields of each line as logfmtkv reads them from PyPI, which takes what go-logfmt takes.
+fn logfmt(lines: &[String]) -> Vec<Vec<(String, String)>> {
+    let package = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap().join("logfmt");
+    // Keys and values, each in hexadecimal.
+    let script = r#"import logfmtkv, sys
+for line in sys.stdin.buffer.read().decode().removesuffix("\n").split("\n"):
+    pairs = logfmtkv.parse_pairs(line, strict=True)
+    print(*(text.encode().hex() + "." for pair in pairs for text in pair))
+"#;
+    let mut python = Command::new("python3")
+        .args(["-c", script])
+        .env("PYTHONPATH", &package)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    python.stdin.take().unwrap().write_all(lines.join("\n").as_bytes()).unwrap();
+    let output = python.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", text_of(&output.stderr));
+    let word = |hex: &str| {
+        let digits = hex.strip_suffix('.').unwrap().as_bytes().chunks(2);
+        let octet = |pair: &[u8]| u8::from_str_radix(str::from_utf8(pair).unwrap(), 16).unwrap();
+        text_of(&digits.map(octet).collect::<Vec<u8>>())
+    };
+    let fields = |row: &str| {
+        let words: Vec<String> = row.split(' ').map(word).collect();
+        words.chunks(2).map(|pair| (pair[0].clone(), pair[1].clone())).collect()
+    };
+    let read: Vec<_> = text_of(&output.stdout).lines().map(fields).collect();
+    assert_eq!(read.len(), lines.len());
+    read
+}
+
+/// The octets that stand in the log as `value`.
+fn unescaped(value: &str) -> Vec<u8> {
+    let mut parts = value.split("\\x");
+    let mut octets = parts.next().unwrap().as_bytes().to_vec();
+    for part in parts {
+        let (hex, rest) = part.split_at(2);
+        octets.push(u8::from_str_radix(hex, 16).unwrap());
+        octets.extend(rest.as_bytes());
+    }
+    if value == "-" { Vec::new() } else { octets }
+}
+
+#[test]
+fn a_parser_of_logfmt_reads_every_line_and_in_it_what_peers_sent() {
+    let all: Vec<u8> = (0..=255).collect();
+    let (low, high) = all.split_at(128);
+    let directory = Directory::new("a=\"b\" c\u{e9}");
+    let (rules, socket) = (directory.join("rules=\""), directory.join("socket=\""));
+    fs::write(&rules, "allow to all\n").unwrap();
+
+    // Who sent what, and the key it is under.
+    let mut sent: Vec<(SocketAddr, &str, Vec<u8>)> = Vec::new();
+    let target = Target::echo();
+    let at = format!("unix:{socket}");
+    let server = Server::start(&["-v", "--rules", &rules, "--listen", &at]);
+    for userid in [&all[1..], b"-", b"\"", b"=", b"\"=\"", b" =", b""] {
+        let mut client = server.sent(&request4(1, target.addr, userid));
+        assert_eq!(read(&mut client, 8)[1], 90);
+        sent.push((client.local_addr().unwrap(), "user", userid.to_vec()));
+    }
+    for name in [low, high, b"\"", b"=", b"\"\"", b"a=b"] {
+        let mut client = server.sent(&[HELLO, &request5_name(1, name, 80)].concat());
+        assert_eq!(read(&mut client, 4), [5, 0, 5, 4]);
+        sent.push((client.local_addr().unwrap(), "dst", [name, b":80"].concat()));
+    }
+    server.log_lines(&[" reason="], sent.len());
+    fs::write(&rules, "\"=\"").unwrap();
+    server.signal("HUP");
+    server.log_line(&["event=reload-failed "]);
+    let mut lines = server.log();
+
+    let users = TempFile::alice();
+    let server = Server::start(&["--users", users.path(), "--auth-penalty", "0"]);
+    for name in [low, high, b"-", b"\"", b"=", b"\"=\"", b" =", b""] {
+        let mut client = server.sent(&[&[5, 1, 2], &login(name, b"wrong")[..]].concat());
+        assert_eq!(read(&mut client, 4), [5, 2, 1, 1]);
+        sent.push((client.local_addr().unwrap(), "user", name.to_vec()));
+    }
+    server.log_lines(&[" reason=auth "], 8);
+    lines.extend(server.log());
+
+    // What stands for no user id, or ends the line.
+    let not_named: Vec<u8> = all.iter().copied().filter(|c| !b"\0\r\n".contains(c)).collect();
+    for (answer, key) in [
+        ([b":USERID:UNIX:x", &not_named[..]].concat(), "user"),
+        (b":ERROR:\"=\\\x01\xff \"\"==".to_vec(), "error"),
+    ] {
+        let told = answer.clone();
+        let identd = Target::on("127.0.0.1", move |mut stream| {
+            let mut query = [0; 64];
+            let len = stream.read(&mut query).unwrap();
+            stream.write_all(&[query[..len].trim_ascii(), &told, b"\n"].concat()).unwrap();
+        });
+        let port = identd.addr.port().to_string();
+        let args = ["-v", "--rule", "allow ident to all", "--ident-port", &port];
+        let server = Server::start(&args);
+        let mut client = server.sent(&[HELLO, &request5(1, target.addr)].concat());
+        read(&mut client, 4);
+        let value =
+            answer.splitn(if key == "user" { 4 } else { 3 }, |c| *c == b':').last().unwrap();
+        sent.push((client.local_addr().unwrap(), key, value.to_vec()));
+        drop(client);
+        server.log_line(&[" reason="]);
+        lines.extend(server.log());
+    }
+
+    let read = logfmt(&lines);
+    let values = |key: &str, client: Option<SocketAddr>| -> Vec<String> {
+        let value = |fields: &[(String, String)], key| {
+            fields.iter().find(|(other, _)| other == key).map(|(_, value)| value.clone())
+        };
+        let from = client.map(|addr| addr.to_string());
+        let lines = read.iter().filter(|fields| from.is_none() || value(fields, "client") == from);
+        lines.filter_map(|fields| value(fields, key)).collect()
+    };
+    for (client, key, octets) in sent {
+        let told = values(key, Some(client));
+        let told = match key {
+            "error" => told[0].strip_prefix("identd answered with error ").unwrap(),
+            // Its last line, after IDENT.
+            _ => told.last().unwrap(),
+        };
+        assert!(!told.contains(['"', '=', ' ']), "{told}");
+        assert_eq!(unescaped(told), octets, "{told}");
+    }
+    let told = |key, octets: &str| {
+        assert!(values(key, None).iter().any(|value| unescaped(value) == octets.as_bytes()));
+    };
+    told("addr", &at);
+    told("rule", &format!("{rules}:1"));
+    assert!(values("error", None).iter().any(|text| text.contains("/rules=\":1:1: ")));
 }
 
 // The log opened anew.

@@ -493,8 +493,8 @@ fn what_a_peer_made_is_escaped_in_the_page_and_in_no_label() {
     assert_eq!(reply4(&mut mean).0, 90);
     echoes(&mut mean, b"it relays");
     let page = get(addr, "/");
-    let escaped = "<td>&quot;&#39;&gt;&lt;script&gt;alert(1)&lt;/script&gt;\\x0a&amp;amp;\
-                   &lt;img\\x20src=x&gt;</td>";
+    let escaped = "<td>\\x22&#39;&gt;&lt;script&gt;alert(1)&lt;/script&gt;\\x0a&amp;amp;\
+                   &lt;img\\x20src\\x3dx&gt;</td>";
     assert!(page.contains(escaped), "{page}");
     assert!(!page.contains("<script") && !page.contains("<img"), "{page}");
     drop(mean);
