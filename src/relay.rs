@@ -159,7 +159,7 @@ mod tests {
     }
 
     /// A running relay.
-    struct Tunnel {
+    struct Running {
         client: TcpStream,
         target: TcpStream,
         traffic: Arc<Traffic>,
@@ -167,7 +167,7 @@ mod tests {
         end: JoinHandle<End>,
     }
 
-    impl Tunnel {
+    impl Running {
         /// Stops the relay and checks that both sides see an ordinary end soon.
         fn stop(mut self) {
             let begun = Instant::now();
@@ -180,12 +180,12 @@ mod tests {
         }
     }
 
-    fn tunnel(unread: &[u8], limits: RelayLimits) -> Tunnel {
+    fn tunnel(unread: &[u8], limits: RelayLimits) -> Running {
         tunnel_with(unread, b"", limits, Stopper::default())
     }
 
     /// A relay where `client` and `target` have been read before from those sides.
-    fn tunnel_with(client: &[u8], target: &[u8], limits: RelayLimits, stopper: Stopper) -> Tunnel {
+    fn tunnel_with(client: &[u8], target: &[u8], limits: RelayLimits, stopper: Stopper) -> Running {
         let unread = (client.to_vec(), target.to_vec());
         let ((client, near), (target, far)) = (pair(), pair());
         let (traffic, threads) = (Arc::<Traffic>::default(), Threads::default());
@@ -196,13 +196,13 @@ mod tests {
                 [(near, unread.0), (far, unread.1)].map(|(stream, unread)| Leg { stream, unread });
             let (tx, rx) = mpsc::channel();
             let done = Box::new(move |end| tx.send(end).unwrap());
-            let tunnel = super::Tunnel { client, target, helper, limits, traffic, stopper, done };
+            let tunnel = Tunnel { client, target, helper, limits, traffic, stopper, done };
             move || {
                 Relays::new(2).run(tunnel);
                 rx.recv().unwrap()
             }
         });
-        Tunnel { client, target, traffic, stopper, end }
+        Running { client, target, traffic, stopper, end }
     }
 
     fn rate(octets_per_second: u64) -> Arc<Rate> {
@@ -346,7 +346,7 @@ mod tests {
     }
 
     /// Waits until the relay has passed some octets up.
-    fn wait_for(session: &Tunnel, octets: u64) {
+    fn wait_for(session: &Running, octets: u64) {
         while session.traffic.up.load(Ordering::Relaxed) < octets {
             thread::yield_now();
         }
