@@ -128,14 +128,23 @@ impl Line {
             return self.dash(key);
         }
         self.begin_string(key);
-        let backslash = self.backslash();
-        for &octet in octets {
-            if is_bare(octet) && octets != b"-" {
-                self.text.push(char::from(octet));
-            } else {
-                push_escaped(&mut self.text, backslash, octet);
-            }
+        if octets == b"-" {
+            let backslash = self.backslash();
+            push_escaped(&mut self.text, backslash, b'-');
+        } else {
+            self.push_octets(octets);
         }
+        self.end_string();
+        self
+    }
+
+    /// Adds the name of a host, octets of a peer, and a port.
+    #[must_use]
+    pub fn host(mut self, key: &'static str, name: &[u8], port: u16) -> Self {
+        self.begin_string(key);
+        self.push_octets(name);
+        self.text.push(':');
+        push_number(&mut self.text, port.into(), 1);
         self.end_string();
         self
     }
@@ -206,6 +215,17 @@ impl Line {
     fn begin_string(&mut self, key: &'static str) {
         self.begin(key);
         self.end_string();
+    }
+
+    fn push_octets(&mut self, octets: &[u8]) {
+        let backslash = self.backslash();
+        for &octet in octets {
+            if is_bare(octet) {
+                self.text.push(char::from(octet));
+            } else {
+                push_escaped(&mut self.text, backslash, octet);
+            }
+        }
     }
 
     /// A backslash as it stands in a string of this format.
@@ -295,13 +315,17 @@ impl Display for Escaped<'_> {
     }
 }
 
-/// Adds a number, with zeros before it up to so many digits. A session's line has two dozen of them,
-/// and their `Display` takes five times as long.
+/// Adds a number, with zeros before it up to so many digits, two at a time. A session's line has two
+/// dozen of them, and their `Display` takes several times as long.
 fn push_number(text: &mut String, number: u64, digits: u32) {
-    if number >= 10 || digits > 1 {
-        push_number(text, number / 10, digits.saturating_sub(1));
+    if number >= 100 || digits > 2 {
+        push_number(text, number / 100, digits.saturating_sub(2));
     }
-    text.push(char::from(b'0' + u8::try_from(number % 10).unwrap_or(0)));
+    let last = u8::try_from(number % 100).unwrap_or(0);
+    if number >= 10 || digits > 1 {
+        text.push(char::from(b'0' + last / 10));
+    }
+    text.push(char::from(b'0' + last % 10));
 }
 
 /// Adds a time as `2026-11-21T00:55:44.123Z`.
@@ -342,6 +366,18 @@ mod tests {
         }
     }
 
+    #[test]
+    fn numbers_are_written_as_std_does() {
+        for number in [0, 1, 9, 10, 99, 100, 101, 999, 1_000, 12_345, u64::MAX - 1, u64::MAX] {
+            for digits in 1..=6_u32 {
+                let mut text = String::new();
+                push_number(&mut text, number, digits);
+                let width = usize::try_from(digits).unwrap();
+                assert_eq!(text, format!("{number:0width$}"));
+            }
+        }
+    }
+
     /// A line without a time as text and as JSON.
     fn both(event: &'static str, fill: impl Fn(Line) -> Line) -> [String; 2] {
         [Format::Text, Format::Json].map(|format| fill(Line::new(format, event, None)).finish())
@@ -350,9 +386,9 @@ mod tests {
     #[test]
     fn octets_of_a_peer_cannot_forge_a_field_or_a_line() {
         let octets = b"a b\n\x00\\\xffevent=x";
-        let [text, _] = both("close", |line| line.octets("user", octets));
+        let [text, _] = both("close", |line| line.octets("user", octets).host("dst", octets, 80));
         let told = r"a\x20b\x0a\x00\x5c\xffevent\x3dx";
-        assert_eq!(text, format!("event=close user={told}"));
+        assert_eq!(text, format!("event=close user={told} dst={told}:80"));
         assert_eq!(Escaped(b"").to_string(), "-");
         assert_eq!(Escaped(b"-").to_string(), "\\x2d");
     }

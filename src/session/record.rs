@@ -154,9 +154,7 @@ impl Record {
 
 fn destination(line: Line, key: &'static str, dst: Option<&Destination>) -> Line {
     match dst {
-        Some(Destination::Name(name, port)) => {
-            line.octets(key, &[name, format!(":{port}").as_bytes()].concat())
-        }
+        Some(Destination::Name(name, port)) => line.host(key, name, *port),
         Some(Destination::Address(addr)) => line.address(key, Some(*addr)),
         None => line.address(key, None),
     }

@@ -621,9 +621,10 @@ fn the_manual_has_the_events_of_the_source() {
 
 #[test]
 fn the_keys_of_the_source_are_those_of_the_manual_and_bare_words_for_jq() {
-    const METHODS: [&str; 9] = [
+    const METHODS: [&str; 10] = [
         "address",
         "dash",
+        "host",
         "number",
         "number_or_dash",
         "octets",
