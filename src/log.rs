@@ -1,11 +1,13 @@
 //! The log: one event, one line of `key=value` or one object of JSON, one write.
 //!
 //! What a peer sent is escaped before it comes here as text, so no line can be forged or split.
-//! Writing never blocks a session: a line that a full pipe or disk, or the syslog daemon, would not
-//! take is dropped and counted, and the count is told with the next line that goes out.
+//! Writing never blocks a session: a line that a full pipe or disk, a stopped terminal, or the syslog
+//! daemon would not take is dropped and counted, and the count is told with the next line that goes
+//! out.
 
 pub mod line;
 pub mod syslog;
+mod terminal;
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal as _, Write as _};
@@ -17,6 +19,7 @@ use std::time::{Duration, SystemTime};
 
 pub use crate::log::line::{Escaped, Format, Line};
 use crate::log::syslog::{Facility, Severity, Syslog};
+use crate::log::terminal::Terminal;
 use crate::sync::lock;
 use crate::sys::{self, PollFd};
 
@@ -46,7 +49,7 @@ struct Sink {
     out: Out,
     /// Lines that did not go out and have not been told of.
     dropped: u64,
-    /// Whether the last line was cut short by a full disk or terminal.
+    /// Whether the last line was cut short by a full disk.
     torn: bool,
 }
 
@@ -56,6 +59,7 @@ enum Out {
         file: Option<File>,
         regular: bool,
     },
+    Terminal(Terminal),
     Syslog(Syslog),
 }
 
@@ -64,19 +68,12 @@ impl Log {
     #[must_use]
     pub fn to_stderr(level: Level, format: Format) -> Self {
         let stderr = io::stderr();
-        let shared = || stderr.as_fd().try_clone_to_owned().map(File::from);
-        let file = if stderr.is_terminal() {
-            // A terminal says it is ready when it has room for part of a line; the rest of the
-            // write would wait for its reader. Opened anew it can be told not to wait, which does
-            // not touch the open file that a shell shares. Another user's terminal, or one in a
-            // chroot, cannot be opened: a log that may wait is better than none.
-            let flags = sys::O_NONBLOCK | sys::O_NOCTTY;
-            let own = OpenOptions::new().append(true).custom_flags(flags).open("/proc/self/fd/2");
-            own.or_else(|_| shared())
-        } else {
-            shared()
+        let file = stderr.as_fd().try_clone_to_owned().map(File::from).ok();
+        let out = match file {
+            Some(file) if stderr.is_terminal() => Out::Terminal(Terminal::new(file)),
+            file => Out::file(file),
         };
-        Self::new(level, format, None, Out::file(file.ok()))
+        Self::new(level, format, None, out)
     }
 
     /// Logs to the end of the file at `path`, which is made if need be, readable by its owner only.
@@ -141,6 +138,17 @@ impl Log {
             sink.dropped += 1;
         }
     }
+
+    /// Waits, not for long, for lines on their way to a terminal. It is for the end of the process.
+    pub fn flush(&self) {
+        let lines = match &lock(&self.sink).out {
+            Out::Terminal(terminal) => terminal.started(),
+            Out::File { .. } | Out::Syslog(_) => None,
+        };
+        if let Some(lines) = lines {
+            lines.flush();
+        }
+    }
 }
 
 fn open(path: &Path) -> Result<File, String> {
@@ -185,6 +193,11 @@ impl Sink {
             Out::Syslog(syslog) => {
                 let severity = severity(level, line.event);
                 return syslog.send(severity, &line.finish());
+            }
+            Out::Terminal(terminal) => {
+                let mut text = line.finish();
+                text.push('\n');
+                return terminal.send(text.into_bytes());
             }
         };
         // A pipe that is ready takes a line of up to PIPE_BUF (4,096) octets whole.

@@ -58,6 +58,7 @@ pub fn run(config: Config) -> Result<(), StartError> {
         let error = format_args!("{info}; {REPORT}");
         let log = &logging.log;
         log.write(Level::Quiet, log.line("panic").text("error", error));
+        log.flush();
     }));
     let lines = started.lines(asked);
     let Started {
@@ -84,7 +85,9 @@ pub fn run(config: Config) -> Result<(), StartError> {
         reload(&source, &service);
         notify.ready();
     };
-    match server.run(lifetime, reload, || notify.stopping()) {
+    let ending = server.run(lifetime, reload, || notify.stopping());
+    service.log.flush();
+    match ending {
         Ending::Signal(_) | Ending::Idle => Ok(()),
         Ending::Broken(error) => Err(StartError::system("accept clients", &error)),
     }

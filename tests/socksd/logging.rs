@@ -403,6 +403,95 @@ fn a_parser_of_logfmt_reads_every_line_and_in_it_what_peers_sent() {
     assert!(values("error", None).iter().any(|text| text.contains("/rules=\":1:1: ")));
 }
 
+// A terminal.
+
+/// Runs socksd at a terminal that another process shows on standard error: at first up to the line
+/// of Landlock, the rest as soon as there is a file `go`.
+const AT_A_TERMINAL: &str = r#"import os, pty, sys, time
+master, slave = pty.openpty()
+if os.fork():
+    os.dup2(slave, 2)
+    os.execv(sys.argv[2], sys.argv[2:])
+os.close(slave)
+seen = b""
+while True:
+    if b"event=landlock" in seen:
+        while not os.path.exists(sys.argv[1]):
+            time.sleep(0.01)
+    try:
+        octets = os.read(master, 4096)
+    except OSError:
+        break
+    os.write(2, octets)
+    seen = (seen + octets)[-8192:]
+"#;
+
+fn at_a_terminal(go: &str) -> Server {
+    // Without /proc the terminal cannot be opened anew.
+    let script = r#"mount -t tmpfs none /proc && exec /usr/bin/python3 -c "$@""#;
+    let mut command = Command::new("unshare");
+    command.args([
+        "--mount",
+        "sh",
+        "-c",
+        script,
+        "sh",
+        AT_A_TERMINAL,
+        go,
+        SOCKSD,
+        "--listen",
+        ADDR,
+    ]);
+    Server::spawn(&mut command)
+}
+
+/// More lines than a terminal takes that nobody reads.
+const MANY: usize = 1_000;
+
+#[test]
+fn a_terminal_that_is_stopped_keeps_nobody_waiting() {
+    isolated("a_terminal_that_is_stopped_keeps_nobody_waiting", || {
+        let directory = Directory::new("terminal");
+        let go = directory.join("go");
+        let mut server = at_a_terminal(&go);
+        // Whoever waited for the log would fail here.
+        (0..MANY).for_each(|_| refused(server.addr));
+        fs::write(&go, "").unwrap();
+        let mut count = MANY;
+        eventually("all lines are told or counted", || {
+            refused(server.addr);
+            count += 1;
+            server.log().iter().any(|line| line.contains(" event=log-dropped "))
+        });
+        server.signal("TERM");
+        assert_eq!(server.wait(), Some(0));
+        // The last line comes before the end of the process.
+        server.log_line(&["event=stopping "]);
+        let (mut told, mut dropped) = (0, 0);
+        for line in server.log() {
+            assert!(line.starts_with("time="), "{line}");
+            told += usize::from(line.contains(" event=refuse "));
+            if line.contains(" event=log-dropped ") {
+                dropped += field(&line, "lines").parse::<usize>().unwrap();
+            }
+        }
+        assert!(dropped > 0);
+        assert_eq!(told + dropped, count);
+    });
+}
+
+#[test]
+fn a_server_whose_terminal_is_stopped_ends() {
+    isolated("a_server_whose_terminal_is_stopped_ends", || {
+        let directory = Directory::new("stopped");
+        let mut server = at_a_terminal(&directory.join("go"));
+        (0..MANY).for_each(|_| refused(server.addr));
+        server.signal("TERM");
+        assert_eq!(server.wait(), Some(0));
+        fs::write(directory.join("go"), "").unwrap();
+    });
+}
+
 // The log opened anew.
 
 #[test]
