@@ -14,7 +14,8 @@ use crate::common::{
     HELLO, SOCKSD, SOON, Server, Target, TempFile, assert_ends_silently, connect, eventually,
     field, json, read, read_to_end, refusing_port, reply5, request5, root, tunnel,
 };
-use socksd::cli::{self, Action, NUMBERS, OPTIONS};
+use socksd::cli::options::{NUMBERS, OPTIONS};
+use socksd::cli::{self, Action};
 
 /// What stands in the manual between the heading `title`, `.Sh` or `.Ss`, and the next heading.
 fn section(title: &str) -> String {
