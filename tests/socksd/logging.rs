@@ -12,7 +12,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use crate::common::netns::{isolated_as, test_of};
+use crate::common::netns::{isolated, isolated_as, test_of};
 use crate::common::{
     HELLO, SOCKSD, SOON, Server, Target, TempFile, assert_ends_silently, connect, eventually,
     field, login, read, request4, request5, request5_name,
@@ -413,10 +413,11 @@ if os.fork():
     os.dup2(slave, 2)
     os.execv(sys.argv[2], sys.argv[2:])
 os.close(slave)
+server = os.getppid()
 seen = b""
 while True:
     if b"event=landlock" in seen:
-        while not os.path.exists(sys.argv[1]):
+        while not os.path.exists(sys.argv[1]) and os.getppid() == server:
             time.sleep(0.01)
     try:
         octets = os.read(master, 4096)
@@ -450,7 +451,7 @@ const MANY: usize = 1_000;
 
 #[test]
 fn a_terminal_that_is_stopped_keeps_nobody_waiting() {
-    isolated("a_terminal_that_is_stopped_keeps_nobody_waiting", || {
+    isolated(|| {
         let directory = Directory::new("terminal");
         let go = directory.join("go");
         let mut server = at_a_terminal(&go);
@@ -482,7 +483,7 @@ fn a_terminal_that_is_stopped_keeps_nobody_waiting() {
 
 #[test]
 fn a_server_whose_terminal_is_stopped_ends() {
-    isolated("a_server_whose_terminal_is_stopped_ends", || {
+    isolated(|| {
         let directory = Directory::new("stopped");
         let mut server = at_a_terminal(&directory.join("go"));
         (0..MANY).for_each(|_| refused(server.addr));
