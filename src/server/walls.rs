@@ -7,8 +7,7 @@ use std::path::Path;
 
 use crate::sys;
 
-/// What there is of each by its key in the log; `None` where it has no limit, or that cannot be
-/// found out.
+/// The key in the log and the value of each limit; `None` if there is none or it is unknown.
 pub type Walls = [(&'static str, Option<u64>); 6];
 
 /// Reads the limits; to be called before the server is confined to its files.
