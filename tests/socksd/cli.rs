@@ -778,6 +778,7 @@ fn assert_lines_are_of_the_manual(format: &str) {
 
     let mut server = Server::start(&["--exit-when-idle", "1", &format]);
     server.wait();
+    server.log_line(&["event=idle "]);
     lines.extend(server.log());
 
     let server = Server::start(&["--max-sessions", "1", &format]);
