@@ -392,6 +392,7 @@ fn servers_that_reuse_a_port_share_its_clients_and_restart_in_turn_without_a_fai
         let (over, done) = (AtomicBool::new(false), AtomicUsize::new(0));
         let mut old = Vec::new();
         thread::scope(|scope| {
+            let _raise = Raise(&over);
             for seed in 1..=8 {
                 let (over, done, target) = (&over, &done, target.addr);
                 scope.spawn(move || sessions(over, done, seed, target));
@@ -404,7 +405,6 @@ fn servers_that_reuse_a_port_share_its_clients_and_restart_in_turn_without_a_fai
                 stop(&first);
                 old.push(first);
             }
-            over.store(true, Ordering::SeqCst);
         });
         let done = done.into_inner();
         assert!(done > 400, "{done} sessions");

@@ -8,13 +8,14 @@ use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::common::udp::{Association, echo_on};
 use crate::common::{
-    HELLO, Random, SOON, Server, Target, TempFile, assert_ends_silently, connect, eventually,
-    field, login, read, read_to_end, refusing_port, reply4, reply5, request4, request5,
+    HELLO, Raise, Random, SOON, Server, Target, TempFile, assert_ends_silently, connect,
+    eventually, field, login, read, read_to_end, refusing_port, reply4, reply5, request4, request5,
     request5_name, tunnel,
 };
 
@@ -396,12 +397,12 @@ fn silent_dripping_endless_and_random_requests_end_while_others_are_served() {
     let silent: Vec<TcpStream> = (0..3).map(|_| connect(addr)).collect();
     let dripping = connect(addr);
     let endless = connect(addr);
-    let done = std::sync::atomic::AtomicBool::new(false);
-    let relaxed = std::sync::atomic::Ordering::Relaxed;
+    let done = AtomicBool::new(false);
     thread::scope(|scope| {
+        let _raise = Raise(&done);
         scope.spawn(|| {
             let mut dripping = &dripping;
-            while dripping.write_all(b"X").is_ok() && !done.load(relaxed) {
+            while dripping.write_all(b"X").is_ok() && !done.load(Ordering::SeqCst) {
                 thread::sleep(Duration::from_millis(50));
             }
         });
@@ -429,7 +430,6 @@ fn silent_dripping_endless_and_random_requests_end_while_others_are_served() {
         for stream in silent.iter().chain([&dripping]) {
             assert_ends(&mut stream.try_clone().unwrap());
         }
-        done.store(true, relaxed);
     });
     echoes(&mut kept, b"to the end");
 }

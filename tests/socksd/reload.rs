@@ -418,6 +418,7 @@ fn under_load_fifty_reloads_lose_no_session_and_no_octet() {
         .map(|n| server.tunnel((n % 2 == 0).then_some("alice"), target.addr))
         .collect();
     thread::scope(|scope| {
+        let raise = Raise(&over);
         for (mut session, seed) in sessions.into_iter().zip(1..) {
             let (over, blocks) = (&over, &blocks);
             scope.spawn(move || {
@@ -448,7 +449,7 @@ fn under_load_fifty_reloads_lose_no_session_and_no_octet() {
                 server.reload(0);
             }
         }
-        over.store(true, Ordering::SeqCst);
+        drop(raise);
     });
     let blocks = blocks.into_inner();
     assert!(blocks > SESSIONS, "{blocks} blocks passed");
@@ -480,6 +481,7 @@ fn no_session_slips_through_a_strict_reload_while_it_begins() {
         server.rule("allow to all\n");
         let over = AtomicBool::new(false);
         let kept: Vec<TcpStream> = thread::scope(|scope| {
+            let raise = Raise(&over);
             let threads: Vec<_> = (1..=THREADS)
                 .map(|from| {
                     let (server, over, target) = (&server, &over, target.addr);
@@ -500,7 +502,7 @@ fn no_session_slips_through_a_strict_reload_while_it_begins() {
                 .collect();
             thread::sleep(Duration::from_millis(3 * round));
             server.rule("deny\n");
-            over.store(true, Ordering::SeqCst);
+            drop(raise);
             threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
         });
         through += kept.len();
