@@ -145,7 +145,10 @@ fn a_syslog_daemon_that_comes_late_or_anew_gets_the_lines_and_the_count_of_those
         eventually("it listens", || TcpStream::connect(addr).is_ok());
         // Four lines of the start, and one of that connection.
         let (mut lines, mut told, mut dropped) = (5, 0, 0);
-        for round in 2..5 {
+        // A client may be gone before its line is written, and the daemon be back by then, so that the
+        // line is told and not lost: there are rounds until enough are lost. Each adds up.
+        for round in 2.. {
+            assert!(round < 100, "only {told} told and {dropped} lost of {lines}");
             let log = bound("/dev/log");
             refused(addr);
             lines += 1;
@@ -159,12 +162,14 @@ fn a_syslog_daemon_that_comes_late_or_anew_gets_the_lines_and_the_count_of_those
                     None => told += 1,
                 }
             }
+            if round > 3 && told >= 3 && dropped > 3 {
+                break;
+            }
             drop(log);
             fs::remove_file("/dev/log").unwrap();
             (0..round).for_each(|_| refused(addr));
             lines += round;
         }
-        assert!(told >= 3 && dropped > 3, "{told} {dropped}");
     });
 }
 
