@@ -17,7 +17,7 @@ pub mod udp;
 
 use std::fs;
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
-use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -186,6 +186,57 @@ impl Server {
         }
     }
 
+    /// Waits until the server has done all it does for the clients it has had: until the line of one
+    /// more is in the log, which only says nonsense, and of every one before it that is not connected
+    /// any more.
+    pub fn settle(&self) {
+        let mut sentinel = self.sent(b"?");
+        let client = format!(" client={} ", sentinel.local_addr().unwrap());
+        assert_ends_silently(&mut sentinel, SOON);
+        drop(sentinel);
+        let line = self.log_line(&["event=refuse ", &client, " reason=protocol "]);
+        let sessions: usize = field(&line, "session").parse().unwrap();
+        eventually("every session is over or has its client", || {
+            let over = |line: &String| line.contains(" session=") && line.contains(" seconds=");
+            self.log().iter().filter(|line| over(line)).count() + self.clients().len() >= sessions
+        });
+    }
+
+    /// Waits until the only session there is, an association, has had so many datagrams dropped.
+    pub fn await_dropped(&self, count: usize) {
+        let dropped = format!(" dropped={count} ");
+        eventually("the datagrams are dropped", || {
+            let told = |line: &&String| line.contains("event=session ");
+            let before = self.log().iter().filter(told).count();
+            self.signal("USR1");
+            self.log_lines(&["event=session "], before + 1).pop().unwrap().contains(&dropped)
+        });
+    }
+
+    /// The connections of clients that the server has: of each the port it comes from, and whether
+    /// the server has read all of it.
+    fn clients(&self) -> Vec<(u16, bool)> {
+        let lines = self.log();
+        let listeners = lines.iter().filter(|line| line.contains("event=listening "));
+        let ports =
+            listeners.filter_map(|line| field(line, "addr").rsplit_once(':')?.1.parse().ok());
+        let ports: Vec<u16> = ports.collect();
+        let port = |addr: &str| u16::from_str_radix(addr.rsplit_once(':').unwrap().1, 16).unwrap();
+        let mut clients = Vec::new();
+        for name in ["tcp", "tcp6"] {
+            let table = fs::read_to_string(format!("/proc/{}/net/{name}", self.pid()));
+            for line in table.unwrap_or_default().lines().skip(1) {
+                // Number, its own address, the other one, state, what is to be sent and read, ..., the
+                // socket, which is 0 once it is closed. 0A is a listener.
+                let words: Vec<&str> = line.split_whitespace().collect();
+                if ports.contains(&port(words[1])) && words[3] != "0A" && words[9] != "0" {
+                    clients.push((port(words[2]), words[4].ends_with(":00000000")));
+                }
+            }
+        }
+        clients
+    }
+
     /// How many descriptors and threads the server has.
     pub fn holds(&self) -> (usize, usize) {
         let count = |what| fs::read_dir(format!("/proc/{}/{what}", self.pid())).unwrap().count();
@@ -299,14 +350,26 @@ pub fn assert_ends_silently(stream: &mut TcpStream, limit: Duration) {
     }
 }
 
-/// Asserts that nothing comes for a while.
-pub fn assert_silent(stream: &mut TcpStream) {
-    stream.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+/// Asserts that a server which has got all of what its client has sent says nothing.
+pub fn assert_silent(server: &Server, stream: &mut TcpStream) {
+    let port = stream.local_addr().unwrap().port();
+    eventually("all is read", || server.clients().contains(&(port, true)));
+    server.settle();
+    stream.set_nonblocking(true).unwrap();
     match stream.read(&mut [0; 16]) {
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
         other => panic!("not silent but {other:?}"),
     }
-    stream.set_read_timeout(Some(SOON)).unwrap();
+    stream.set_nonblocking(false).unwrap();
+}
+
+/// Asserts that no datagram has come so far. One that a server sends here is here at once.
+pub fn assert_no_datagram(socket: &UdpSocket) {
+    socket.set_nonblocking(true).unwrap();
+    let got = socket.recv_from(&mut [0; 64]);
+    let refused = [io::ErrorKind::WouldBlock, io::ErrorKind::ConnectionRefused];
+    assert!(got.as_ref().is_err_and(|error| refused.contains(&error.kind())), "{got:?}");
+    socket.set_nonblocking(false).unwrap();
 }
 
 /// How an exchange is delivered: nothing may depend on how TCP cuts the stream.
@@ -362,7 +425,17 @@ impl Delivery {
 /// A target that does what it is told with each connection, and counts them.
 pub struct Target {
     pub addr: SocketAddr,
-    accepted: Arc<AtomicUsize>,
+    /// The first of these is that of above.
+    addrs: Vec<SocketAddr>,
+    came: Arc<Mutex<Came>>,
+}
+
+/// The connections that have come to a target.
+#[derive(Default)]
+struct Came {
+    count: usize,
+    /// Sentinels on their way, by the addresses they come from.
+    sentinels: Vec<SocketAddr>,
 }
 
 impl Target {
@@ -378,15 +451,21 @@ impl Target {
 
     /// The same on several addresses, of which the first is told of as its own.
     fn at(addrs: &[SocketAddr], serve: impl Fn(TcpStream) + Send + Sync + 'static) -> Self {
-        let accepted = Arc::new(AtomicUsize::new(0));
+        let came = Arc::new(Mutex::new(Came::default()));
         let serve = Arc::new(serve);
         let listen = |addr: &SocketAddr| {
             let listener = TcpListener::bind(addr).unwrap();
             let addr = listener.local_addr().unwrap();
-            let (count, serve) = (Arc::clone(&accepted), Arc::clone(&serve));
+            let (came, serve) = (Arc::clone(&came), Arc::clone(&serve));
             thread::spawn(move || {
-                for stream in listener.incoming().map_while(Result::ok) {
-                    count.fetch_add(1, Ordering::SeqCst);
+                while let Ok((stream, peer)) = listener.accept() {
+                    let mut came = lock(&came);
+                    if let Some(at) = came.sentinels.iter().position(|addr| *addr == peer) {
+                        came.sentinels.swap_remove(at);
+                        continue;
+                    }
+                    came.count += 1;
+                    drop(came);
                     let serve = Arc::clone(&serve);
                     thread::spawn(move || serve(stream));
                 }
@@ -394,7 +473,7 @@ impl Target {
             addr
         };
         let addrs: Vec<SocketAddr> = addrs.iter().map(listen).collect();
-        Self { addr: addrs[0], accepted }
+        Self { addr: addrs[0], addrs, came }
     }
 
     /// Sends back what it gets and closes at the end of input.
@@ -412,19 +491,40 @@ impl Target {
 
     /// How many connections have come.
     pub fn accepted(&self) -> usize {
-        self.accepted.load(Ordering::SeqCst)
+        lock(&self.came).count
     }
 
     /// Asserts that so many connections have come, of which the last may be on their way.
     pub fn assert_accepted(&self, count: usize) {
         eventually("all connections have come", || self.accepted() >= count);
+        self.accept_all();
         assert_eq!(self.accepted(), count, "connections came to {}", self.addr);
     }
 
-    /// Asserts that no connection has come, nor comes shortly.
-    pub fn assert_untouched(&self) {
-        thread::sleep(Duration::from_millis(100));
+    /// Asserts that no connection has come from a server, which is given time to do all it does for
+    /// the clients it has had.
+    pub fn assert_untouched(&self, server: &Server) {
+        server.settle();
+        self.assert_none_came();
+    }
+
+    /// Asserts that no connection has come so far.
+    pub fn assert_none_came(&self) {
+        self.accept_all();
         assert_eq!(self.accepted(), 0, "a connection came to {}", self.addr);
+    }
+
+    /// Accepts every connection made so far: a sentinel queues up behind them and is waited for.
+    pub fn accept_all(&self) {
+        for addr in &self.addrs {
+            // Whoever accepts it looks here first.
+            let mut came = lock(&self.came);
+            let sentinel = TcpStream::connect(addr).unwrap();
+            let from = sentinel.local_addr().unwrap();
+            came.sentinels.push(from);
+            drop(came);
+            eventually("all before are accepted", || !lock(&self.came).sentinels.contains(&from));
+        }
     }
 }
 

@@ -51,7 +51,7 @@ fn auth_03_auth_08_auth_09_wrong_password_opens_no_connection() {
         assert_eq!(read(&mut client, 2), [5, 2]);
         assert_eq!(read_to_end(&mut client), [1, 1], "{name:?} {password:?}");
     }
-    target.assert_untouched();
+    target.assert_untouched(&server);
     let lines = server.log_lines(&["event=refuse", " reason=auth "], wrong.len());
     assert!(lines.iter().all(|line| field(line, "command") == "-"));
 }
@@ -66,7 +66,7 @@ fn an_expired_user_is_refused_as_with_a_wrong_password_and_logged_as_expired() {
             server.sent(&[OFFER, &login(b"alice", password), &request5(1, target.addr)].concat());
         assert_eq!(read_to_end(&mut client), [5, 2, 1, 1], "{password:?}");
     }
-    target.assert_untouched();
+    target.assert_untouched(&server);
     let lines = server.log_lines(&["event=refuse", " user=alice ", " reason=auth "], 2);
     let expired = |line: &&String| line.ends_with(" error=\"the account has expired\"");
     assert_eq!(lines.iter().filter(expired).count(), 1, "{lines:#?}");
@@ -137,7 +137,7 @@ fn auth_09_a_request_in_place_of_the_password_is_not_served() {
     assert_eq!(read_to_end(&mut client), [5, 2, 1, 1]);
     let mut client = server.sent(&[HELLO, &request5(1, target.addr)].concat());
     assert_eq!(read_to_end(&mut client), [5, 0xff]);
-    target.assert_untouched();
+    target.assert_untouched(&server);
 }
 
 #[test]
@@ -153,7 +153,7 @@ fn auth_11_sec_14_socks_4_does_not_walk_round_the_password() {
         let mut client = server.sent(&request);
         assert_eq!(read_to_end(&mut client)[..2], [0, 91]);
     }
-    target.assert_untouched();
+    target.assert_untouched(&server);
 }
 
 #[test]

@@ -39,7 +39,7 @@ fn v4_24_v4_26_v4_27_v4_29_version_4_accepts_the_expected_peer() {
     let server = Server::open(&[]);
     for dst in [loopback(0), loopback(9999), ANY] {
         let (mut client, bnd) = bind4(&server, dst);
-        assert_silent(&mut client);
+        assert_silent(&server, &mut client);
         let mut peer = connect(bnd);
         peer.write_all(b"early").unwrap();
         assert_eq!(reply4(&mut client), (90, peer.local_addr().unwrap()), "V4-27, V4-36, REAL-09");
@@ -57,7 +57,7 @@ fn v5_19_v5_31_to_v5_34_version_5_accepts_the_expected_peer() {
     let server = Server::open(&[]);
     for dst in [loopback(0), loopback(9999), ANY, "[::]:0".parse().unwrap()] {
         let (mut client, bnd) = bind5(&server, dst);
-        assert_silent(&mut client);
+        assert_silent(&server, &mut client);
         let mut peer = connect(bnd);
         peer.write_all(b"early").unwrap();
         assert_eq!(reply5(&mut client), (0, peer.local_addr().unwrap()), "V5-33, V5-34");

@@ -104,7 +104,7 @@ fn fetches(args: &[&str], told: &str, client: impl FnOnce(u16, u16) -> Command) 
     let got = run(client(server.addr.port(), port), REQUEST);
     assert!(got.contains(PAGE), "{got}");
     assert_relayed(&server, &format!("{told}:{port}"));
-    assert_eq!(page.accepted(), 1);
+    page.assert_accepted(1);
 }
 
 /// Asserts that a client fails at a server that demands a password, which says `told`, and that it
@@ -116,7 +116,7 @@ fn fails(told: &[&str], client: impl FnOnce(u16, u16) -> Command) {
     assert!(!output.status.success(), "{output:?}");
     server.log_line(&[&["event=refuse "], told].concat());
     assert!(!String::from_utf8_lossy(&output.stdout).contains(PAGE), "{output:?}");
-    page.assert_untouched();
+    page.assert_untouched(&server);
 }
 
 /// A process that is there until it is dropped.

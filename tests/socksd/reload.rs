@@ -1,7 +1,7 @@
 //! SIGHUP: what a server reads anew, what it keeps, and which sessions may stay.
 
 use std::fs;
-use std::io::{ErrorKind, Write as _};
+use std::io::Write as _;
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream, UdpSocket};
 use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -115,13 +115,16 @@ fn assert_datagrams_flow(association: &Association, echo: SocketAddr) {
     assert_eq!(association.receive(), b"ping");
 }
 
-/// Asserts that datagrams get no answer.
-fn assert_datagrams_end(association: &Association, echo: SocketAddr) {
-    association.socket.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+/// Asserts that a datagram of the only association gets no answer, and is the `count`th to be dropped.
+fn assert_datagram_dropped(
+    server: &Server,
+    association: &Association,
+    echo: SocketAddr,
+    count: usize,
+) {
     association.send(echo, b"ping");
-    let error = association.socket.recv(&mut [0; 64]).unwrap_err();
-    assert!([ErrorKind::WouldBlock, ErrorKind::ConnectionRefused].contains(&error.kind()));
-    association.socket.set_read_timeout(Some(SOON)).unwrap();
+    server.await_dropped(count);
+    assert_no_datagram(&association.socket);
 }
 
 #[test]
@@ -174,10 +177,10 @@ fn without_strict_reload_an_association_goes_on_and_its_datagrams_keep_to_the_ne
     let association = server.associate(None);
     assert_datagrams_flow(&association, one);
     server.rule("deny to 127.0.0.1\nallow to all\n");
-    assert_datagrams_end(&association, one);
+    assert_datagram_dropped(&server, &association, one, 1);
     assert_datagrams_flow(&association, two);
     server.rule("deny\n");
-    assert_datagrams_end(&association, two);
+    assert_datagram_dropped(&server, &association, two, 2);
     server.rule("allow to all\n");
     assert_datagrams_flow(&association, one);
 }
@@ -228,7 +231,7 @@ fn with_anything_wrong_the_old_set_stays_and_all_errors_are_logged() {
     assert_flows(&mut session);
     assert_flows(&mut server.tunnel(Some("alice"), one.addr));
     assert_eq!(server.ask(Some("alice"), 1, 1, two.addr).0, 2);
-    two.assert_untouched();
+    two.assert_untouched(&server);
 
     // And what is good again is taken.
     let users = TempFile::new(&user("alice", ""));
@@ -306,7 +309,10 @@ fn strict_reload_ends_exactly_the_sessions_that_are_no_longer_allowed() {
     }
     for mut association in associations_leave {
         assert_ends_silently(&mut association.control, SOON);
-        assert_datagrams_end(&association, udp_echo);
+        let client = format!(" client={} ", association.control.local_addr().unwrap());
+        server.log_line(&["event=close ", &client]);
+        association.send(udp_echo, b"ping");
+        assert_no_datagram(&association.socket);
     }
     for mut session in stay {
         assert_flows(&mut session);

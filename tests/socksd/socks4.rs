@@ -72,7 +72,7 @@ fn v4_07_an_unknown_command_is_rejected() {
     for cd in [0, 3, 255] {
         assert_rejected(&server, &request4(cd, target.addr, b""));
     }
-    target.assert_untouched();
+    target.assert_untouched(&server);
 }
 
 #[test]
@@ -104,7 +104,7 @@ fn v4_12_v4_13_v4a_24_0_0_0_x_is_never_connected_to() {
         let literal = request4(1, SocketAddr::from(([0, 0, 0, x], target.addr.port())), b"");
         assert_rejected(&server, &literal);
     }
-    target.assert_untouched();
+    target.assert_untouched(&server);
 }
 
 #[test]
@@ -158,7 +158,7 @@ fn v4a_06_v4a_08_there_is_no_reply_before_the_second_nul() {
     let mut client = server.connect();
     for part in [..1, ..8, ..12, ..request.len() - 1] {
         client = server.sent(&request[part]);
-        assert_silent(&mut client);
+        assert_silent(&server, &mut client);
     }
     client.write_all(&[0]).unwrap();
     assert_eq!(reply4(&mut client).0, GRANTED);

@@ -86,7 +86,7 @@ fn v5_04_v5_09_nothing_is_served_behind_no_acceptable_method() {
     let (server, target) = (Server::open(&[]), Target::echo());
     let mut client = server.sent(&[&[5, 1, 1][..], &request5(1, target.addr)].concat());
     assert_eq!(read_to_end(&mut client), [5, 0xff]);
-    target.assert_untouched();
+    target.assert_untouched(&server);
     server.log_line(&["event=refuse", "reason=method"]);
 }
 
@@ -98,7 +98,7 @@ fn v5_12_a_request_of_another_version_is_refused() {
         request[0] = version;
         assert_refused(&server, &request, 1);
     }
-    target.assert_untouched();
+    target.assert_untouched(&server);
 }
 
 #[test]
@@ -107,7 +107,7 @@ fn v5_13_an_unknown_command_is_told_so() {
     for cmd in [0, 4, 0xf0, 0xff] {
         assert_refused(&server, &request5(cmd, target.addr), 7);
     }
-    target.assert_untouched();
+    target.assert_untouched(&server);
     server.log_line(&["command=0xf0", "reason=command", "reply=07"]);
 }
 
@@ -162,7 +162,7 @@ fn real_23_sec_17_a_name_that_is_none_connects_nowhere() {
     for name in [&b""[..], b"localhost\0.example", b"localhost\0", b"\xff\xfe", b"[127.0.0.1]"] {
         assert_refused(&server, &request5_name(1, name, target.addr.port()), 4);
     }
-    target.assert_untouched();
+    target.assert_untouched(&server);
     server.log_line(&["dst=localhost\\x00.example:", "reason=name"]);
 }
 
