@@ -55,8 +55,7 @@ pub struct Tunnel {
     pub done: Box<dyn FnOnce(End) + Send>,
 }
 
-/// Starts relays, and holds what they share. All clones share the same.
-#[derive(Clone)]
+/// Starts relays, and holds what they share.
 pub struct Relays(Arc<Common>);
 
 impl Relays {
