@@ -1,15 +1,15 @@
-//! Dates of the calendar, in UTC.
+//! Calendar dates in UTC.
 
 use std::fmt;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Seconds of a day: POSIX time has no leap seconds.
+/// Seconds of a day. POSIX time has no leap seconds.
 pub const DAY: u64 = 86_400;
 
-/// A day, shown as `2026-11-21`. Dates compare in the order of the calendar.
+/// A day, displayed as `2026-11-21`. Dates compare in calendar order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Date {
-    /// From 1970 on, or what a file says.
+    /// From 1970 on for a date of the clock, from 0 for one of a file.
     pub year: u64,
     /// From 1.
     pub month: u64,
@@ -18,12 +18,12 @@ pub struct Date {
 }
 
 impl Date {
-    /// The date at `time`, in UTC. A clock before 1970 is broken; its date is 1970-01-01.
+    /// The date at `time`, in UTC. A clock before 1970 is wrong and gives 1970-01-01.
     #[must_use]
     pub fn of(time: SystemTime) -> Self {
         let days = time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs() / DAY;
-        // Years are counted from 0000-03-01, so that the leap day is the last of its year, in eras
-        // of 400 years, which all have the same number of days.
+        // Years start on 1 March, from 0000-03-01, which makes the leap day the last of its year.
+        // Eras of 400 years all have the same number of days.
         let day = days + 719_468;
         let (era, day) = (day / 146_097, day % 146_097);
         let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
@@ -34,7 +34,7 @@ impl Date {
         Self { year: era * 400 + year + next_year, month, day: date }
     }
 
-    /// Reads `YYYY-MM-DD`, every digit of it, or `None` where there is no such day.
+    /// Reads `YYYY-MM-DD`, with all digits. `None` for any other text or a day that does not exist.
     #[must_use]
     pub fn parse(text: &[u8]) -> Option<Self> {
         let &[y1, y2, y3, y4, b'-', m1, m2, b'-', d1, d2] = text else { return None };

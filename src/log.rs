@@ -1,11 +1,11 @@
-//! The log: one event, one line of `key=value` or one object of JSON, one write.
+//! The log: where lines go, and how much an administrator wants of them. A line is one write. Its
+//! fields and formats are in `line`.
 //!
-//! What a peer sent is escaped before it comes here as text, so no line can be forged or split.
 //! Writing never blocks a session: a line that a full pipe or disk, a stopped terminal, or the syslog
-//! daemon would not take is dropped and counted, and the count is told with the next line that goes
-//! out.
+//! daemon does not take is dropped and counted. The next line that is written comes after one with
+//! that count.
 
-pub mod line;
+mod line;
 pub mod syslog;
 mod terminal;
 
@@ -23,7 +23,7 @@ use crate::log::terminal::Terminal;
 use crate::sync::lock;
 use crate::sys::{self, PollFd};
 
-/// How much an administrator wants to read; also how much a line matters.
+/// How much an administrator wants to read, and how much a line matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
     /// Trouble, and clients that failed to authenticate.
@@ -34,27 +34,27 @@ pub enum Level {
     Verbose,
 }
 
-/// Where lines go. Shared by all threads.
+/// The log of the process, shared by all threads.
 pub struct Log {
     level: Level,
     format: Format,
-    /// Whether its lines tell the time.
+    /// Whether its lines begin with the time.
     timed: bool,
-    /// The file, if it is one that was opened by name.
+    /// The path of a log that was opened by name.
     path: Option<PathBuf>,
     sink: Mutex<Sink>,
 }
 
 struct Sink {
     out: Out,
-    /// Lines that did not go out and have not been told of.
+    /// Lines dropped since the last count in the log.
     dropped: u64,
-    /// Whether the last line was cut short by a full disk.
+    /// Whether the last line was cut short by a full disk or terminal.
     torn: bool,
 }
 
 enum Out {
-    /// `None` where there is none to write to. Writing to a regular file never waits.
+    /// A file, pipe or socket; `None` without a standard error. A regular file takes a write at once.
     File {
         file: Option<File>,
         regular: bool,
@@ -76,7 +76,7 @@ impl Log {
         Self::new(level, format, None, out)
     }
 
-    /// Logs to the end of the file at `path`, which is made if need be, readable by its owner only.
+    /// Logs to the end of the file at `path`, which is created, if it is missing, for its owner only.
     ///
     /// # Errors
     /// A message with the reason of open(2).
@@ -85,24 +85,24 @@ impl Log {
         Ok(Self::new(level, format, Some(path), Out::file(Some(file))))
     }
 
-    /// Logs to the syslog daemon of this host, whether or not it runs yet.
+    /// Logs to the syslog daemon of this host, which may start later.
     #[must_use]
     pub fn to_syslog(level: Level, format: Format, facility: Facility) -> Self {
         Self::new(level, format, None, Out::Syslog(Syslog::new(facility)))
     }
 
     fn new(level: Level, format: Format, path: Option<PathBuf>, out: Out) -> Self {
-        // The syslog daemon notes the time itself.
+        // The syslog daemon adds the time itself.
         let timed = !matches!(out, Out::Syslog(_));
         let sink = Mutex::new(Sink { out, dropped: 0, torn: false });
         Self { level, format, timed, path, sink }
     }
 
-    /// Opens the file of [`Log::to_file`] anew, since the one of that name may be another by now.
-    /// Any other log stays as it is.
+    /// Opens the file of [`Log::to_file`] again: log rotation may have put another one in its place.
+    /// Other logs stay as they are.
     ///
     /// # Errors
-    /// A message with the reason of open(2); the log then goes on to the file that was open.
+    /// A message with the reason of open(2). The log then continues in the old file.
     pub fn reopen(&self) -> Result<(), String> {
         let Some(path) = &self.path else { return Ok(()) };
         let file = open(path)?;
@@ -110,19 +110,19 @@ impl Log {
         Ok(())
     }
 
-    /// Whether a line of `level` would be written.
+    /// Whether lines of `level` are written.
     #[must_use]
     pub fn wants(&self, level: Level) -> bool {
         level <= self.level
     }
 
-    /// Begins a line for `event`.
+    /// Begins a line for `event` in the format of this log.
     #[must_use]
     pub fn line(&self, event: &'static str) -> Line {
         Line::new(self.format, event, self.timed.then(SystemTime::now))
     }
 
-    /// Writes a line that matters as `level` says.
+    /// Writes a line of `level`.
     pub fn write(&self, level: Level, line: Line) {
         if !self.wants(level) {
             return;
@@ -139,7 +139,7 @@ impl Log {
         }
     }
 
-    /// Waits, not for long, for lines on their way to a terminal. It is for the end of the process.
+    /// Waits up to a second for a terminal to take its last lines, at the end of the process.
     pub fn flush(&self) {
         let lines = match &lock(&self.sink).out {
             Out::Terminal(terminal) => terminal.started(),
@@ -152,7 +152,7 @@ impl Log {
 }
 
 fn open(path: &Path) -> Result<File, String> {
-    // A FIFO without a reader is an error then, and does not keep a reload waiting.
+    // With O_NONBLOCK a FIFO without a reader fails to open instead of blocking a reload.
     let flags = sys::O_NONBLOCK | sys::O_NOCTTY;
     let mut options = OpenOptions::new();
     let file = options.append(true).create(true).mode(0o600).custom_flags(flags).open(path);
@@ -166,7 +166,7 @@ impl Out {
     }
 }
 
-/// How bad an event is that matters as `level` says.
+/// The severity of a line of `level` for `event`.
 fn severity(level: Level, event: &str) -> Severity {
     match level {
         Level::Quiet if event == "panic" => Severity::ERROR,
@@ -176,7 +176,7 @@ fn severity(level: Level, event: &str) -> Severity {
     }
 }
 
-/// Whether something can be written to `file` now, and somebody is there to read it.
+/// Whether `file` takes a write now and has a reader.
 fn is_ready(file: &File) -> bool {
     let mut fds = [PollFd::new(file, sys::POLLOUT)];
     let polled = sys::poll(&mut fds, Some(Duration::ZERO));
@@ -185,7 +185,7 @@ fn is_ready(file: &File) -> bool {
 }
 
 impl Sink {
-    /// Writes one line if that can be done at once; tells whether it was written whole.
+    /// Writes one line if that does not wait. Returns whether all of it was written.
     fn put(&mut self, level: Level, line: Line) -> bool {
         let (file, regular) = match &mut self.out {
             Out::File { file: Some(file), regular } => (file, *regular),
@@ -200,14 +200,14 @@ impl Sink {
                 return terminal.send(text.into_bytes());
             }
         };
-        // A pipe that is ready takes a line of up to PIPE_BUF (4,096) octets whole.
+        // A pipe that is ready takes PIPE_BUF (4,096) octets, which is more than a line has.
         if !regular && !is_ready(file) {
             return false;
         }
         let mut text = line.finish();
         text.push('\n');
         if self.torn {
-            // What is left of a torn line ends where this one begins.
+            // The newline that the torn line lacks.
             text.insert(0, '\n');
         }
         match file.write(text.as_bytes()) {

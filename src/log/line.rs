@@ -1,6 +1,7 @@
-//! One line of the log: its fields, and how each is written in the format of the log.
+//! One line of the log: its fields in order, each written in the format of the log at once.
 //!
-//! Where a line goes is the log's to know; see [`crate::log::Log`].
+//! Peers cannot forge or split a field or a line: their octets are escaped here. The destination of
+//! lines is not known here; see [`crate::log::Log`].
 
 use std::fmt::{self, Display, Write as _};
 use std::net::SocketAddr;
@@ -8,16 +9,16 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::date::{DAY, Date};
 
-/// What a line looks like.
+/// The format of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
-    /// `key=value`, with blanks between.
+    /// logfmt: `key=value`, separated by blanks.
     Text,
     /// An object of JSON, RFC 8259.
     Json,
 }
 
-/// One line being put together: time, event, then fields in the order they are added.
+/// A line that is being built: time, event, then fields in the order of the calls.
 pub struct Line {
     /// The name of the event.
     pub(super) event: &'static str,
@@ -25,38 +26,38 @@ pub struct Line {
     form: Form,
 }
 
-/// What the fields of a line become.
+/// The shape that fields are written in.
 enum Form {
     Text,
     Json,
-    /// The keys, each with the place in the text where its value begins.
+    /// Values without keys. The keys are kept, each with the start of its value in the text.
     Cells(Vec<(&'static str, usize)>),
 }
 
 impl Line {
-    /// Begins a line for `event`, with the time in UTC if there is one.
+    /// Begins a line for `event`, with the time in UTC if one is given.
     pub(super) fn new(format: Format, event: &'static str, time: Option<SystemTime>) -> Self {
         let form = match format {
             Format::Text => Form::Text,
             Format::Json => Form::Json,
         };
-        // More than a session's line has as a rule.
+        // Most lines of sessions are shorter.
         let mut line = Self { event, text: String::with_capacity(512), form };
         if let Some(time) = time {
             line.begin_string("time");
             push_time(&mut line.text, time);
-            line.end_string();
+            line.quote();
         }
         line.word("event", event)
     }
 
-    /// Begins a line that is not for the log: only its [`Line::cells`] are to be had.
+    /// Begins a line that is for [`Line::cells`] instead of the log.
     #[must_use]
     pub fn of_cells() -> Self {
         Self { event: "", text: String::new(), form: Form::Cells(Vec::new()) }
     }
 
-    /// The fields of a line begun by [`Line::of_cells`], each with the text of its value.
+    /// The keys and values of a line begun with [`Line::of_cells`].
     pub fn cells(&self) -> impl Iterator<Item = (&'static str, &str)> {
         let begins = match &self.form {
             Form::Cells(begins) => begins.as_slice(),
@@ -69,23 +70,23 @@ impl Line {
 
     /// The whole line, without the newline that ends it.
     pub(super) fn finish(mut self) -> String {
-        if matches!(self.form, Form::Json) {
+        if self.is_json() {
             self.text.push('}');
         }
         self.text
     }
 
-    /// Adds a word of our own making, which holds no white space and is not empty.
+    /// Adds a word of this program's own making: not empty, and without white space.
     #[must_use]
     pub fn word(mut self, key: &'static str, word: impl Display) -> Self {
         self.begin_string(key);
         let backslash = self.backslash();
         let _ = write!(Bare { text: &mut self.text, backslash }, "{word}");
-        self.end_string();
+        self.quote();
         self
     }
 
-    /// Adds such a word, or the mark of a value that is not known.
+    /// Adds such a word, or the mark of an unknown value.
     #[must_use]
     pub fn word_or_dash(self, key: &'static str, word: Option<impl Display>) -> Self {
         match word {
@@ -102,7 +103,7 @@ impl Line {
         self
     }
 
-    /// Adds a number, or the mark of a value that is not known.
+    /// Adds a number, or the mark of an unknown value.
     #[must_use]
     pub fn number_or_dash(self, key: &'static str, number: Option<impl TryInto<u64>>) -> Self {
         match number {
@@ -121,7 +122,7 @@ impl Line {
         self
     }
 
-    /// Adds octets of a peer, escaped, or the mark of a value that is not known for none.
+    /// Adds octets of a peer, escaped. No octets are an unknown value.
     #[must_use]
     pub fn octets(mut self, key: &'static str, octets: &[u8]) -> Self {
         if octets.is_empty() {
@@ -134,7 +135,7 @@ impl Line {
         } else {
             self.push_octets(octets);
         }
-        self.end_string();
+        self.quote();
         self
     }
 
@@ -145,11 +146,11 @@ impl Line {
         self.push_octets(name);
         self.text.push(':');
         push_number(&mut self.text, port.into(), 1);
-        self.end_string();
+        self.quote();
         self
     }
 
-    /// Adds the address of a client, or `unix` for one of a UNIX socket that has none.
+    /// Adds the address of a client; `unix` for a client of a UNIX socket, which has none.
     #[must_use]
     pub fn client(self, addr: Option<SocketAddr>) -> Self {
         match addr {
@@ -158,7 +159,7 @@ impl Line {
         }
     }
 
-    /// Adds an address, or the mark of a value that is not known.
+    /// Adds an address, or the mark of an unknown value.
     #[must_use]
     pub fn address(mut self, key: &'static str, addr: Option<SocketAddr>) -> Self {
         let Some(SocketAddr::V4(addr)) = addr else { return self.word_or_dash(key, addr) };
@@ -169,11 +170,11 @@ impl Line {
             self.text.push(mark);
         }
         push_number(&mut self.text, addr.port().into(), 1);
-        self.end_string();
+        self.quote();
         self
     }
 
-    /// Adds a text for a human, quoted and escaped. It is the last field.
+    /// Adds a text for humans, quoted and escaped. It is the last field.
     #[must_use]
     pub fn text(mut self, key: &'static str, text: impl Display) -> Self {
         self.begin(key);
@@ -183,15 +184,15 @@ impl Line {
         self
     }
 
-    /// Adds the mark of a value that is not known.
+    /// Adds the mark of an unknown value.
     #[must_use]
     pub fn dash(mut self, key: &'static str) -> Self {
         self.begin(key);
-        self.text.push_str(if matches!(self.form, Form::Json) { "null" } else { "-" });
+        self.text.push_str(if self.is_json() { "null" } else { "-" });
         self
     }
 
-    /// Adds a key; its value is to follow.
+    /// Writes a key. The caller writes the value.
     fn begin(&mut self, key: &'static str) {
         let Self { text, form, .. } = self;
         match form {
@@ -211,10 +212,10 @@ impl Line {
         }
     }
 
-    /// Adds a key; its value, which is a string in JSON, is to follow.
+    /// Writes a key and the start of its value, a string in JSON.
     fn begin_string(&mut self, key: &'static str) {
         self.begin(key);
-        self.end_string();
+        self.quote();
     }
 
     fn push_octets(&mut self, octets: &[u8]) {
@@ -228,19 +229,24 @@ impl Line {
         }
     }
 
-    /// A backslash as it stands in a string of this format.
-    fn backslash(&self) -> &'static str {
-        if matches!(self.form, Form::Json) { "\\\\" } else { "\\" }
+    fn is_json(&self) -> bool {
+        matches!(self.form, Form::Json)
     }
 
-    fn end_string(&mut self) {
-        if matches!(self.form, Form::Json) {
+    /// A backslash as it stands in a string of this format.
+    fn backslash(&self) -> &'static str {
+        if self.is_json() { "\\\\" } else { "\\" }
+    }
+
+    /// Writes the mark before and after a string in JSON.
+    fn quote(&mut self) {
+        if self.is_json() {
             self.text.push('"');
         }
     }
 }
 
-/// Whether an octet stands for itself in a value without quotes, for a reader of logfmt too.
+/// Whether an octet may stand unescaped in a value without quotes. logfmt forbids `"` and `=`.
 const fn is_bare(octet: u8) -> bool {
     octet.is_ascii_graphic() && !matches!(octet, b'\\' | b'"' | b'=')
 }
@@ -251,8 +257,8 @@ fn push_escaped(text: &mut String, backslash: &str, octet: u8) {
     let _ = write!(text, "x{octet:02x}");
 }
 
-/// Writes a word as a value without quotes, or into a string of JSON. Nothing in it needs to be
-/// escaped but what a path may hold, in which the backslash is that of [`Escaped`].
+/// Writes a word as a value without quotes, or into a string of JSON. Paths of files in it are
+/// [`Escaped`] already, but for `"` and `=`.
 struct Bare<'a> {
     text: &'a mut String,
     backslash: &'static str,
@@ -272,8 +278,8 @@ impl fmt::Write for Bare<'_> {
     }
 }
 
-/// Writes text between double quotes, escaped as a string of JSON is (RFC 8259 section 7), and with
-/// it whatever a terminal would not show as a character.
+/// Writes text between double quotes with the escapes of JSON (RFC 8259 section 7), which also hide
+/// every character that a terminal would not show.
 struct Quoting<'a>(&'a mut String);
 
 impl fmt::Write for Quoting<'_> {
@@ -295,9 +301,8 @@ impl fmt::Write for Quoting<'_> {
     }
 }
 
-/// Octets as they stand in a text for humans: `-` for none, `\xNN` for whatever is not a printing
-/// ASCII character, for the backslash, and for a lone `-`. `{:#}` is for octets of a peer: these have
-/// neither `"` nor `=`, as nowhere in the log.
+/// Octets in a text for humans: `-` for none, `\xNN` for the backslash, a lone `-`, and all that is
+/// not a printing ASCII character. `{:#}` escapes `"` and `=` too, and is for octets of a peer.
 #[derive(Clone, Copy, Debug)]
 pub struct Escaped<'a>(pub &'a [u8]);
 
@@ -315,8 +320,8 @@ impl Display for Escaped<'_> {
     }
 }
 
-/// Adds a number, with zeros before it up to so many digits, two at a time. A session's line has two
-/// dozen of them, and their `Display` takes several times as long.
+/// Writes a number, two digits at a time, with leading zeros up to `digits`. The line of a session
+/// has two dozen numbers, and `Display` takes several times as long.
 fn push_number(text: &mut String, number: u64, digits: u32) {
     if number >= 100 || digits > 2 {
         push_number(text, number / 100, digits.saturating_sub(2));
@@ -328,9 +333,9 @@ fn push_number(text: &mut String, number: u64, digits: u32) {
     text.push(char::from(b'0' + last % 10));
 }
 
-/// Adds a time as `2026-11-21T00:55:44.123Z`.
+/// Writes a time as `2026-11-21T00:55:44.123Z`.
 fn push_time(text: &mut String, time: SystemTime) {
-    // A clock before 1970 is broken; its lines say 1970.
+    // Before 1970 the clock is wrong, and the line says 1970.
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     let (Date { year, month, day }, second) = (Date::of(time), since.as_secs() % DAY);
     for (number, digits, mark) in [

@@ -1,17 +1,17 @@
-//! The syslog daemon of this host, which is sent datagrams as syslog(3) sends them.
+//! The client side of the syslog daemon of this host: one datagram a line, as syslog(3) sends them.
 //!
-//! They are headed as RFC 3164 section 4.1 has it, but for the time: that is to be local time
-//! without its zone, which std cannot tell. A message without it is taken all the same, with the
-//! time at which it comes (section 4.3.2); journald and rsyslog use that one in any case.
+//! The head of a datagram follows RFC 3164 section 4.1, but lacks the time: that would be local time
+//! without its zone, which std does not know. Daemons add the time of arrival (section 4.3.2);
+//! journald and rsyslog do so in any case.
 
 use std::io;
 use std::os::unix::net::UnixDatagram;
 use std::process;
 
-/// Where daemons of syslog have always listened. What listens there is not for a user to choose.
+/// The socket of syslog daemons, a directory that only root can write to.
 const PATH: &str = "/dev/log";
 
-/// What kind of program logs: the facility of RFC 3164 section 4.1.1.
+/// The kind of program that logs: the facility of RFC 3164 section 4.1.1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Facility(u8);
 
@@ -22,7 +22,7 @@ impl Default for Facility {
     }
 }
 
-/// The facilities by the names of syslog(3); `kern` is not for programs.
+/// The facilities by their names in syslog(3). `kern` belongs to the kernel.
 pub const FACILITIES: [(&str, Facility); 19] = [
     ("user", Facility(1)),
     ("mail", Facility(2)),
@@ -45,7 +45,7 @@ pub const FACILITIES: [(&str, Facility); 19] = [
     ("local7", Facility(23)),
 ];
 
-/// How bad an event is: the severity of RFC 3164 section 4.1.1.
+/// The severity of RFC 3164 section 4.1.1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Severity(u8);
 
@@ -67,13 +67,13 @@ pub(crate) struct Syslog {
 }
 
 impl Syslog {
-    /// Connects at once, while that can still be done. A daemon that is started later is found by
-    /// the first line that it can take.
+    /// Connects at once: later the root directory may have changed. A daemon that starts later gets
+    /// the first line after its start.
     pub(crate) fn new(facility: Facility) -> Self {
         Self { facility, socket: connect().ok() }
     }
 
-    /// Sends a line if that can be done at once; tells whether it was sent.
+    /// Sends a line if that does not wait. Returns whether it was sent.
     pub(crate) fn send(&mut self, Severity(severity): Severity, line: &str) -> bool {
         let priority = u16::from(self.facility.0) * 8 + u16::from(severity);
         let datagram = format!("<{priority}>socksd[{}]: {line}", process::id());
@@ -81,7 +81,7 @@ impl Syslog {
             match socket.send(datagram.as_bytes()) {
                 Ok(_) => return true,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
-                // The daemon is gone, or another is in its place.
+                // The daemon has gone or has been replaced.
                 Err(_) => {}
             }
         }

@@ -1,5 +1,5 @@
-//! A terminal, which takes lines on a thread of its own: a write to it waits for as long as its user
-//! has stopped the output, and the open file that a shell shares must not be told not to wait.
+//! A terminal as a log, with a thread of its own for the writing: a write blocks while the user has
+//! stopped the output, and O_NONBLOCK would change the open file for the shell too.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -14,17 +14,17 @@ use crate::sync::lock;
 /// Most lines that wait for the terminal.
 const LINES_MAX: usize = 256;
 
-/// How long the end of the process waits for the last lines.
+/// Time that the terminal has for its last lines at the end of the process.
 const LAST_LINES: Duration = Duration::from_secs(1);
 
 /// A terminal to write to.
 pub(crate) struct Terminal {
     file: Arc<File>,
-    /// There from the first line on: a thread must not run before privileges are given up.
+    /// `None` before the first line: no thread may run until privileges are given up.
     lines: Option<Arc<Lines>>,
 }
 
-/// The lines on their way to the terminal. Each has its place here until it is written.
+/// The lines for the terminal. Each keeps its place until it is written.
 #[derive(Default)]
 pub(crate) struct Lines {
     queue: Mutex<VecDeque<Vec<u8>>>,
@@ -36,7 +36,7 @@ impl Terminal {
         Self { file: Arc::new(file), lines: None }
     }
 
-    /// Puts a line on its way; tells whether there was room for it.
+    /// Queues a line. Returns whether there was room for it.
     pub(crate) fn send(&mut self, line: Vec<u8>) -> bool {
         if self.lines.is_none() {
             self.lines = self.start().ok();
@@ -51,7 +51,7 @@ impl Terminal {
         has_room
     }
 
-    /// Starts the thread that writes.
+    /// Starts the thread that writes the lines.
     fn start(&self) -> io::Result<Arc<Lines>> {
         let lines = Arc::new(Lines::default());
         let (file, written) = (Arc::clone(&self.file), Arc::clone(&lines));
@@ -59,7 +59,7 @@ impl Terminal {
         Ok(lines)
     }
 
-    /// The lines on their way, if there ever were any.
+    /// The lines, from the first one on.
     pub(crate) fn started(&self) -> Option<Arc<Lines>> {
         self.lines.clone()
     }
@@ -73,7 +73,7 @@ impl Lines {
             queue = waited.unwrap_or_else(PoisonError::into_inner);
             let line = queue.front_mut().map(mem::take).unwrap_or_default();
             drop(queue);
-            // A terminal that is gone has no reader who could miss the line.
+            // A terminal that fails is gone, and has no reader.
             let _ = file.write_all(&line);
             queue = lock(&self.queue);
             queue.pop_front();
@@ -81,7 +81,7 @@ impl Lines {
         }
     }
 
-    /// Waits until all are written, but not for a terminal that is stopped.
+    /// Waits until all lines are written, or [`LAST_LINES`] for a terminal that is stopped.
     pub(crate) fn flush(&self) {
         let queue = lock(&self.queue);
         let _ = self.changed.wait_timeout_while(queue, LAST_LINES, |queue| !queue.is_empty());

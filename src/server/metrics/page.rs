@@ -1,4 +1,4 @@
-//! The page of the sessions that relay, which needs no script and brings no style.
+//! The HTML page with the sessions that relay, without script or style.
 
 use std::fmt::Write as _;
 
@@ -6,7 +6,7 @@ use crate::log::Line;
 use crate::server::metrics::http::Response;
 use crate::session::live::Live;
 
-/// Most sessions shown.
+/// Maximum of sessions on the page.
 const ROWS_MAX: usize = 1_000;
 
 pub(super) fn page(live: &Live) -> Response {
