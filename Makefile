@@ -1,8 +1,11 @@
 # POSIX make. DESTDIR and PREFIX as usual; ARGS goes to socksd in `make run ARGS=...`
-# and to the benchmark in `make bench ARGS=...`.
+# and to the benchmark in `make bench ARGS=...`, and names the targets in `make fuzz ARGS=...`.
 PREFIX = /usr/local
 CARGO = cargo
 ARGS =
+
+# How long `make fuzz` runs each target.
+SECONDS = 30
 
 # Rules to begin with.
 EXAMPLES = $(PREFIX)/share/doc/socksd/examples
@@ -28,8 +31,14 @@ test:
 bench:
 	$(CARGO) bench --locked --bench bench -- $(ARGS)
 
+# Feeds octets of all kinds to every decoder and parser, and fails where a claim about one does not
+# hold. Fetches the fuzzer from crates.io; what it finds stays below target/fuzz.
+fuzz:
+	CARGO='$(CARGO)' sh tests/fuzz/run.sh $(SECONDS) $(ARGS)
+
 check:
 	$(CARGO) fmt --check
+	$(CARGO) fmt --check --manifest-path tests/fuzz/Cargo.toml
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS=-Dwarnings $(CARGO) doc --locked --no-deps --document-private-items
 	mandoc -Tlint -Wwarning man/*.[58]
@@ -75,4 +84,4 @@ uninstall:
 clean:
 	$(CARGO) clean
 
-.PHONY: all run test bench check static install uninstall clean
+.PHONY: all run test bench fuzz check static install uninstall clean

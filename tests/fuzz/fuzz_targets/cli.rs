@@ -1,0 +1,4 @@
+//! Fuzzes command lines.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|octets: &[u8]| targets::settings::cli(octets));

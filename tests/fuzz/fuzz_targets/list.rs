@@ -1,0 +1,4 @@
+//! Fuzzes lists.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|octets: &[u8]| targets::policy::list(octets));

@@ -1,0 +1,4 @@
+//! Fuzzes passwords for --hash.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|octets: &[u8]| targets::settings::password(octets));

@@ -1,0 +1,4 @@
+//! Fuzzes datagrams with their headers.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|octets: &[u8]| targets::wire::udp(octets));

@@ -1,0 +1,4 @@
+//! Fuzzes users files.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|octets: &[u8]| targets::settings::users(octets));
