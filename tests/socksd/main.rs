@@ -22,6 +22,7 @@ mod drain;
 mod examples;
 mod fail2ban;
 mod frugal;
+mod fuzz_corpora;
 mod hash;
 mod ident;
 mod install;

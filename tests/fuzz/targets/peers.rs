@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use socksd::log::Escaped;
 use socksd::relay::Traffic;
-use socksd::relay::udp::Fragments;
+use socksd::relay::udp::fragments::{Fragments, Payload};
 use socksd::resolve;
 use socksd::server::metrics::http::{self as head, HEAD_MAX};
 use socksd::wire::udp::{Datagram, Frag};
@@ -91,7 +91,8 @@ pub fn fragments(mut octets: &[u8]) {
             used += count;
         }
         let expected = expected.map(|(dst, data, _)| (dst, data));
-        assert_eq!(queue.add(&datagram, now, &traffic), expected);
+        let added = queue.add(&datagram, now, &traffic);
+        assert_eq!(added.map(|Payload { dst, data }| (dst, data)), expected);
     }
     // Position 0 is none: it ends what is under way. All that did not become whole is told.
     let dst = Destination::Name(Vec::new(), 0);

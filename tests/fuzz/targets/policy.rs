@@ -4,10 +4,10 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use socksd::policy::Policy;
-use socksd::policy::explain::Request;
-use socksd::policy::list::{self as lists, Entry, List};
+use socksd::policy::explain::{Explanation, Query};
+use socksd::policy::list::{self as lists, List, ListEntry};
 use socksd::policy::nets::Block;
-use socksd::policy::parse;
+use socksd::policy::parse::{self, Loaded};
 use socksd::policy::rules::{Pattern, Rule};
 use socksd::wire::STRING_MAX;
 
@@ -25,7 +25,7 @@ fn reads_files(text: &str) -> bool {
 }
 
 fn load(text: &str) -> Result<Vec<Rule>, Vec<String>> {
-    let (rules, files) = parse::load(&[LISTS.into(), text.into()], None)?;
+    let Loaded { rules, files } = parse::load(&[LISTS.into(), text.into()], None)?;
     assert_eq!(files, [Path::new("/dev/null")]);
     Ok(rules)
 }
@@ -91,7 +91,8 @@ pub fn list(octets: &[u8]) {
         Ok(list) => list,
         Err(errors) => {
             assert!(!errors.is_empty() && errors.len() <= 101);
-            for (line, column, error) in errors {
+            for error in errors {
+                let (line, column, error) = (error.at.line, error.at.column, error.what);
                 assert_plain(&error);
                 assert!(error.len() <= MESSAGE_MAX, "{error}");
                 assert_in(octets, line, column);
@@ -105,13 +106,14 @@ pub fn list(octets: &[u8]) {
         words.next().filter(|word| !word.starts_with(b"#"))
     });
     let words: Vec<&[u8]> = words.collect();
-    let entries: Vec<Entry> = words.iter().map(|word| Entry::parse(word).unwrap()).collect();
+    let entries: Vec<ListEntry> =
+        words.iter().map(|word| ListEntry::parse(word).unwrap()).collect();
     assert_eq!((list.len(), list.is_empty()), (entries.len(), entries.is_empty()));
     let (mut ips, mut names) = (Vec::new(), vec![b"".to_vec(), b".".to_vec()]);
     for (entry, word) in entries.iter().zip(words).take(32) {
         match entry {
-            Entry::Block(block) => ips.extend(around(*block)),
-            Entry::Name(_) => {
+            ListEntry::Block(block) => ips.extend(around(*block)),
+            ListEntry::Name(_) => {
                 let name = word.strip_prefix(b".").unwrap_or(word);
                 let above = name.iter().position(|&octet| octet == b'.').map_or(0, |dot| dot + 1);
                 let below = |head: &[u8]| [head, name].concat();
@@ -121,18 +123,18 @@ pub fn list(octets: &[u8]) {
         }
     }
     for ip in ips {
-        let held = |entry: &Entry| matches!(entry, Entry::Block(block) if block.holds(ip));
+        let held = |entry: &ListEntry| matches!(entry, ListEntry::Block(block) if block.holds(ip));
         assert_eq!(list.holds_ip(ip), entries.iter().any(held), "{ip}");
     }
     for name in names {
-        let held = |entry: &Entry| matches!(entry, Entry::Name(own) if own.matches(&name));
+        let held = |entry: &ListEntry| matches!(entry, ListEntry::Name(own) if own.matches(&name));
         assert_eq!(list.holds_name(&name), entries.iter().any(held), "{}", name.escape_ascii());
     }
 }
 
 /// The ends of a block and the addresses beside it.
 fn around(block: Block) -> [IpAddr; 4] {
-    let (first, last) = block.ends();
+    let (first, last) = (block.first(), block.last());
     let step = |ip: IpAddr, up: bool| match ip {
         IpAddr::V4(ip) => {
             let bits = ip.to_bits();
@@ -158,7 +160,7 @@ pub fn block(octets: &[u8]) {
             return;
         }
     };
-    let (first, last) = block.ends();
+    let (first, last) = (block.first(), block.last());
     assert!(first <= last && first.is_ipv4() == last.is_ipv4());
     // A block of IPv6 may end with mapped addresses, which it does not hold.
     assert_eq!(first, first.to_canonical());
@@ -172,7 +174,7 @@ pub fn block(octets: &[u8]) {
         );
     }
     assert_eq!(Block::parse(block.to_string().as_bytes()), Ok(block));
-    assert_eq!(Entry::parse(octets), Ok(Entry::Block(block)));
+    assert_eq!(ListEntry::parse(octets), Ok(ListEntry::Block(block)));
 }
 
 /// Names of hosts and domains.
@@ -187,7 +189,7 @@ pub fn name(octets: &[u8]) {
     };
     let printed = name.to_string();
     assert_eq!(lists::parse_name(printed.as_bytes()).as_ref(), Ok(&name));
-    assert_eq!(Entry::parse(octets), Ok(Entry::Name(name.clone())));
+    assert_eq!(ListEntry::parse(octets), Ok(ListEntry::Name(name.clone())));
     let domain = octets.strip_prefix(b".");
     let own = domain.unwrap_or(octets);
     let own = own.strip_suffix(b".").unwrap_or(own);
@@ -205,7 +207,7 @@ pub fn name(octets: &[u8]) {
 pub fn explain(octets: &[u8]) {
     let Ok(text) = str::from_utf8(octets) else { return };
     let (question, rules) = text.split_once('\n').unwrap_or((text, ""));
-    let request = match Request::parse(question) {
+    let request = match Query::parse(question) {
         Ok(request) => request,
         Err(error) => return assert_plain(&error),
     };
@@ -217,12 +219,12 @@ pub fn explain(octets: &[u8]) {
         Policy::load(&texts, None, None)
     };
     let Ok(own) = policy(&[LISTS, rules]) else { return };
-    let (told, allowed) = request.explain(&own);
+    let Explanation { text: told, allowed } = request.explain(&own);
     told.lines().for_each(assert_plain);
     let verdicts: Vec<&str> = told.lines().filter(|line| line.starts_with("verdict: ")).collect();
     let [verdict] = verdicts[..] else { panic!("{told}") };
     assert_eq!(verdict == "verdict: allow", allowed, "{told}");
     // What stands first decides.
     let denied = policy(&[LISTS, "deny", rules]).unwrap_or_else(|errors| panic!("{errors:?}"));
-    assert!(!request.explain(&denied).1);
+    assert!(!request.explain(&denied).allowed);
 }

@@ -5,7 +5,8 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
 use std::time::{Duration, SystemTime};
 
-use socksd::auth::users::Users;
+use socksd::auth::users::{LineError, Users};
+use socksd::auth::{Checker as _, Proof};
 use socksd::cli::{self as options, Action};
 use socksd::date::Date;
 use socksd::server::inherit;
@@ -26,7 +27,7 @@ pub fn cli(octets: &[u8]) {
         Ok(Action::Run(config) | Action::Check(config)) => {
             assert!(config.ready_fd.is_none_or(|fd| fd > 2));
             assert!(config.manner.unix_mode <= 0o777);
-            assert!((1..=1_000_000).contains(&config.caps.sessions));
+            assert!((1..=1_000_000).contains(&config.slots.sessions));
         }
         Ok(Action::Print(text)) => text.lines().for_each(assert_plain),
         Ok(Action::Explain(..) | Action::Hash) => {}
@@ -53,7 +54,7 @@ pub fn users(octets: &[u8]) {
         Ok(users) => users,
         Err(errors) => {
             assert!(!errors.is_empty() && errors.len() <= lines.len());
-            for (number, error) in errors {
+            for LineError { line: number, what: error } in errors {
                 assert_plain(&error);
                 assert!(error.len() <= 2_000, "{error}");
                 let line = lines[number - 1];
@@ -70,15 +71,15 @@ pub fn users(octets: &[u8]) {
     let lines = lines.iter().filter(|line| !line.is_empty() && !line.starts_with(b"#"));
     let lines: Vec<&[u8]> = lines.copied().collect();
     assert_eq!((users.len(), users.is_empty()), (lines.len(), lines.is_empty()));
-    assert!(users.with_password(b"").is_none());
+    assert!(users.user(b"").is_none());
     for line in lines {
         let (name, hash, expiry) = (field(line, 0), field(line, 1), field(line, 2));
         assert!((1..=STRING_MAX).contains(&name.len()));
         assert!(expiry.is_empty() || Date::parse(&expiry).is_some());
         let locked = hash.is_empty() || hash.starts_with(b"!") || hash.starts_with(b"*");
-        let expired = users.proved(&name).is_none();
+        let expired = users.proved(&name, Proof::Ident).is_none();
         assert!(!expired || !expiry.is_empty());
-        assert_eq!(users.with_password(&name).is_none(), locked || expired);
+        assert_eq!(users.user(&name).is_none(), locked || expired);
         if !locked {
             // A hash that differs from those of all passwords locks its user out without a word.
             let made = sys::crypt(b"", &hash).expect("crypt(3) can compute what is taken");

@@ -97,7 +97,7 @@ pub fn socks4(octets: &[u8]) {
             }
         }
         if let Destination::Address(addr) = request.dst {
-            let reply = socks4_wire::encode_reply(Cd(request.command.0), addr);
+            let reply = socks4_wire::encode_reply(Cd(request.command.0), &request.dst);
             assert_eq!(reply.len(), 8);
             assert_eq!(reply[..2], [0, request.command.0]);
             assert_eq!(reply[2..4], addr.port().to_be_bytes());
@@ -150,13 +150,11 @@ pub fn socks5_request(octets: &[u8]) {
         assert_eq!(encoded, own);
     }
     assert_eq!(message(&encoded, max, decode).unwrap().0, request);
-    if let Destination::Address(addr) = request.dst {
-        let reply = socks5_wire::encode_reply(Rep(request.command.0), addr);
-        assert_eq!(reply[..3], [socks5_wire::VER, request.command.0, 0]);
-        let mut r = Reader::new(&reply[3..]);
-        assert_eq!(r.destination(), Ok(request.dst));
-        assert_eq!(r.rest(), b"");
-    }
+    let reply = socks5_wire::encode_reply(Rep(request.command.0), &request.dst);
+    assert_eq!(reply[..3], [socks5_wire::VER, request.command.0, 0]);
+    let mut r = Reader::new(&reply[3..]);
+    assert_eq!(r.destination(), Ok(request.dst));
+    assert_eq!(r.rest(), b"");
 }
 
 /// Requests of user name and password.

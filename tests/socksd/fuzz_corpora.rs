@@ -1,13 +1,12 @@
 //! Every fuzz target over the octets that are kept for it, without a fuzzer; and that targets,
 //! programs and octets belong together.
-#![allow(clippy::panic, clippy::unwrap_used, clippy::expect_used)]
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
 
-#[path = "fuzz/targets/mod.rs"]
+#[path = "../fuzz/targets/mod.rs"]
 mod targets;
 
 /// Most files of a target, and most octets of one: they are for reading, and for a quick test.
