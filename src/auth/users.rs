@@ -289,17 +289,51 @@ fn parse_line(line: &[u8]) -> Result<(&[u8], UserAccount), String> {
     Ok((name, UserAccount { hash, expiry, groups }))
 }
 
-/// Parses the field of the hash; `None` is an error.
+/// Parses the field of the hash; `None` is an error, such as a hash that no password has.
 fn parse_hash(hash: &[u8]) -> Option<HashField> {
     if hash.is_empty() || hash.starts_with(b"!") || hash.starts_with(b"*") {
         return Some(HashField::Locked);
     }
     let method = METHODS.iter().find(|method| hash.starts_with(method.prefix))?;
-    let last = hash.rsplit(|&octet| octet == b'$').next()?;
-    let digit = |octet: &u8| octet.is_ascii_alphanumeric() || b"./".contains(octet);
-    let whole = last.len() == method.digits && last.iter().all(digit);
+    let rest = hash.strip_prefix(method.prefix)?;
+    let fields: Vec<&[u8]> = rest.split(|&octet| octet == b'$').collect();
+    let (salt_is_whole, last) = match (method.prefix, fields.as_slice()) {
+        (b"$y$", [_cost, salt, last]) => (is_yescrypt_salt(salt), last),
+        (b"$6$" | b"$5$", [salt, last]) => (is_sha_salt(salt), last),
+        (b"$6$" | b"$5$", [rounds, salt, last]) if rounds.starts_with(b"rounds=") => {
+            (is_sha_salt(salt), last)
+        }
+        // Salt and digest in one field: of the last digit of the salt two bits count.
+        (b"$2b$" | b"$2a$" | b"$2y$", [_cost, last]) => {
+            (last.get(21).is_some_and(|digit| b".Oeu".contains(digit)), last)
+        }
+        _ => return None,
+    };
+    let whole = salt_is_whole && last.len() == method.digits && last.iter().all(is_digit);
     let graphic = hash.iter().all(u8::is_ascii_graphic);
     (whole && graphic).then(|| HashField::Hash(hash.to_vec()))
+}
+
+/// Whether this is a digit of crypt(5).
+fn is_digit(octet: &u8) -> bool {
+    octet.is_ascii_alphanumeric() || b"./".contains(octet)
+}
+
+/// Whether the SHA methods use all of this salt. libxcrypt accepts none of these marks in a setting.
+fn is_sha_salt(salt: &[u8]) -> bool {
+    let is_rounds = salt.starts_with(b"rounds=");
+    salt.len() <= 16 && !is_rounds && !salt.iter().any(|octet| b"!*;\\".contains(octet))
+}
+
+/// Whether these digits encode whole octets, at most 64: the last digit has no bit left over.
+fn is_yescrypt_salt(salt: &[u8]) -> bool {
+    let last = salt.last().copied().unwrap_or(b'.');
+    let ends_well = match salt.len() % 4 {
+        2 => matches!(last, b'.'..=b'1'),
+        3 => matches!(last, b'.'..=b'9' | b'A'..=b'D'),
+        over => over == 0,
+    };
+    ends_well && salt.len() <= 86 && salt.iter().all(is_digit)
 }
 
 /// Parses a list of groups, which may be empty; `None` is an error.
@@ -436,6 +470,35 @@ mod tests {
             for wrong in [cut, &format!("{whole}x"), &format!("{cut}="), setting] {
                 assert_eq!(errors(format!("a:{wrong}").as_bytes()).len(), 1, "{wrong}");
             }
+        }
+    }
+
+    #[test]
+    fn a_hash_that_no_password_has_is_an_error() {
+        let (digits, many) = ("0".repeat(43), "0".repeat(86));
+        for wrong in [
+            // Without its salt, or with another field.
+            format!("$5${digits}"),
+            format!("$6$rounds=5000${many}"),
+            format!("$y$j9T${digits}"),
+            format!("$5$$salt${digits}"),
+            format!("$y$j9T$salt$salt${digits}"),
+            format!("$2b$04$$abcdefghijklmnopqrstuu{}", "0".repeat(31)),
+            // With a salt that crypt(3) cuts, changes or rejects.
+            format!("$6$0123456789abcdefX${many}"),
+            format!("$5$salt!${digits}"),
+            format!("$2b$04$abcdefghijklmnopqrstuv{}", "0".repeat(31)),
+            format!("$y$j9T$salty${digits}"),
+            format!("$y$j9T$saltyz${digits}"),
+            format!("$y$j9T$salt!!!!${digits}"),
+        ] {
+            // Method and cost are known to be good when the third line is parsed.
+            let text = format!("a:$y$j9T$saltsalt${digits}\nb:{SHA256}\nc:{wrong}\n");
+            let found = errors(text.as_bytes());
+            assert!(matches!(found.as_slice(), [.., (3, _)]), "{wrong}: {found:?}");
+        }
+        for good in [format!("$5$${digits}"), format!("$5$0123456789abcdef${digits}")] {
+            assert_eq!(errors(format!("a:{good}\n").as_bytes()), [], "{good}");
         }
     }
 
