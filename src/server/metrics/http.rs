@@ -79,8 +79,10 @@ pub fn path(head: &[u8], any_host: bool) -> Result<&str, Response> {
         }
     }
     let path = target.split_once('?').map_or(target, |(path, _)| path);
+    // A carriage return alone, for instance, is blank space to some and nothing to others.
+    let is_target = path.starts_with('/') && target.bytes().all(|octet| octet.is_ascii_graphic());
     match hosts[..] {
-        _ if !is_token(method) || !path.starts_with('/') => Err(bad()),
+        _ if !is_token(method) || !is_target => Err(bad()),
         _ if method != "GET" && method != "HEAD" => {
             Err(Response::plain("405 Method Not Allowed", "there are GET and HEAD"))
         }
@@ -137,6 +139,17 @@ mod tests {
             "user@127.0.0.1",
         ] {
             assert!(!is_address(host), "{host}");
+        }
+    }
+
+    #[test]
+    fn a_target_is_of_printing_ascii_characters() {
+        for target in ["/a\rb", "/\t", "/\x0c", "/\0", "/\x7f", "/?\r", "/\u{e9}", "/\u{a0}"] {
+            for end in ["\n", "\r\n"] {
+                let head = format!("GET {target} HTTP/1.0{end}{end}");
+                let status = path(head.as_bytes(), true).err().map(|response| response.status);
+                assert_eq!(status, Some("400 Bad Request"), "{target:?}");
+            }
         }
     }
 
