@@ -114,7 +114,7 @@ impl Resolver {
 
     /// Resolves `name` for `client` and hands the result to `done`, here or on a thread of the
     /// pool, where it must not block. Past `deadline` `done` may be dropped uncalled. Returns a
-    /// number by which [`Resolver::forget`] knows the request.
+    /// number by which the request can be taken back.
     pub fn request(
         &self,
         client: IpAddr,

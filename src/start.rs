@@ -341,7 +341,7 @@ impl Config {
     /// start and returns the warnings that it would log. No other thread may be running.
     ///
     /// # Errors
-    /// As [`Config::start`].
+    /// As the start.
     pub fn check(&self) -> Result<Vec<String>, StartError> {
         if !self.gives_up_privileges() {
             return self.policy.load().map(|_| Vec::new());

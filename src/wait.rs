@@ -44,7 +44,7 @@ pub struct Timeouts {
 pub enum Fin {
     /// It has left.
     Leaves,
-    /// It has left in [`GRACE`], unless it has sent something behind its request.
+    /// It has left in two seconds, unless it has sent something behind its request.
     LeavesSoon,
     /// A FIN has come; the client has left at that time.
     LeavesAt(Instant),
