@@ -14,6 +14,7 @@ mod common;
 mod crowd;
 mod memory;
 mod soak;
+mod waits;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

@@ -215,7 +215,7 @@ impl Server {
 
     /// The connections of clients that the server has: of each the port it comes from, and whether
     /// the server has read all of it.
-    fn clients(&self) -> Vec<(u16, bool)> {
+    pub fn clients(&self) -> Vec<(u16, bool)> {
         let lines = self.log();
         let listeners = lines.iter().filter(|line| line.contains("event=listening "));
         let ports =
