@@ -36,7 +36,7 @@ enum Form {
 
 impl Line {
     /// Begins a line for `event`, with the time in UTC if one is given.
-    pub(super) fn new(format: Format, event: &'static str, time: Option<SystemTime>) -> Self {
+    pub fn new(format: Format, event: &'static str, time: Option<SystemTime>) -> Self {
         let form = match format {
             Format::Text => Form::Text,
             Format::Json => Form::Json,
@@ -69,7 +69,7 @@ impl Line {
     }
 
     /// The whole line, without the newline that ends it.
-    pub(super) fn finish(mut self) -> String {
+    pub fn finish(mut self) -> String {
         if self.is_json() {
             self.text.push('}');
         }
