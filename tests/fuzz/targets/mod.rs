@@ -10,6 +10,7 @@
 )]
 #![allow(unreachable_pub, reason = "a library to the fuzzer, a module to the tests")]
 
+pub mod log;
 pub mod peers;
 pub mod policy;
 pub mod settings;
@@ -19,17 +20,18 @@ pub mod wire;
 pub type Target = fn(&[u8]);
 
 /// All targets by the names that `fuzz_targets/` and `corpus/` have for them.
-pub const ALL: [(&str, Target); 21] = [
+pub const ALL: [(&str, Target); 22] = [
     ("block", policy::block),
     ("cli", settings::cli),
     ("date", settings::date),
-    ("escape", peers::escape),
+    ("escape", log::escape),
     ("explain", policy::explain),
     ("fragments", peers::fragments),
     ("host_name", peers::host_name),
     ("http", peers::http),
     ("ident", wire::ident),
     ("list", policy::list),
+    ("log_line", log::log_line),
     ("name", policy::name),
     ("password", settings::password),
     ("peer_env", settings::peer_env),

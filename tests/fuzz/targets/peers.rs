@@ -1,16 +1,14 @@
-//! What else comes from peers, or is made of their octets: heads of HTTP requests, fragments of
-//! datagrams, names to look up, and octets on their way into the log.
+//! What else comes from peers: heads of HTTP requests, fragments of datagrams, names to look up.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
-use socksd::log::Escaped;
 use socksd::relay::Traffic;
 use socksd::relay::udp::fragments::{Fragments, Payload};
 use socksd::resolve;
 use socksd::server::metrics::http::{self as head, HEAD_MAX};
+use socksd::wire::Destination;
 use socksd::wire::udp::{Datagram, Frag};
-use socksd::wire::{Destination, STRING_MAX};
 
 use super::assert_plain;
 
@@ -148,30 +146,4 @@ pub fn host_name(octets: &[u8]) {
     let part = |octet: &u8| octet.is_ascii_lowercase() || octet.is_ascii_digit();
     assert!(name.iter().all(|octet| part(octet) || b"-_.".contains(octet)));
     assert_eq!(resolve::host_name(&name), Some(name));
-}
-
-/// Octets of a peer in the log: one word of printing ASCII characters that means just these.
-pub fn escape(octets: &[u8]) {
-    let text = Escaped(octets).to_string();
-    assert!(text.bytes().all(|octet| octet.is_ascii_graphic()), "{text:?}");
-    assert!(!text.is_empty() && text.len() <= 4 * octets.len().max(1));
-    assert_eq!(unescape(&text), octets);
-    assert!(octets.len() <= STRING_MAX || text.len() > STRING_MAX);
-}
-
-fn unescape(text: &str) -> Vec<u8> {
-    let mut octets = Vec::new();
-    let mut rest = if text == "-" { "" } else { text };
-    while let Some(c) = rest.chars().next() {
-        let len = if let Some(hex) = rest.strip_prefix("\\x") {
-            octets.push(u8::from_str_radix(&hex[..2], 16).expect("two digits"));
-            4
-        } else {
-            assert_ne!(c, '\\');
-            octets.push(u8::try_from(c).expect("ASCII"));
-            1
-        };
-        rest = &rest[len..];
-    }
-    octets
 }
