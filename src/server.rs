@@ -31,7 +31,7 @@ use crate::session::service::Service;
 use crate::sync::Queue;
 
 /// What happens while the server runs.
-pub(super) enum Event {
+enum Event {
     Signal(Signal),
     /// A listener became unusable.
     Broken(io::Error),
@@ -99,7 +99,9 @@ impl Server {
         clients.into_iter().for_each(|client| admitter.admit(client));
         let mut accepting = Vec::new();
         for listener in listeners {
-            accepting.push(Accepting::start(listener, admitter.clone(), Arc::clone(&events))?);
+            let events = Arc::clone(&events);
+            let broken = move |error| events.put(Event::Broken(error));
+            accepting.push(Accepting::start(listener, admitter.clone(), broken)?);
         }
         let signalled = Arc::clone(&events);
         thread::Builder::new().name("signals".into()).spawn(move || {

@@ -10,12 +10,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::log::Level;
-use crate::server::Event;
 use crate::server::listeners::{Client, Listener};
 use crate::server::slots::{HalfOpenSlot, Refusal, SessionSlot, Sessions};
 use crate::session;
 use crate::session::service::{Service, Slot};
-use crate::sync::{Queue, lock};
+use crate::sync::lock;
 use crate::sys::{self, PollFd};
 
 /// How long whoever waits for clients rests when the system is out of something, at first and at
@@ -51,7 +50,7 @@ impl Accepting {
     pub(super) fn start(
         listener: Listener,
         admitter: Admitter,
-        events: Arc<Queue<Event>>,
+        broken: impl Fn(io::Error) + Send + Sync + 'static,
     ) -> io::Result<Self> {
         // A socket of our own is shut down for that.
         let (woken, waker) = listener.inherited.then(io::pipe).transpose()?.unzip();
@@ -59,7 +58,7 @@ impl Accepting {
         let acceptors = Arc::new(Acceptors {
             listener,
             admitter,
-            events,
+            broken: Box::new(broken),
             woken,
             watch: Mutex::default(),
             left: Condvar::new(),
@@ -208,7 +207,8 @@ impl Drop for ReplaceOnPanic<'_> {
 struct Acceptors {
     listener: Listener,
     admitter: Admitter,
-    events: Arc<Queue<Event>>,
+    /// Called if the listener becomes unusable.
+    broken: Box<dyn Fn(io::Error) + Send + Sync>,
     /// Ends when nobody is to wait any more at an inherited listener.
     woken: Option<io::PipeReader>,
     /// Held while the listener is made to wait or not to wait.
@@ -317,7 +317,7 @@ impl Acceptors {
                 }
                 Err(_) if this.is_ending() => break,
                 Err(error) if sys::is_bad_descriptor(&error) => {
-                    this.events.put(Event::Broken(error));
+                    (this.broken)(error);
                     break;
                 }
                 Err(error)

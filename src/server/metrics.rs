@@ -128,7 +128,7 @@ impl Site {
         let any_host = self.listener.tcp_addr().is_none();
         match http::path(head, any_host) {
             Ok("/") => page::page(&self.service.live),
-            Ok("/metrics") => text::metrics(self),
+            Ok("/metrics") => text::metrics(&self.service, &self.sessions, self.started),
             Ok("/healthz") if self.draining.load(Ordering::Relaxed) => {
                 Response::plain("503 Service Unavailable", "draining")
             }

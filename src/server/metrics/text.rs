@@ -3,18 +3,19 @@
 
 use std::fmt::{self, Display, Formatter, Write as _};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::server::metrics::Site;
 use crate::server::metrics::http::Response;
-use crate::server::slots::Totals;
+use crate::server::slots::{Sessions, Totals};
+use crate::session::service::Service;
 use crate::stats::Histogram;
 
-pub(super) fn metrics(site: &Site) -> Response {
-    let (resources, traffic) = (&site.service.resources, site.service.live.traffic());
-    let Totals { sessions, half_open, accepted, refused } = site.sessions.totals();
+pub(super) fn metrics(service: &Service, sessions: &Sessions, started: SystemTime) -> Response {
+    let (resources, traffic) = (&service.resources, service.live.traffic());
+    let max = sessions.limits().sessions;
+    let Totals { sessions, half_open, accepted, refused } = sessions.totals();
     let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
-    let started = site.started.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let started = started.duration_since(UNIX_EPOCH).unwrap_or_default();
     let mut text = Text(String::with_capacity(8 * 1024));
 
     let version = [([("version", env!("CARGO_PKG_VERSION"))], 1)];
@@ -32,7 +33,7 @@ pub(super) fn metrics(site: &Site) -> Response {
     let help = "Sessions whose handshake is not complete.";
     text.family("socksd_sessions_half_open", "gauge", help, [([], half_open)]);
     let help = "Sessions there may be.";
-    text.family("socksd_sessions_max", "gauge", help, [([], site.sessions.limits().sessions)]);
+    text.family("socksd_sessions_max", "gauge", help, [([], max)]);
     let refused = refused.map(|(refusal, count)| ([("limit", refusal.word())], count));
     let help = "Connections closed without a reply because of a limit.";
     text.family("socksd_connections_refused_total", "counter", help, refused);
