@@ -1,10 +1,10 @@
-//! How many there are of each of some things.
+//! A count per key.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::hash::Hash;
 
-/// A count for each key; keys whose count is 0 take no room.
+/// A count for each key. A key with count 0 takes no memory.
 #[derive(Debug)]
 pub struct Counts<K>(HashMap<K, u64>);
 
@@ -15,17 +15,17 @@ impl<K> Default for Counts<K> {
 }
 
 impl<K: Eq + Hash> Counts<K> {
-    /// How many there are of `key`.
+    /// The count of `key`.
     pub fn of(&self, key: &K) -> u64 {
         self.0.get(key).copied().unwrap_or_default()
     }
 
-    /// Counts one more.
+    /// Adds one to the count of `key`.
     pub fn add(&mut self, key: K) {
         *self.0.entry(key).or_default() += 1;
     }
 
-    /// Counts one less, of those that were added.
+    /// Subtracts one from the count of `key`, unless that is 0.
     pub fn remove(&mut self, key: K) {
         if let Entry::Occupied(mut entry) = self.0.entry(key) {
             *entry.get_mut() -= 1;
@@ -35,7 +35,7 @@ impl<K: Eq + Hash> Counts<K> {
         }
     }
 
-    /// Whether there is none of anything.
+    /// Whether all counts are 0.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -46,7 +46,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_taken_away_again_leaves_nothing() {
+    fn a_count_of_0_leaves_no_entry() {
         let mut counts = Counts::default();
         for key in ["a", "b", "a"] {
             counts.add(key);

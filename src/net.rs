@@ -1,14 +1,14 @@
-//! Addresses as all of the server means them: which are one and the same, and what counts as one
-//! client. Blocks and kinds of addresses are in [`crate::policy::nets`].
+//! Addresses: their canonical form, and the block of addresses that counts as one client. Sets and
+//! kinds of addresses are in [`crate::policy::nets`].
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 
-/// A connected stream socket, TCP or UNIX. std has no type for both; what this one can do suits
-/// both, as long as it is not asked for an address of a UNIX socket.
+/// A connected stream socket, TCP or UNIX. std has no type for both. This one serves for both,
+/// except that its addresses are errors on a UNIX socket.
 pub type Stream = TcpStream;
 
-/// The address a socket call gave, with an IPv4-mapped IPv6 address as the IPv4 address it means.
-/// An IPv6 address keeps its scope: a link-local peer cannot be answered without it.
+/// Turns an IPv4-mapped IPv6 address into the IPv4 address. Any other IPv6 address keeps its scope:
+/// a link-local peer cannot be answered without it.
 #[must_use]
 pub fn canonical(addr: SocketAddr) -> SocketAddr {
     match addr.ip().to_canonical() {
@@ -17,7 +17,7 @@ pub fn canonical(addr: SocketAddr) -> SocketAddr {
     }
 }
 
-/// Any address of the family of `ip`, with port 0.
+/// The unspecified address of the family of `ip`, with port 0.
 #[must_use]
 pub fn unspecified(ip: IpAddr) -> SocketAddr {
     let ip = if ip.is_ipv4() {
@@ -28,9 +28,9 @@ pub fn unspecified(ip: IpAddr) -> SocketAddr {
     SocketAddr::new(ip, 0)
 }
 
-/// What one client is counted by: an IPv4 address, or the /64 of an IPv6 one, since a single
-/// machine has a whole /64 to choose from. All clients without an address, who came by a UNIX
-/// socket, are counted as one, by the address that nobody has.
+/// The key by which a client is counted: its IPv4 address, or the /64 of its IPv6 address, since one
+/// machine has a whole /64 to choose from. Clients of UNIX sockets have no address: all of them share
+/// 0.0.0.0, which is no client's address.
 #[must_use]
 pub fn client_block(ip: Option<IpAddr>) -> IpAddr {
     match ip.map_or(Ipv4Addr::UNSPECIFIED.into(), |ip| ip.to_canonical()) {

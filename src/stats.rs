@@ -1,58 +1,59 @@
-//! What sessions do, counted for who watches: relaxed atomics without a lock, bumped once or twice
-//! in a session. What each has relayed is counted where it is relayed.
+//! Statistics of sessions, for the metrics: relaxed atomics without a lock, each updated once or
+//! twice per session. Relayed octets are counted in `crate::relay::traffic`.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// The counts of all sessions.
+/// The statistics of all sessions.
 #[derive(Default)]
 pub struct Stats {
-    /// Sessions that ended, by the version, the command and the reason that the log has.
+    /// Sessions that ended, by version, command and reason as in the log.
     pub ended: Tally,
-    /// Passwords that were wrong, or of an account that has expired.
+    /// Passwords that were wrong or of an expired account.
     pub auth_failures: AtomicU64,
-    /// How long sessions waited for a name, whatever came of it.
+    /// How long sessions waited for a name, resolved or not.
     pub resolve: Histogram,
-    /// How long sessions waited for a connection to their target, whatever came of it.
+    /// How long sessions waited for a connection to their target, established or not.
     pub connect: Histogram,
 }
 
-/// Places in a [`Tally`]: as many as there are versions, commands and reasons to combine, and some.
-const PLACES: usize = 512;
+/// The capacity of a [`Tally`]: more than all combinations of version, command and reason.
+const ENTRIES_MAX: usize = 512;
 
-/// Three words. They are constants of the program: nothing a peer made can be one.
+/// Version, command and reason, as words of the log: constants of the program, never text from a peer.
 pub type Words = [&'static str; 3];
 
-/// A count for each combination of three words, which takes a place when it is counted first.
-pub struct Tally([(OnceLock<Words>, AtomicU64); PLACES]);
+/// A count for each combination of three words, which takes an entry when it is first counted.
+pub struct Tally([(OnceLock<Words>, AtomicU64); ENTRIES_MAX]);
 
 impl Default for Tally {
     fn default() -> Self {
-        Self([const { (OnceLock::new(), AtomicU64::new(0)) }; PLACES])
+        Self([const { (OnceLock::new(), AtomicU64::new(0)) }; ENTRIES_MAX])
     }
 }
 
 impl Tally {
-    /// Counts one more of `words`.
+    /// Counts one session with these words; ignores it if all entries are taken.
     pub fn add(&self, words: Words) {
-        let mut places = self.0.iter();
-        if let Some((_, count)) = places.find(|(place, _)| *place.get_or_init(|| words) == words) {
+        let mut entries = self.0.iter();
+        if let Some((_, count)) = entries.find(|(entry, _)| *entry.get_or_init(|| words) == words) {
             count.fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    /// The counts.
+    /// All combinations with their counts.
     pub fn counts(&self) -> impl Iterator<Item = (&Words, u64)> {
-        let places = self.0.iter();
-        places.map_while(|(place, count)| Some((place.get()?, count.load(Ordering::Relaxed))))
+        let entries = self.0.iter();
+        entries.map_while(|(entry, count)| Some((entry.get()?, count.load(Ordering::Relaxed))))
     }
 }
 
-/// The upper bounds of the buckets of a [`Histogram`] but the last, which has none, in milliseconds.
+/// The upper bounds of the buckets of a [`Histogram`], in milliseconds. The last bucket, above all of
+/// these, has none.
 pub const BOUNDS: [u64; 10] = [1, 5, 25, 100, 250, 500, 1_000, 2_500, 10_000, 30_000];
 
-/// How long something took.
+/// The distribution of a duration.
 #[derive(Default)]
 pub struct Histogram {
     buckets: [AtomicU64; BOUNDS.len()],
@@ -61,7 +62,7 @@ pub struct Histogram {
 }
 
 impl Histogram {
-    /// Counts `time`.
+    /// Counts one duration.
     pub fn observe(&self, time: Duration) {
         let mut buckets = BOUNDS.iter().zip(&self.buckets);
         let bucket = buckets.find(|(bound, _)| time <= Duration::from_millis(**bound));
@@ -70,8 +71,7 @@ impl Histogram {
         self.nanoseconds.fetch_add(nanoseconds, Ordering::Relaxed);
     }
 
-    /// For each bound how many took no longer, how many there are in all, and how long all of them
-    /// took together.
+    /// The number of durations up to each bound, the number of all, and the sum of all.
     #[must_use]
     pub fn sums(&self) -> ([(Duration, u64); BOUNDS.len()], u64, Duration) {
         let mut sum = 0;
@@ -91,7 +91,7 @@ mod tests {
     use std::thread;
 
     #[test]
-    fn threads_that_count_the_same_words_at_once_share_a_place() {
+    fn threads_that_count_the_same_words_at_once_share_an_entry() {
         let tally = Tally::default();
         thread::scope(|scope| {
             for _ in 0..8 {
@@ -114,10 +114,10 @@ mod tests {
     #[test]
     fn a_full_tally_neither_grows_nor_miscounts() {
         let tally = Tally::default();
-        for n in 0..PLACES + 10 {
+        for n in 0..ENTRIES_MAX + 10 {
             tally.add([n.to_string().leak(), "", ""]);
         }
-        assert_eq!(tally.counts().count(), PLACES);
+        assert_eq!(tally.counts().count(), ENTRIES_MAX);
         assert!(tally.counts().all(|(_, count)| count == 1));
     }
 

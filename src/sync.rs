@@ -1,12 +1,12 @@
-//! What threads share: a lock that outlives a panic, and a queue to wait in. The threads themselves
-//! are in [`crate::threads`].
+//! Synchronization: a lock that survives a panic, and a blocking queue. The cache of threads is in
+//! [`crate::threads`].
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Locks a mutex even if a thread panicked while holding it: what is kept behind mutexes here is
-/// whole after every single assignment.
+/// Locks a mutex even if a thread panicked while holding it: all data under mutexes here is
+/// consistent after every single assignment.
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -21,7 +21,7 @@ pub struct Queue<T> {
 #[derive(Debug)]
 struct Queued<T> {
     items: VecDeque<T>,
-    /// Threads that wait for an item. Without any, an item costs no system call.
+    /// The number of threads that wait for an item. At 0, `put` makes no system call.
     waiting: usize,
 }
 
@@ -33,26 +33,26 @@ impl<T> Default for Queue<T> {
 }
 
 impl<T> Queue<T> {
-    /// Puts `item` in, and wakes a thread that waits, if there is one.
+    /// Appends `item`, and wakes one waiting thread, if there is any.
     pub fn put(&self, item: T) {
         let mut queued = lock(&self.queued);
         queued.items.push_back(item);
-        let wanted = queued.waiting > 0;
+        let is_awaited = queued.waiting > 0;
         drop(queued);
-        if wanted {
+        if is_awaited {
             self.more.notify_one();
         }
     }
 
-    /// Takes the first item out, or `None` if there is none until then; without `until` waits for
-    /// ever.
-    pub fn take(&self, until: Option<Instant>) -> Option<T> {
+    /// Removes the first item, and waits for one if there is none. `None` at `deadline`; without a
+    /// deadline it waits for ever.
+    pub fn take(&self, deadline: Option<Instant>) -> Option<T> {
         let mut queued = lock(&self.queued);
         loop {
             if let Some(item) = queued.items.pop_front() {
                 return Some(item);
             }
-            let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
             if left == Some(Duration::ZERO) {
                 return None;
             }

@@ -1,7 +1,7 @@
-//! A cache of threads: one that has finished its work waits a little for the next piece.
+//! A cache of threads: a thread that has finished its work waits a while for more.
 //!
-//! Starting a thread is the dearest part of a short session. Nothing here bounds how many threads
-//! there are; there are few beside those of sessions, who hold a slot each.
+//! Starting a thread is the most expensive part of a short session. Nothing here limits the number
+//! of threads: nearly all of them serve sessions, and each session holds a slot.
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -12,79 +12,78 @@ use std::time::{Duration, Instant};
 use crate::sync::{Queue, lock};
 use crate::sys;
 
-/// Octets of stack of a thread of the cache. Decoders, the pump and crypt_r run here; getaddrinfo,
-/// the deepest caller known, does not. Only pages that are touched cost memory.
+/// The stack of a thread, in bytes. Decoders, the UDP pump and crypt_r run on it; getaddrinfo, which
+/// needs the most stack of all known callees, does not. Only pages in use cost memory.
 const STACK: usize = 128 * 1024;
 
-/// How long a thread without work stays.
-const STAY: Duration = Duration::from_secs(5);
+/// How long an idle thread waits for work before it ends.
+const IDLE_TIME: Duration = Duration::from_secs(5);
 
-/// How long many threads may take to end.
-const WAY_OUT: Duration = Duration::from_secs(3);
+/// How long threads may take to end after they left the cache.
+const EXIT_TIME: Duration = Duration::from_secs(3);
 
-/// Threads that were without work at once whose memory is worth giving back.
+/// The number of idle threads from which their memory is worth returning to the system.
 const MANY: usize = 64;
 
 type Task = Box<dyn FnOnce() + Send>;
 
-/// The cache. Cheap to clone; all clones are one cache.
+/// The cache. It is cheap to clone; all clones share one cache.
 #[derive(Clone, Default)]
 pub struct Threads {
-    /// Slots of the threads without work; the one that came last is handed out first, while its
-    /// stack is still warm.
+    /// The inboxes of the idle threads. The last one is reserved first: its stack is still warm.
     idle: Arc<Mutex<Vec<Arc<Queue<Task>>>>>,
 }
 
-/// A thread reserved for one piece of work. Dropping it unused gives it back.
+/// A thread reserved for one piece of work. A drop without `run` returns it to the cache.
 pub struct Reserved {
     threads: Threads,
-    slot: Option<Arc<Queue<Task>>>,
+    inbox: Option<Arc<Queue<Task>>>,
 }
 
 impl Threads {
-    /// Takes a waiting thread, or starts one.
+    /// Reserves an idle thread, or starts one.
     ///
     /// # Errors
-    /// EAGAIN where the system gives no more threads.
+    /// EAGAIN if the system refuses another thread.
     pub fn reserve(&self) -> io::Result<Reserved> {
-        let waiting = lock(&self.idle).pop();
-        let slot = match waiting {
-            Some(slot) => slot,
+        let idle = lock(&self.idle).pop();
+        let inbox = match idle {
+            Some(inbox) => inbox,
             None => {
-                let slot = Arc::new(Queue::default());
-                let (threads, own) = (self.clone(), Arc::clone(&slot));
+                let inbox = Arc::new(Queue::default());
+                let (threads, own) = (self.clone(), Arc::clone(&inbox));
                 sys::pthread_create(STACK, Box::new(move || threads.serve(&own)))?;
-                slot
+                inbox
             }
         };
-        Ok(Reserved { threads: self.clone(), slot: Some(slot) })
+        Ok(Reserved { threads: self.clone(), inbox: Some(inbox) })
     }
 
-    /// The life of one thread.
-    fn serve(&self, slot: &Arc<Queue<Task>>) {
-        while let Some(work) = self.next(slot) {
-            // The panic hook has told of it; this thread is as good as before.
+    /// The body of a thread.
+    fn serve(&self, inbox: &Arc<Queue<Task>>) {
+        while let Some(work) = self.next(inbox) {
+            // The panic hook has logged it; the thread is still usable.
             let _ = catch_unwind(AssertUnwindSafe(work));
-            lock(&self.idle).push(Arc::clone(slot));
+            lock(&self.idle).push(Arc::clone(inbox));
         }
     }
 
-    fn next(&self, slot: &Arc<Queue<Task>>) -> Option<Task> {
+    fn next(&self, inbox: &Arc<Queue<Task>>) -> Option<Task> {
         loop {
-            let work = slot.take(Some(Instant::now() + STAY));
+            let work = inbox.take(Some(Instant::now() + IDLE_TIME));
             if work.is_some() {
                 return work;
             }
             let mut idle = lock(&self.idle);
-            // Else somebody has reserved this thread: its work is on the way.
-            if let Some(index) = idle.iter().position(|other| Arc::ptr_eq(other, slot)) {
+            // If it is absent, the thread has just been reserved, and work is on the way.
+            if let Some(index) = idle.iter().position(|other| Arc::ptr_eq(other, inbox)) {
                 idle.remove(index);
-                // There were many: what they had is of no more use either.
+                // Most of many threads have ended: their memory is of no more use.
                 if idle.capacity() > MANY && idle.len() < idle.capacity() / 8 {
                     idle.shrink_to_fit();
                     drop(idle);
-                    // They are still on their way out.
-                    thread::sleep(WAY_OUT);
+                    // The others may still be ending.
+                    thread::sleep(EXIT_TIME);
                     sys::malloc_trim();
                 }
                 return None;
@@ -94,18 +93,18 @@ impl Threads {
 }
 
 impl Reserved {
-    /// Gives the thread its work.
+    /// Runs `work` on the thread.
     pub fn run(mut self, work: impl FnOnce() + Send + 'static) {
-        if let Some(slot) = self.slot.take() {
-            slot.put(Box::new(work));
+        if let Some(inbox) = self.inbox.take() {
+            inbox.put(Box::new(work));
         }
     }
 }
 
 impl Drop for Reserved {
     fn drop(&mut self) {
-        if let Some(slot) = self.slot.take() {
-            lock(&self.threads.idle).push(slot);
+        if let Some(inbox) = self.inbox.take() {
+            lock(&self.threads.idle).push(inbox);
         }
     }
 }
@@ -146,15 +145,15 @@ mod tests {
     }
 
     #[test]
-    fn what_many_threads_had_is_given_back_while_some_have_work() {
+    fn the_memory_of_many_threads_is_returned_while_some_have_work() {
         let threads = Threads::default();
         let many: Vec<_> = (0..2 * MANY).map(|_| threads.reserve().unwrap()).collect();
         drop(many);
         assert!(lock(&threads.idle).capacity() > MANY);
-        let until = Instant::now() + 3 * STAY;
+        let until = Instant::now() + 3 * IDLE_TIME;
         while lock(&threads.idle).capacity() > MANY {
             assert!(Instant::now() < until);
-            // There is always one without work.
+            // At least one thread is always idle.
             run(&threads);
             thread::sleep(Duration::from_millis(50));
         }
