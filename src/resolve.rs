@@ -107,9 +107,10 @@ impl Resolver {
         wait: &Wait<'_>,
     ) -> Result<Resolved, WaitError> {
         let promise = Arc::new(Promise::new()?);
-        let kept = Arc::clone(&promise);
-        let ticket = self.request(client, name, wait.deadline, move |resolved| kept.keep(resolved));
-        wait.promised(&promise).inspect_err(|_| self.forget(client, name, ticket))
+        let answer = Arc::clone(&promise);
+        let done = move |resolved| answer.set(resolved);
+        let ticket = self.request(client, name, wait.deadline, done);
+        wait.for_promise(&promise).inspect_err(|_| self.forget(client, name, ticket))
     }
 
     /// Resolves `name` for `client` and hands the result to `done`, here or on a thread of the

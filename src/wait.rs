@@ -1,5 +1,6 @@
-//! Waiting for others on behalf of a client. Every such wait has a deadline, ends when the client
-//! leaves, and ends with the server: a client that has left keeps no thread and no descriptor.
+//! Waits on behalf of a client: for a target, a name, a turn, or for time to pass. Every wait has a
+//! deadline and also ends when the client leaves or the server ends, so that a client that has left
+//! holds no thread and no descriptor.
 //!
 //! Not here: waiting for the client itself, which the session and the relay do.
 
@@ -14,61 +15,61 @@ use std::time::{Duration, Instant};
 use crate::sync::lock;
 use crate::sys::{self, PollFd};
 
-/// How long a wait goes on after a FIN of the client with nothing sent behind its request. A client
-/// that ends its output may still read; most have left.
+/// How long a wait goes on after a FIN of a client that has sent nothing after its request. Such a
+/// client may still read, but most have left.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// How long each wait may take.
+/// The time limits of a session.
 #[derive(Clone, Copy, Debug)]
 pub struct Timeouts {
-    /// From the connection of a client to the end of its request.
+    /// From the client's connection to the end of its request.
     pub handshake: Duration,
-    /// The answer of a client's host to an IDENT query.
+    /// For an IDENT answer.
     pub ident: Duration,
-    /// The look-up of a name.
+    /// For the look-up of a name.
     pub resolve: Duration,
-    /// A connection to a target, all addresses of a name together.
+    /// For a connection to the target, all addresses of a name together.
     pub connect: Duration,
-    /// The peer of a BIND.
+    /// For the peer of a BIND.
     pub bind: Duration,
-    /// A tunnel that passes nothing; `None` for ever.
+    /// For a tunnel that passes nothing; `None` for no limit.
     pub idle: Option<Duration>,
-    /// The same once one side has closed.
+    /// The same after one side has closed.
     pub linger: Duration,
-    /// An association that passes no datagram; `None` for ever.
+    /// For an association that passes no datagram; `None` for no limit.
     pub udp_idle: Option<Duration>,
 }
 
-/// What a FIN of the client means. A reset always means that it has left.
+/// The meaning of a FIN from the client. A reset always means that it has left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fin {
-    /// It has left.
-    Leaves,
-    /// It has left in two seconds, unless it has sent something behind its request.
-    LeavesSoon,
-    /// A FIN has come; the client has left at that time.
-    LeavesAt(Instant),
-    /// It has ended its output, and is served.
-    HalfCloses,
+    /// The client has left.
+    Gone,
+    /// The client counts as gone two seconds later, unless it has sent something after its request.
+    GoneAfterGrace,
+    /// The FIN has come; the client counts as gone from this time on.
+    GoneAt(Instant),
+    /// The client has only ended its output, and is still served.
+    HalfClose,
 }
 
-/// For which client to wait, and for how long.
+/// The bounds of a wait: its client, its deadline and the end of the server.
 #[derive(Clone, Copy)]
 pub struct Wait<'a> {
-    /// The client, which has to stay: TCP, or a UNIX stream socket.
+    /// The client, TCP or UNIX; the wait ends when it leaves.
     pub client: &'a TcpStream,
-    /// What its FIN means; several waits for one client share it.
+    /// The meaning of its FIN, shared by all waits for one client.
     pub fin: &'a Cell<Fin>,
     /// Hangs up when the server ends.
     pub ended: BorrowedFd<'a>,
-    /// When the wait is over.
+    /// The time at which the wait gives up.
     pub deadline: Instant,
 }
 
-/// Why a wait was in vain.
+/// Why a wait failed.
 #[derive(Debug)]
 pub enum WaitError {
-    /// The deadline came first.
+    /// The deadline passed.
     TimedOut,
     /// The client left.
     ClientGone,
@@ -85,45 +86,45 @@ impl From<io::Error> for WaitError {
 }
 
 impl<'a> Wait<'a> {
-    /// A wait for the same client that is over after `time`.
+    /// A wait for the same client that gives up after `time`.
     #[must_use]
     pub fn within(&self, time: Duration) -> Self {
         Self { deadline: Instant::now() + time, ..*self }
     }
 
-    /// Waits for `events`, as of poll(2), on `fd`.
+    /// Waits for `events` of poll(2) on `fd`.
     ///
     /// # Errors
-    /// Why they did not come.
+    /// Every [`WaitError`].
     pub fn on(&self, fd: &impl AsFd, events: i16) -> Result<(), WaitError> {
         self.poll(&mut vec![PollFd::new(fd, events)], None).map(drop)
     }
 
-    /// Lets `time` pass.
+    /// Sleeps for `time`.
     ///
     /// # Errors
-    /// Why it did not pass.
+    /// Every [`WaitError`].
     pub fn sleep(&self, time: Duration) -> Result<(), WaitError> {
         self.poll(&mut Vec::new(), Some(Instant::now() + time)).map(drop)
     }
 
-    /// Waits for another thread to leave an answer.
+    /// Waits until another thread sets the value of `promise`, and takes it.
     ///
     /// # Errors
-    /// Why there is none.
-    pub fn promised<T>(&self, promise: &Promise<T>) -> Result<T, WaitError> {
+    /// Every [`WaitError`].
+    pub fn for_promise<T>(&self, promise: &Promise<T>) -> Result<T, WaitError> {
         loop {
-            self.on(&promise.kept, sys::POLLIN)?;
+            self.on(&promise.ready, sys::POLLIN)?;
             if let Some(value) = promise.take() {
                 return Ok(value);
             }
         }
     }
 
-    /// Waits until one of `fds` has an event, or until `until`: then returns false.
+    /// Waits for an event on one of `fds`; returns false if there is none until `until`.
     ///
     /// # Errors
-    /// Why neither came to pass.
+    /// Every [`WaitError`].
     pub fn poll<'f>(
         &'f self,
         fds: &mut Vec<PollFd<'f>>,
@@ -135,7 +136,7 @@ impl<'a> Wait<'a> {
             if now >= next {
                 return Err(WaitError::TimedOut);
             }
-            if let Fin::LeavesAt(at) = fin {
+            if let Fin::GoneAt(at) = fin {
                 if now >= at {
                     return Err(WaitError::ClientGone);
                 }
@@ -147,27 +148,27 @@ impl<'a> Wait<'a> {
                 }
                 next = next.min(until);
             }
-            let heeded = matches!(fin, Fin::Leaves | Fin::LeavesSoon);
-            fds.push(PollFd::new(self.client, if heeded { sys::POLLRDHUP } else { 0 }));
+            let watches_fin = matches!(fin, Fin::Gone | Fin::GoneAfterGrace);
+            fds.push(PollFd::new(self.client, if watches_fin { sys::POLLRDHUP } else { 0 }));
             fds.push(PollFd::new(&self.ended, 0));
             let polled = sys::poll(fds, Some(next.saturating_duration_since(now)));
-            let on_ended = fds.pop().is_some_and(|fd| fd.has(!0));
-            let on_client = fds.pop();
+            let has_ended = fds.pop().is_some_and(|fd| fd.has(!0));
+            let client = fds.pop();
             match polled {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => return Err(WaitError::Failed(error)),
                 Ok(_) => {}
             }
-            let came = |events| on_client.as_ref().is_some_and(|fd| fd.has(events));
-            if came(!sys::POLLRDHUP) || came(sys::POLLRDHUP) && fin == Fin::Leaves {
+            let client_has = |events| client.as_ref().is_some_and(|fd| fd.has(events));
+            if client_has(!sys::POLLRDHUP) || client_has(sys::POLLRDHUP) && fin == Fin::Gone {
                 return Err(WaitError::ClientGone);
             }
-            if came(sys::POLLRDHUP) {
-                // Nothing is waited for here: the input has ended, with or without something unread.
+            if client_has(sys::POLLRDHUP) {
+                // After a FIN this does not block, whether or not octets are left to read.
                 let unread = self.client.peek(&mut [0])? > 0;
-                self.fin.set(if unread { Fin::HalfCloses } else { Fin::LeavesAt(now + GRACE) });
+                self.fin.set(if unread { Fin::HalfClose } else { Fin::GoneAt(now + GRACE) });
             }
-            if on_ended {
+            if has_ended {
                 return Err(WaitError::Stopped);
             }
             if fds.iter().any(|fd| fd.has(!0)) {
@@ -177,31 +178,31 @@ impl<'a> Wait<'a> {
     }
 }
 
-/// A value that one thread leaves for another, which waits for it beside its client.
+/// A value that one thread sets for another, which waits for it by [`Wait::for_promise`].
 #[derive(Debug)]
 pub struct Promise<T> {
     value: Mutex<Option<T>>,
-    /// An eventfd(2), readable once the value was left.
-    kept: File,
+    /// An eventfd(2), readable once the value has been set.
+    ready: File,
 }
 
 impl<T> Promise<T> {
-    /// None yet.
+    /// A promise without a value.
     ///
     /// # Errors
     /// As eventfd(2).
     pub fn new() -> io::Result<Self> {
-        Ok(Self { value: Mutex::new(None), kept: sys::eventfd()?.into() })
+        Ok(Self { value: Mutex::new(None), ready: sys::eventfd()?.into() })
     }
 
-    /// Leaves the answer. The first one counts.
-    pub fn keep(&self, value: T) {
+    /// Sets the value and wakes the thread that waits for it. The first value counts.
+    pub fn set(&self, value: T) {
         lock(&self.value).get_or_insert(value);
-        // Fails at 2^64 - 1 answers.
-        let _ = (&self.kept).write(&1_u64.to_ne_bytes());
+        // This fails only after 2^64 - 1 calls.
+        let _ = (&self.ready).write(&1_u64.to_ne_bytes());
     }
 
-    /// The answer, if it has been left and was not taken.
+    /// Takes the value, or `None` if it is not set or has been taken.
     pub fn take(&self) -> Option<T> {
         lock(&self.value).take()
     }
@@ -212,14 +213,14 @@ pub(crate) mod testing {
     use super::*;
     use std::net::TcpListener;
 
-    /// A client that waits can be for, and a server that has not ended.
+    /// A connected client and a running server, for waits in tests.
     pub(crate) struct Scene {
-        /// The client's own end.
+        /// The client's end of the connection.
         pub(crate) client: Option<TcpStream>,
         accepted: TcpStream,
         pub(crate) fin: Cell<Fin>,
         ended: io::PipeReader,
-        /// Ends the server when it is dropped.
+        /// Dropping it ends the server.
         pub(crate) server: Option<io::PipeWriter>,
     }
 
@@ -229,17 +230,17 @@ pub(crate) mod testing {
             let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
             let (accepted, _) = listener.accept().unwrap();
             let (ended, server) = io::pipe().unwrap();
-            let fin = Cell::new(Fin::LeavesSoon);
+            let fin = Cell::new(Fin::GoneAfterGrace);
             Self { client: Some(client), accepted, fin, ended, server: Some(server) }
         }
 
-        /// Has the client reset its connection.
+        /// Resets the client's connection.
         pub(crate) fn reset(&mut self) {
             let client = self.client.take();
             client.iter().for_each(|client| sys::set_linger_zero(client).unwrap());
         }
 
-        /// A wait of so many milliseconds.
+        /// A wait of at most `millis` milliseconds.
         pub(crate) fn wait(&self, millis: u64) -> Wait<'_> {
             let Self { accepted: client, fin, ended, .. } = self;
             let deadline = Instant::now() + Duration::from_millis(millis);
@@ -267,7 +268,7 @@ mod tests {
 
     #[test]
     fn a_reset_ends_a_wait_at_once() {
-        for fin in [Fin::Leaves, Fin::LeavesSoon, Fin::HalfCloses] {
+        for fin in [Fin::Gone, Fin::GoneAfterGrace, Fin::HalfClose] {
             let mut scene = Scene::new();
             scene.fin.set(fin);
             scene.reset();
@@ -278,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fin_with_nothing_behind_the_request_ends_waits_two_seconds_later_together() {
+    fn a_fin_without_data_ends_all_waits_two_seconds_later() {
         let scene = Scene::new();
         scene.client.as_ref().unwrap().shutdown(Shutdown::Write).unwrap();
         let begun = Instant::now();
@@ -289,20 +290,20 @@ mod tests {
     }
 
     #[test]
-    fn a_fin_behind_data_ends_no_wait() {
+    fn a_fin_after_data_ends_no_wait() {
         let scene = Scene::new();
         scene.client.as_ref().unwrap().write_all(b"GET").unwrap();
         scene.client.as_ref().unwrap().shutdown(Shutdown::Write).unwrap();
         scene.wait(60_000).sleep(GRACE + Duration::from_millis(500)).unwrap();
-        assert_eq!(scene.fin.get(), Fin::HalfCloses);
+        assert_eq!(scene.fin.get(), Fin::HalfClose);
     }
 
     #[test]
-    fn a_fin_ends_at_once_a_wait_that_it_means_the_end_of() {
+    fn a_fin_that_means_gone_ends_a_wait_at_once() {
         let scene = Scene::new();
         scene.client.as_ref().unwrap().write_all(b"data").unwrap();
         scene.client.as_ref().unwrap().shutdown(Shutdown::Write).unwrap();
-        scene.fin.set(Fin::Leaves);
+        scene.fin.set(Fin::Gone);
         assert!(matches!(scene.wait(60_000).sleep(GRACE), Err(WaitError::ClientGone)));
     }
 
@@ -319,19 +320,19 @@ mod tests {
     }
 
     #[test]
-    fn a_promise_is_waited_for_whether_it_was_kept_before_or_is_during_the_wait() {
+    fn a_promise_may_be_set_before_or_during_the_wait() {
         let scene = Scene::new();
         for delay in [0, 50] {
             let promise = Promise::new().unwrap();
             thread::scope(|scope| {
                 scope.spawn(|| {
                     thread::sleep(Duration::from_millis(delay));
-                    promise.keep(7);
+                    promise.set(7);
                 });
-                assert_eq!(scene.wait(60_000).promised(&promise).unwrap(), 7);
+                assert_eq!(scene.wait(60_000).for_promise(&promise).unwrap(), 7);
             });
         }
-        let none = Promise::<u8>::new().unwrap();
-        assert!(matches!(scene.wait(50).promised(&none), Err(WaitError::TimedOut)));
+        let unset = Promise::<u8>::new().unwrap();
+        assert!(matches!(scene.wait(50).for_promise(&unset), Err(WaitError::TimedOut)));
     }
 }

@@ -47,7 +47,7 @@ impl Turns {
         let promise = Arc::new(Promise::new()?);
         state.waiting.push_back(Arc::clone(&promise));
         drop(state);
-        wait.promised(&promise).map(|()| Turn(self)).inspect_err(|_| {
+        wait.for_promise(&promise).map(|()| Turn(self)).inspect_err(|_| {
             lock(&self.0).waiting.retain(|waiting| !Arc::ptr_eq(waiting, &promise));
             // A turn that came at the last moment goes to the next one.
             drop(promise.take().map(|()| Turn(self)));
@@ -59,7 +59,7 @@ impl Drop for Turn<'_> {
     fn drop(&mut self) {
         let mut state = lock(&self.0.0);
         match state.waiting.pop_front() {
-            Some(next) => next.keep(()),
+            Some(next) => next.set(()),
             None => state.free += 1,
         }
     }

@@ -63,7 +63,7 @@ impl From<Unread> for Stop {
 
 impl<'a> Intake<'a> {
     pub(super) fn new(stream: TcpStream, deadline: Instant, ended: BorrowedFd<'a>) -> Self {
-        let fin = Cell::new(Fin::LeavesSoon);
+        let fin = Cell::new(Fin::GoneAfterGrace);
         Self { stream, deadline, ended, fin, octets: Vec::new() }
     }
 
@@ -186,9 +186,9 @@ impl<'a> Intake<'a> {
     /// half-close.
     pub(super) fn wait(&self, time: Duration) -> Wait<'_> {
         match (self.octets.is_empty(), self.fin.get()) {
-            (false, _) => self.fin.set(Fin::HalfCloses),
+            (false, _) => self.fin.set(Fin::HalfClose),
             // What was unread then may have been the request.
-            (true, Fin::HalfCloses) => self.fin.set(Fin::LeavesSoon),
+            (true, Fin::HalfClose) => self.fin.set(Fin::GoneAfterGrace),
             _ => {}
         }
         let Self { stream: client, fin, ended, .. } = self;
@@ -198,7 +198,7 @@ impl<'a> Intake<'a> {
     /// A wait for the peer of a BIND, of which a client that sends no more could not want much.
     pub(super) fn wait_until_fin(&self, time: Duration) -> Wait<'_> {
         let wait = self.wait(time);
-        self.fin.set(Fin::Leaves);
+        self.fin.set(Fin::Gone);
         wait
     }
 
