@@ -1,5 +1,6 @@
-//! Addresses in turn under one deadline: RFC 8305 ("Happy Eyeballs") in small, for CONNECT. Names
-//! are resolved and addresses judged before they come here.
+//! Connects to the first of several addresses that answers: a small RFC 8305 ("Happy Eyeballs").
+//!
+//! Not here: resolving names and checking addresses by the rules, which come first.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpStream};
@@ -9,59 +10,59 @@ use std::time::{Duration, Instant};
 use crate::sys::{self, PollFd};
 use crate::wait::{Wait, WaitError};
 
-/// How long one address has before the next is tried beside it, RFC 8305 section 5.
+/// The delay between two attempts, while the earlier one goes on (RFC 8305 section 5).
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 
-/// Most addresses tried for one name. Each takes a descriptor, and a peer's name server could send
-/// hundreds.
+/// The most addresses tried for one name. Each takes a descriptor, and a hostile name server could
+/// send hundreds.
 const ATTEMPTS_MAX: usize = 32;
 
-/// Most attempts under way at once: the oldest, which as a rule has had two seconds, gives way to
-/// the next.
-/// Otherwise a name with many silent addresses would hold many descriptors until the deadline.
+/// The most attempts under way at once. The next one replaces the oldest, which usually has had two
+/// seconds: a name with many silent addresses would otherwise hold many descriptors until the
+/// deadline.
 const PENDING_MAX: usize = 8;
 
-/// One address of each family, or none.
+/// An optional address of each family.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct PerFamily {
-    /// The IPv4 one.
+    /// The IPv4 address.
     pub v4: Option<IpAddr>,
-    /// The IPv6 one.
+    /// The IPv6 address.
     pub v6: Option<IpAddr>,
 }
 
 impl PerFamily {
-    /// The one of the family of `ip`.
+    /// The address of the same family as `ip`.
     #[must_use]
     pub fn of_family(&self, ip: IpAddr) -> Option<IpAddr> {
         if ip.is_ipv4() { self.v4 } else { self.v6 }
     }
 }
 
-/// Where to connect.
+/// The two ends of a connection to make.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Target {
-    /// To this address.
+    /// The address to connect to.
     pub addr: SocketAddr,
-    /// From this address of the same family, or from one of the system's choice.
+    /// The local address, of the same family; `None` leaves the choice to the system.
     pub source: Option<IpAddr>,
 }
 
 /// Connects to the first of `targets` that answers; returns the connection and the target's index.
-/// Families take turns, beginning with that of the first; an address has 250 ms before the next is
-/// tried beside it.
+/// The families alternate, beginning with that of the first target. Each attempt has a head start
+/// of 250 ms over the next.
 ///
 /// # Errors
-/// `Failed` with the error of the last attempt, where all have failed; else why the wait was in
-/// vain.
+/// `Failed` with the error of the last attempt if all attempts have failed; otherwise the error of
+/// the wait.
 pub fn connect(targets: &[Target], wait: &Wait<'_>) -> Result<(TcpStream, usize), WaitError> {
-    let mut turns = interleave(targets).peekable();
+    let mut untried = interleave(targets).peekable();
     let mut pending: Vec<Pending> = Vec::new();
-    let mut failure = io::Error::from(io::ErrorKind::AddrNotAvailable);
+    let mut last_error = io::Error::from(io::ErrorKind::AddrNotAvailable);
     let mut next_at = Instant::now();
     loop {
         while pending.is_empty() || Instant::now() >= next_at {
-            let Some((index, target)) = turns.next() else { break };
+            let Some((index, target)) = untried.next() else { break };
             if pending.len() == PENDING_MAX {
                 pending.remove(0);
             }
@@ -70,27 +71,28 @@ pub fn connect(targets: &[Target], wait: &Wait<'_>) -> Result<(TcpStream, usize)
                     pending.push(Pending { fd, index });
                     next_at = Instant::now() + ATTEMPT_DELAY;
                 }
-                Err(error) => failure = error,
+                Err(error) => last_error = error,
             }
         }
         if pending.is_empty() {
-            return Err(WaitError::Failed(failure));
+            return Err(WaitError::Failed(last_error));
         }
-        let mut fds = pending.iter().map(|one| PollFd::new(&one.fd, sys::POLLOUT)).collect();
-        let until = turns.peek().map(|_| next_at);
+        let mut fds =
+            pending.iter().map(|attempt| PollFd::new(&attempt.fd, sys::POLLOUT)).collect();
+        let until = untried.peek().map(|_| next_at);
         if !wait.poll(&mut fds, until)? {
             continue;
         }
         let mut ready: Vec<bool> = fds.iter().rev().map(|fd| fd.has(!0)).collect();
         let is_over = |_: &Pending| ready.pop().unwrap_or(false);
-        let (over, waiting) = pending.into_iter().partition(is_over);
-        pending = waiting;
-        for one in over {
-            match one.end() {
+        let (over, unanswered) = pending.into_iter().partition(is_over);
+        pending = unanswered;
+        for attempt in over {
+            match attempt.finish() {
                 Ok(connected) => return Ok(connected),
                 Err(error) => {
-                    failure = error;
-                    // A failure need not wait for the delay to be followed by the next attempt.
+                    last_error = error;
+                    // The next attempt follows a failure without a delay.
                     next_at = Instant::now();
                 }
             }
@@ -98,7 +100,7 @@ pub fn connect(targets: &[Target], wait: &Wait<'_>) -> Result<(TcpStream, usize)
     }
 }
 
-/// A connection that is being made.
+/// An attempt under way.
 struct Pending {
     fd: OwnedFd,
     /// The target's index.
@@ -106,8 +108,8 @@ struct Pending {
 }
 
 impl Pending {
-    /// The connection, if the attempt has come to one.
-    fn end(self) -> io::Result<(TcpStream, usize)> {
+    /// The connection, or the error of an attempt that failed.
+    fn finish(self) -> io::Result<(TcpStream, usize)> {
         let stream = TcpStream::from(self.fd);
         if let Some(error) = stream.take_error()? {
             return Err(error);
@@ -117,8 +119,8 @@ impl Pending {
     }
 }
 
-/// Puts targets, with their indices, in the order to try them: families in turn, the first one's
-/// first.
+/// Returns the targets with their indices in the order of the attempts: alternating families,
+/// beginning with that of the first target.
 fn interleave(targets: &[Target]) -> impl Iterator<Item = (usize, Target)> {
     let v4_first = targets.first().is_some_and(|target| target.addr.is_ipv4());
     let family = |v4: bool| {
@@ -126,18 +128,19 @@ fn interleave(targets: &[Target]) -> impl Iterator<Item = (usize, Target)> {
         all.filter(move |(_, target)| target.addr.is_ipv4() == v4)
     };
     let (mut a, mut b) = (family(v4_first), family(!v4_first));
-    let mut turn = false;
+    let mut first = false;
     std::iter::from_fn(move || {
-        turn = !turn;
-        if turn { a.next().or_else(|| b.next()) } else { b.next().or_else(|| a.next()) }
+        first = !first;
+        if first { a.next().or_else(|| b.next()) } else { b.next().or_else(|| a.next()) }
     })
     .take(ATTEMPTS_MAX)
 }
 
-/// Starts one connection; it is made once the descriptor can be written to without an error.
+/// Starts to connect without waiting. The connection is made once the descriptor is writable and
+/// has no error.
 ///
 /// # Errors
-/// As socket(2), bind(2) or connect(2), where that is known at once.
+/// As socket(2), bind(2) or connect(2), if known at once.
 pub fn start(Target { addr, source }: Target) -> io::Result<OwnedFd> {
     let fd = sys::tcp_socket(addr)?;
     if let Some(ip) = source {
@@ -156,7 +159,7 @@ mod tests {
     use crate::wait::testing::Scene;
     use std::net::TcpListener;
 
-    fn failure(result: Result<(TcpStream, usize), WaitError>) -> io::ErrorKind {
+    fn error_kind(result: Result<(TcpStream, usize), WaitError>) -> io::ErrorKind {
         match result {
             Err(WaitError::Failed(error)) => error.kind(),
             other => panic!("{other:?}"),
@@ -168,7 +171,7 @@ mod tests {
     }
 
     fn refusing() -> SocketAddr {
-        // Bound, so that nobody else listens there, but not listening itself.
+        // A socket that is bound but does not listen keeps other programs off the port.
         let fd = sys::tcp_socket("127.0.0.9:0".parse().unwrap()).unwrap();
         sys::bind_socket(&fd, "127.0.0.9:0".parse().unwrap()).unwrap();
         let stream = TcpStream::from(fd);
@@ -218,16 +221,16 @@ mod tests {
     }
 
     #[test]
-    fn the_error_of_the_last_attempt_is_told() {
+    fn the_error_of_the_last_attempt_is_returned() {
         let scene = Scene::new();
         let connected = connect(&targets([refusing(), refusing()]), &scene.wait(5_000));
-        assert_eq!(failure(connected), io::ErrorKind::ConnectionRefused);
+        assert_eq!(error_kind(connected), io::ErrorKind::ConnectionRefused);
         let connected = connect(&[], &scene.wait(5_000));
-        assert_eq!(failure(connected), io::ErrorKind::AddrNotAvailable);
+        assert_eq!(error_kind(connected), io::ErrorKind::AddrNotAvailable);
     }
 
     #[test]
-    fn a_connection_leaves_from_the_source_given() {
+    fn a_connection_has_the_given_source() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let source = Some(IpAddr::from([127, 0, 0, 5]));
         let target = Target { addr: listener.local_addr().unwrap(), source };
@@ -237,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn families_take_turns() {
+    fn families_alternate() {
         let addrs = ["[::1]:1", "[::2]:1", "[::3]:1", "1.1.1.1:1", "2.2.2.2:1"];
         let targets = targets(addrs.map(|text| text.parse().unwrap()));
         let order: Vec<usize> = interleave(&targets).map(|(index, _)| index).collect();
