@@ -1,6 +1,6 @@
-//! Turns to hash a password: only a few hashes are computed at once, so that a flood of logins does
-//! not take every core from the relays. One [`Turns`] lasts as long as the server: a reload of the
-//! users adds no turns. The hashes are in `users`.
+//! Limits how many password hashes are computed at once, so that a flood of logins does not take
+//! every core from the relays. A session takes a turn for each hash; a reload of the users adds no
+//! turns. The hashes are in `users`.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
@@ -13,11 +13,11 @@ pub struct Turns(Mutex<TurnState>);
 
 struct TurnState {
     free: usize,
-    /// The first comes first. There are none while a turn is free.
+    /// The sessions that wait, in the order of their turns; none while a turn is free.
     waiting: VecDeque<Arc<Promise<()>>>,
 }
 
-/// The right to compute one hash, until it is dropped.
+/// The right to compute one hash. Dropping it passes the turn on.
 pub struct Turn<'a>(&'a Turns);
 
 impl Turns {
@@ -28,16 +28,16 @@ impl Turns {
         Self::new((cores / 2).max(1))
     }
 
-    /// This many turns.
+    /// Turns for `at_once` hashes at the same time.
     #[must_use]
     pub fn new(at_once: usize) -> Self {
         Self(Mutex::new(TurnState { free: at_once, waiting: VecDeque::new() }))
     }
 
-    /// Takes a turn, and waits for one within the bounds of `wait`.
+    /// Takes a turn, waiting for it within the bounds of `wait`.
     ///
     /// # Errors
-    /// Why the wait was in vain.
+    /// Every [`WaitError`], but none if a turn is free.
     pub fn take(&self, wait: &Wait<'_>) -> Result<Turn<'_>, WaitError> {
         let mut state = lock(&self.0);
         if state.free > 0 {
@@ -49,7 +49,7 @@ impl Turns {
         drop(state);
         wait.for_promise(&promise).map(|()| Turn(self)).inspect_err(|_| {
             lock(&self.0).waiting.retain(|waiting| !Arc::ptr_eq(waiting, &promise));
-            // A turn that came at the last moment goes to the next one.
+            // A turn given at the last moment is passed on.
             drop(promise.take().map(|()| Turn(self)));
         })
     }
@@ -73,13 +73,13 @@ mod tests {
     use std::time::Duration;
 
     #[test]
-    fn there_are_as_many_turns_at_once_as_given() {
+    fn no_more_turns_are_given_at_once_than_there_are() {
         let (turns, scene) = (Turns::new(2), Scene::new());
         let (first, _second) = (turns.take(&scene.wait(20)).ok(), turns.take(&scene.wait(20)).ok());
         assert!(matches!(turns.take(&scene.wait(20)), Err(WaitError::TimedOut)));
         drop(first);
         assert!(turns.take(&scene.wait(20)).is_ok());
-        assert!(turns.take(&scene.wait(0)).is_ok(), "free turns need no time");
+        assert!(turns.take(&scene.wait(0)).is_ok(), "a free turn takes no time");
     }
 
     #[test]
@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_that_leaves_waits_for_no_turn() {
+    fn a_client_that_leaves_stops_waiting_for_a_turn() {
         let turns = Turns::new(1);
         let mut scene = Scene::new();
         let taken = turns.take(&scene.wait(20));
