@@ -20,6 +20,7 @@ mod shared;
 mod traffic;
 pub mod udp;
 
+use std::io;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Instant;
@@ -65,6 +66,15 @@ impl Relays {
         let pool = Pool::new(pipes);
         let (half_closed, is_watched) = (Queue::default(), Mutex::default());
         Self(Arc::new(Common { pool, half_closed, is_watched }))
+    }
+
+    /// Starts the thread that watches half-closed relays. Without this it starts with the first of
+    /// them, and should that fail, that relay ends.
+    ///
+    /// # Errors
+    /// As pthread_create(3).
+    pub fn watch(&self) -> io::Result<()> {
+        linger::start(&self.0)
     }
 
     /// Relays until both directions have ended. One may go on in the helper after this returns; the

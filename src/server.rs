@@ -103,6 +103,9 @@ impl Server {
             let broken = move |error| events.put(Event::Broken(error));
             accepting.push(Accepting::start(listener, admitter.clone(), broken)?);
         }
+        if !accepting.is_empty() {
+            service.relays.watch()?;
+        }
         let signalled = Arc::clone(&events);
         thread::Builder::new().name("signals".into()).spawn(move || {
             loop {

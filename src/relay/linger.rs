@@ -1,8 +1,8 @@
 //! The watch over half-closed relays: one thread, which ends those whose open side is quiet for too
 //! long, or whose closed side has reset the connection. No direction reads from that side any more.
 //!
-//! The thread starts with the first half-close. Started with the server it would cost every session
-//! from inetd(8) a thread, used or not.
+//! A server starts the thread beforehand. A process of inetd(8) with its one session starts it with
+//! the first half-close, if there is one.
 
 use std::io;
 use std::iter;
@@ -12,18 +12,17 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::relay::leg::keep_alive;
-use crate::relay::shared::Shared;
+use crate::relay::shared::{Common, Shared};
 use crate::sync::{Queue, lock};
 
 /// How often each relay is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// Watches a relay that has just been half-closed.
+/// Starts the thread if it does not run yet.
 ///
 /// # Errors
-/// If the thread cannot be started. The next call tries again.
-pub(super) fn watch(relay: &Arc<Shared>) -> io::Result<()> {
-    let common = &relay.common;
+/// As pthread_create(3). The next call tries again.
+pub(super) fn start(common: &Arc<Common>) -> io::Result<()> {
     let mut is_watched = lock(&common.is_watched);
     if !*is_watched {
         let common = Arc::clone(common);
@@ -31,8 +30,16 @@ pub(super) fn watch(relay: &Arc<Shared>) -> io::Result<()> {
         thread::Builder::new().name("linger".into()).spawn(body)?;
         *is_watched = true;
     }
-    drop(is_watched);
-    common.half_closed.put(Arc::downgrade(relay));
+    Ok(())
+}
+
+/// Watches a relay that has just been half-closed.
+///
+/// # Errors
+/// As [`start`].
+pub(super) fn watch(relay: &Arc<Shared>) -> io::Result<()> {
+    start(&relay.common)?;
+    relay.common.half_closed.put(Arc::downgrade(relay));
     Ok(())
 }
 

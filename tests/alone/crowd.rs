@@ -80,8 +80,8 @@ fn sessions_9500_at_once_are_all_served_and_leave_nothing_behind() {
     let server = Server::spawn(command.args(["--max-half-open", "1000", early, "-l127.0.0.1:0"]));
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
 
-    // The main thread, the one for signals, and two that wait for clients.
-    eventually("all its threads have started", || server.holds().1 == 4);
+    // The main thread, those for signals and half-closed relays, and two that wait for clients.
+    eventually("all its threads have started", || server.holds().1 == 5);
     let (before, memory) = (server.holds(), kib(&server));
     let mut crowd: Vec<Ends> = (0..CROWD).map(|_| open(&server, &listener)).collect();
     // Too much for one thread.
@@ -113,8 +113,7 @@ fn sessions_9500_at_once_are_all_served_and_leave_nothing_behind() {
         drop(client);
         assert_eq!(target.read(&mut [0]).unwrap(), 0);
     }
-    // The thread that watches half-closed relays stays.
-    rests(&server, (before.0, before.1 + 1), memory + LEFT);
+    rests(&server, before, memory + LEFT);
     server.log_lines(&["event=close", "reason=client"], CROWD + MORE);
     assert!(
         !server.log().iter().any(|line| line.contains("refuse") || line.contains("event=error"))

@@ -4,13 +4,16 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read as _, Write as _};
-use std::net::{Shutdown, TcpStream};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
-use crate::common::{SOCKSD, Server, TempFile, copy_program, eventually, read, through};
+use crate::common::{
+    HELLO, SOCKSD, Server, TempFile, connect, copy_program, eventually, read, request5, through,
+};
 
 /// A server of which strace(1) writes down the system calls.
 struct Traced {
@@ -193,12 +196,12 @@ fn where_splicing_is_forbidden_or_unknown_octets_are_copied() {
     }
 }
 
-/// The names of the threads of a server.
-fn names_of_threads(server: &Server) -> Vec<String> {
-    let tasks = fs::read_dir(format!("/proc/{}/task", server.pid())).unwrap();
-    // One that ends meanwhile has none.
+/// Threads of a process that watch half-closed relays.
+fn watching(pid: u32) -> usize {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    // One that ends meanwhile has no name.
     let names = tasks.filter_map(|task| fs::read_to_string(task.unwrap().path().join("comm")).ok());
-    names.map(|name| name.trim_end().to_owned()).collect()
+    names.filter(|name| name == "linger\n").count()
 }
 
 #[test]
@@ -290,9 +293,8 @@ fn a_trickle_takes_no_pipe_however_long_it_lasts() {
 fn a_session_half_closed_early_keeps_one_thread() {
     const HALF_CLOSED: usize = 20;
     let server = Server::open(&[]);
-    let watching = || names_of_threads(&server).iter().filter(|name| *name == "linger").count();
+    eventually("all its threads have started", || server.holds().1 == 5);
     let before = server.holds().1;
-    assert_eq!(watching(), 0, "a thread that nobody needs yet");
     let sessions = (0..HALF_CLOSED).map(|_| {
         let (client, mut target) = through(&server);
         client.shutdown(Shutdown::Write).unwrap();
@@ -302,7 +304,29 @@ fn a_session_half_closed_early_keeps_one_thread() {
     let _sessions: Vec<_> = sessions.collect();
     // As long as threads without work stay.
     thread::sleep(Duration::from_secs(5));
-    // One more watches all that are half-closed.
-    eventually("threads without work end", || server.holds().1 <= before + HALF_CLOSED + 1);
-    assert_eq!(watching(), 1);
+    eventually("threads without work end", || server.holds().1 <= before + HALF_CLOSED);
+    // One thread, which was there before, watches them all.
+    assert_eq!(watching(server.pid()), 1);
+}
+
+#[test]
+fn a_server_of_one_session_watches_for_its_end_once_it_is_half_closed() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = listener.local_addr().unwrap();
+    let mut client = connect(addr);
+    let (near, _) = listener.accept().unwrap();
+    let mut server = Command::new(SOCKSD);
+    server.args(["--inetd", "--rule", "allow to all"]).stdin(OwnedFd::from(near));
+    let mut server = server.spawn().unwrap();
+    client.write_all(&[HELLO, &request5(1, addr)].concat()).unwrap();
+    let (mut target, _) = listener.accept().unwrap();
+    read(&mut client, 12);
+    target.write_all(b"!").unwrap();
+    assert_eq!(read(&mut client, 1), b"!");
+    assert_eq!(watching(server.id()), 0, "a thread that it may never need");
+    target.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(client.read(&mut [0]).unwrap(), 0);
+    eventually("it is watched", || watching(server.id()) == 1);
+    drop((client, target));
+    assert!(server.wait().unwrap().success());
 }

@@ -269,7 +269,7 @@ fn holds(server: &Server) -> [usize; 3] {
 /// Plays all sessions, and waits until the server holds what it held before.
 fn play(args: &[&str]) {
     let server = Server::open(args);
-    eventually("all its threads have started", || server.holds().1 == 4);
+    eventually("all its threads have started", || server.holds().1 == 5);
     let [threads, pipes, others] = holds(&server);
     let next = AtomicUsize::new(0);
     thread::scope(|scope| {
