@@ -45,6 +45,8 @@ pub struct Server {
     /// Where its first listener is.
     pub addr: SocketAddr,
     log: Arc<(Mutex<Vec<String>>, Condvar)>,
+    /// How many clients have been its own, in [`Server::settle`].
+    sentinels: AtomicUsize,
 }
 
 impl Server {
@@ -111,7 +113,7 @@ impl Server {
 
     fn of(child: Child, log: Arc<(Mutex<Vec<String>>, Condvar)>) -> Self {
         let addr = "127.0.0.1:0".parse().unwrap();
-        let mut server = Self { child, addr, log };
+        let mut server = Self { child, addr, log, sentinels: AtomicUsize::new(0) };
         let line = server.log_line(&["event=listening "]);
         server.addr = field(&line, "addr").parse().unwrap();
         server
@@ -188,7 +190,7 @@ impl Server {
 
     /// Waits until the server has done all it does for the clients it has had: until the line of one
     /// more is in the log, which only says nonsense, and of every one before it that is not connected
-    /// any more.
+    /// any more. The line of that one is taken out of the log.
     pub fn settle(&self) {
         let mut sentinel = self.sent(b"?");
         let client = format!(" client={} ", sentinel.local_addr().unwrap());
@@ -196,9 +198,15 @@ impl Server {
         drop(sentinel);
         let line = self.log_line(&["event=refuse ", &client, " reason=protocol "]);
         let sessions: usize = field(&line, "session").parse().unwrap();
+        lock(&self.log.0).retain(|other| *other != line);
+        let sentinels = self.sentinels.fetch_add(1, Ordering::SeqCst) + 1;
+        let ends = |line: &&String| {
+            line.contains(" session=")
+                && ["event=close ", "event=refuse "].iter().any(|e| line.contains(e))
+        };
         eventually("every session is over or has its client", || {
-            let over = |line: &String| line.contains(" session=") && line.contains(" seconds=");
-            self.log().iter().filter(|line| over(line)).count() + self.clients().len() >= sessions
+            let over = self.log().iter().filter(ends).count() + sentinels;
+            over + self.clients().len() >= sessions
         });
     }
 
