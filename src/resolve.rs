@@ -1,9 +1,8 @@
-//! Names to addresses, under a deadline, by a bounded pool of threads.
+//! Resolves names under a deadline, on a bounded pool of threads.
 //!
-//! getaddrinfo cannot be cancelled, so nobody waits for it in person: a look-up runs on a thread of
-//! the pool, and who asked gives up at the deadline. Names asked for at the same time are looked
-//! up once. One client may keep at most a quarter of the pool busy, so that names whose servers
-//! never answer cannot starve the others.
+//! getaddrinfo cannot be cancelled, so it runs on a thread of the pool, and a session that waits
+//! for it can give up. Simultaneous requests for one name share a look-up. One client may occupy at
+//! most a quarter of the pool: names whose servers never answer cannot starve other clients.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, ToSocketAddrs as _};
@@ -15,40 +14,41 @@ use crate::counts::Counts;
 use crate::sync::lock;
 use crate::wait::{Promise, Wait, WaitError};
 
-/// How long a thread of the pool waits for a name before it ends.
-const STAY: Duration = Duration::from_secs(10);
+/// The time after which an idle thread of the pool ends.
+const IDLE_MAX: Duration = Duration::from_secs(10);
 
-/// Most names one client may have waiting or running: who waits costs memory, and time to be passed
-/// over while the client has no share left.
+/// The most names one client may wait for. Each takes memory, and time to be skipped in the queue
+/// while the client's share is used up.
 const WAITING_MAX: u64 = 512;
 
 /// Why a name has no address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ResolveError {
-    /// It cannot be the name of a host.
+    /// It is no valid host name.
     Invalid,
-    /// The resolver knows no address for it.
+    /// The system found no address.
     NotFound,
-    /// No answer before the deadline.
+    /// The deadline passed.
     TimedOut,
-    /// The client has too many names waiting already.
+    /// The client already waits for too many names.
     TooMany,
-    /// The system gave no thread to look it up.
+    /// No thread could be started.
     NoThread,
 }
 
-/// What a look-up gives: at least one address, in the resolver's order (RFC 6724), each once.
+/// The result of a look-up: at least one address, without duplicates, in the system's order
+/// (RFC 6724).
 pub type Resolved = Result<Arc<[IpAddr]>, ResolveError>;
 
-/// The pool. Shared by all threads.
+/// The pool of threads and its queue.
 pub struct Resolver {
     inner: Arc<Inner>,
 }
 
 struct Inner {
-    /// Most threads at once.
+    /// The most threads at once.
     max: usize,
-    /// Most look-ups one client may have running.
+    /// The most look-ups of one client at once.
     max_per_client: u64,
     state: Mutex<ResolverState>,
     changed: Condvar,
@@ -56,13 +56,13 @@ struct Inner {
 
 #[derive(Default)]
 struct ResolverState {
-    /// Names to look up, oldest first. Each is also in `lookups`.
+    /// The names to look up, oldest first. Each is also in `lookups`.
     queue: VecDeque<Vec<u8>>,
-    /// Names asked for, waiting or running, and who waits for them.
+    /// The names being looked up or queued for it, each with its waiters.
     lookups: HashMap<Vec<u8>, Vec<Waiter>>,
-    /// How many look-ups run for each client.
+    /// The number of running look-ups of each client.
     running: Counts<IpAddr>,
-    /// How many names each client waits for, running ones included.
+    /// The number of waiters of each client, in all of `lookups`.
     waiting: Counts<IpAddr>,
     threads: usize,
     idle: usize,
@@ -77,7 +77,7 @@ struct Waiter {
 }
 
 impl Resolver {
-    /// A pool of at most `max` threads, which start when they are needed.
+    /// A pool of at most `max` threads, which start on demand.
     #[must_use]
     pub fn new(max: usize) -> Self {
         let inner = Inner {
@@ -89,17 +89,17 @@ impl Resolver {
         Self { inner: Arc::new(inner) }
     }
 
-    /// How many names are being looked up or wait for that.
+    /// The number of names being looked up or queued for it.
     #[must_use]
     pub fn waiting(&self) -> usize {
         lock(&self.inner.state).lookups.len()
     }
 
-    /// Resolves `name` for `client`, as [`crate::net::client_block`] counts it, on the terms of
+    /// Resolves `name` for `client`, a result of [`crate::net::client_block`], within the bounds of
     /// `wait`.
     ///
     /// # Errors
-    /// Why the wait was in vain.
+    /// Every [`WaitError`].
     pub fn resolve(
         &self,
         client: IpAddr,
@@ -110,12 +110,12 @@ impl Resolver {
         let answer = Arc::clone(&promise);
         let done = move |resolved| answer.set(resolved);
         let ticket = self.request(client, name, wait.deadline, done);
-        wait.for_promise(&promise).inspect_err(|_| self.forget(client, name, ticket))
+        wait.for_promise(&promise).inspect_err(|_| self.cancel(client, name, ticket))
     }
 
-    /// Resolves `name` for `client` and hands the result to `done`, here or on a thread of the
-    /// pool, where it must not block. Past `deadline` `done` may be dropped uncalled. Returns a
-    /// number by which the request can be taken back.
+    /// Resolves `name` for `client` and calls `done` with the result, here or on a thread of the
+    /// pool; it must not block. After `deadline` `done` may be dropped without a call. Returns the
+    /// number of the request, its ticket.
     pub fn request(
         &self,
         client: IpAddr,
@@ -138,8 +138,8 @@ impl Resolver {
         let ticket = state.last_ticket;
         let waiter = Waiter { ticket, client, deadline, done: Box::new(done) };
         match state.lookups.get_mut(&name) {
-            // Running, or in the queue; there it may wait for a share that this client has left.
-            Some(waiting) => waiting.push(waiter),
+            // If it waits in the queue for a share of other clients, this client's share may be free.
+            Some(waiters) => waiters.push(waiter),
             None => {
                 state.lookups.insert(name.clone(), vec![waiter]);
                 state.queue.push_back(name);
@@ -148,10 +148,10 @@ impl Resolver {
         if state.queue.len() > state.idle && state.threads < self.inner.max {
             let inner = Arc::clone(&self.inner);
             let spawned =
-                thread::Builder::new().name("resolver".into()).spawn(move || inner.serve());
+                thread::Builder::new().name("resolver".into()).spawn(move || inner.run_thread());
             match spawned {
                 Ok(_) => state.threads += 1,
-                // With other threads about, one of them will come to it.
+                // One of the threads that there are will come to it.
                 Err(_) if state.threads > 0 => {}
                 Err(_) => {
                     state.queue.clear();
@@ -169,18 +169,18 @@ impl Resolver {
         ticket
     }
 
-    /// Takes back a request whose client waits no longer. A look-up under way goes on, and keeps
-    /// its place in the client's share: nothing ends getaddrinfo.
-    fn forget(&self, client: IpAddr, name: &[u8], ticket: u64) {
+    /// Cancels a request whose client no longer waits. A running look-up goes on and stays in the
+    /// client's share, since getaddrinfo cannot be cancelled.
+    fn cancel(&self, client: IpAddr, name: &[u8], ticket: u64) {
         let Some(name) = host_name(name) else { return };
         let mut state = lock(&self.inner.state);
-        let ResolverState { queue, lookups, waiting: counts, .. } = &mut *state;
-        let Some(waiting) = lookups.get_mut(&name) else { return };
-        if let Some(index) = waiting.iter().position(|waiter| waiter.ticket == ticket) {
-            waiting.remove(index);
-            counts.remove(client);
+        let ResolverState { queue, lookups, waiting, .. } = &mut *state;
+        let Some(waiters) = lookups.get_mut(&name) else { return };
+        if let Some(index) = waiters.iter().position(|waiter| waiter.ticket == ticket) {
+            waiters.remove(index);
+            waiting.remove(client);
         }
-        if waiting.is_empty()
+        if waiters.is_empty()
             && let Some(index) = queue.iter().position(|queued| *queued == name)
         {
             queue.remove(index);
@@ -190,29 +190,30 @@ impl Resolver {
 }
 
 impl Inner {
-    /// The life of one thread of the pool.
-    fn serve(&self) {
+    /// Runs one thread of the pool.
+    fn run_thread(&self) {
         while let Some((name, client)) = self.next() {
             let resolved = look_up(&name);
             let mut state = lock(&self.state);
             state.running.remove(client);
-            let waiting = state.lookups.remove(&name).unwrap_or_default();
-            for waiter in &waiting {
+            let waiters = state.lookups.remove(&name).unwrap_or_default();
+            for waiter in &waiters {
                 state.waiting.remove(waiter.client);
             }
             drop(state);
-            // The client may now have another look-up running.
+            // Another name of the client may now be looked up.
             self.changed.notify_one();
-            for waiter in waiting {
+            for waiter in waiters {
                 (waiter.done)(resolved.clone());
             }
         }
     }
 
-    /// Takes the oldest name that may be looked up now, or `None` when there was none for a while.
+    /// Waits for a name that may be looked up now and takes the oldest, with the client whose share
+    /// it uses; `None` after [`IDLE_MAX`] without one.
     fn next(&self) -> Option<(Vec<u8>, IpAddr)> {
         let mut state = lock(&self.state);
-        let until = Instant::now() + STAY;
+        let until = Instant::now() + IDLE_MAX;
         loop {
             if let Some(next) = state.take(self.max_per_client) {
                 return Some(next);
@@ -231,28 +232,27 @@ impl Inner {
 }
 
 impl ResolverState {
-    /// Takes the oldest name that one of those who wait for it has a share left for, and whose
-    /// share it is.
+    /// Takes the oldest name with a waiter whose client has some share left, and returns it with
+    /// that client. Drops waiters past their deadline, and names without waiters.
     fn take(&mut self, max_per_client: u64) -> Option<(Vec<u8>, IpAddr)> {
         let now = Instant::now();
-        let Self { queue, lookups, running, waiting: counts, .. } = self;
+        let Self { queue, lookups, running, waiting, .. } = self;
         let mut index = 0;
         while let Some(name) = queue.get(index) {
-            let waiting = lookups.get_mut(name)?;
-            waiting.retain(|waiter| {
-                let wanted = waiter.deadline > now;
-                if !wanted {
-                    counts.remove(waiter.client);
+            let waiters = lookups.get_mut(name)?;
+            waiters.retain(|waiter| {
+                let in_time = waiter.deadline > now;
+                if !in_time {
+                    waiting.remove(waiter.client);
                 }
-                wanted
+                in_time
             });
-            let mut clients = waiting.iter().map(|waiter| waiter.client);
+            let mut clients = waiters.iter().map(|waiter| waiter.client);
             if let Some(client) = clients.find(|&client| running.of(&client) < max_per_client) {
                 running.add(client);
                 return Some((queue.remove(index)?, client));
             }
-            if waiting.is_empty() {
-                // A name that nobody waits for any more is not worth a thread.
+            if waiters.is_empty() {
                 lookups.remove(name);
                 queue.remove(index);
             } else {
@@ -263,14 +263,13 @@ impl ResolverState {
     }
 }
 
-/// The name of a host as it goes to the resolver: lower case, without its trailing dot. `None` for
-/// what can be no such name: letters, digits, hyphen and underscore only in labels that are not
-/// empty, so that no NUL, bracket, scope or control octet reaches the C library, nor a second dot
-/// that it would ignore and rules would not.
+/// The host name to look up: in lower case, without its trailing dot. `None` unless every label is
+/// a non-empty string of letters, digits, hyphens and underscores: no NUL, bracket, scope or control
+/// octet reaches the C library, nor a second trailing dot, which it ignores but rules do not.
 pub fn host_name(name: &[u8]) -> Option<Vec<u8>> {
     let name = name.strip_suffix(b".").unwrap_or(name);
-    let part = |octet: &u8| octet.is_ascii_alphanumeric() || b"-_".contains(octet);
-    let is_label = |label: &[u8]| !label.is_empty() && label.iter().all(part);
+    let is_valid = |octet: &u8| octet.is_ascii_alphanumeric() || b"-_".contains(octet);
+    let is_label = |label: &[u8]| !label.is_empty() && label.iter().all(is_valid);
     name.split(|&octet| octet == b'.').all(is_label).then(|| name.to_ascii_lowercase())
 }
 
@@ -312,13 +311,13 @@ mod tests {
     }
 
     #[test]
-    fn sec_17_what_can_be_no_host_name_is_not_looked_up() {
+    fn sec_17_an_invalid_host_name_is_not_looked_up() {
         let resolver = Resolver::new(1);
         let long = [b'a'; 255];
         for name in [
             &b""[..],
             b".",
-            // The C library would ignore the last dot as well, and so pass by rules for the name.
+            // The C library ignores the last dot as well, and so would bypass rules for the name.
             b"localhost..",
             b".localhost",
             b"a..localhost",
@@ -358,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_nobody_waits_for_is_not_looked_up() {
+    fn a_name_without_waiters_in_time_is_not_looked_up() {
         let mut state = ResolverState::default();
         state.lookups.insert(b"late".to_vec(), vec![waiter(CLIENT, Instant::now())]);
         state.queue.push_back(b"late".to_vec());
@@ -371,7 +370,7 @@ mod tests {
         let resolver = Resolver::new(4);
         let other = IpAddr::from([192, 0, 2, 1]);
         {
-            // As if the client's share were taken for good, so that nothing of it is looked up.
+            // The client's share is used up for good, so that none of its names is looked up.
             let mut state = lock(&resolver.inner.state);
             for _ in 0..resolver.inner.max_per_client {
                 state.running.add(CLIENT);
@@ -397,7 +396,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_is_given_up_makes_room_for_another() {
+    fn a_waiter_past_its_deadline_makes_room_for_another() {
         let mut state = ResolverState::default();
         state.lookups.insert(b"late".to_vec(), vec![waiter(CLIENT, Instant::now())]);
         state.queue.push_back(b"late".to_vec());
@@ -407,7 +406,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_that_leaves_takes_its_names_back() {
+    fn the_requests_of_a_client_that_leaves_are_cancelled() {
         let resolver = Resolver::new(4);
         let leave = |name: &[u8]| {
             let mut scene = Scene::new();
@@ -415,7 +414,7 @@ mod tests {
             let resolved = resolver.resolve(CLIENT, name, &scene.wait(60_000));
             assert!(matches!(resolved, Err(WaitError::ClientGone)), "{resolved:?}");
         };
-        // As if the client's share were taken: one name is looked up, the others wait for that.
+        // The client's share is used up by one name; the others wait in the queue.
         lock(&resolver.inner.state).running.add(CLIENT);
         lock(&resolver.inner.state).lookups.insert(b"runs.example".to_vec(), Vec::new());
         for name in ["runs.example", "waits.example", "Waits.Example.", "other.example"] {
@@ -428,7 +427,7 @@ mod tests {
     }
 
     #[test]
-    fn threads_are_bounded_and_every_name_gets_its_turn() {
+    fn threads_are_bounded_and_every_name_is_resolved() {
         let resolver = Arc::new(Resolver::new(2));
         let askers: Vec<_> = (0..50)
             .map(|n: u8| {
