@@ -28,9 +28,9 @@ pub fn unspecified(ip: IpAddr) -> SocketAddr {
     SocketAddr::new(ip, 0)
 }
 
-/// The key by which a client is counted: its IPv4 address, or the /64 of its IPv6 address, since one
-/// machine has a whole /64 to choose from. Clients of UNIX sockets have no address: all of them share
-/// 0.0.0.0, which is no client's address.
+/// The key by which a client is counted: its IPv4 address, or the /64 of its IPv6 address, since
+/// one machine has a whole /64 to choose from. Clients of UNIX sockets have no address: all of them
+/// share 0.0.0.0, which is no client's address.
 #[must_use]
 pub fn client_block(ip: Option<IpAddr>) -> IpAddr {
     match ip.map_or(Ipv4Addr::UNSPECIFIED.into(), |ip| ip.to_canonical()) {

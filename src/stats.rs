@@ -21,7 +21,8 @@ pub struct Stats {
 /// The capacity of a [`Tally`]: more than all combinations of version, command and reason.
 const ENTRIES_MAX: usize = 512;
 
-/// Version, command and reason, as words of the log: constants of the program, never text from a peer.
+/// Version, command and reason, as words of the log: constants of the program, never text from a
+/// peer.
 pub type Words = [&'static str; 3];
 
 /// A count for each combination of three words, which takes an entry when it is first counted.
@@ -49,8 +50,8 @@ impl Tally {
     }
 }
 
-/// The upper bounds of the buckets of a [`Histogram`], in milliseconds. The last bucket, above all of
-/// these, has none.
+/// The upper bounds of the buckets of a [`Histogram`], in milliseconds. The last bucket, above all
+/// of these, has none.
 pub const BOUNDS: [u64; 10] = [1, 5, 25, 100, 250, 500, 1_000, 2_500, 10_000, 30_000];
 
 /// The distribution of a duration.

@@ -11,7 +11,8 @@ pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A blocking FIFO queue. The channels of std do the same, with 10 KiB of code for every kind of item.
+/// A blocking FIFO queue. The channels of std do the same, with 10 KiB of code for every kind of
+/// item.
 #[derive(Debug)]
 pub struct Queue<T> {
     queued: Mutex<Queued<T>>,

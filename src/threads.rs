@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use crate::sync::{Queue, lock};
 use crate::sys;
 
-/// The stack of a thread, in bytes. Decoders, the UDP pump and crypt_r run on it; getaddrinfo, which
-/// needs the most stack of all known callees, does not. Only pages in use cost memory.
+/// The stack of a thread, in bytes. Decoders, the UDP pump and crypt_r run on it; getaddrinfo,
+/// which needs the most stack of all known callees, does not. Only pages in use cost memory.
 const STACK: usize = 128 * 1024;
 
 /// How long an idle thread waits for work before it ends.
