@@ -1,7 +1,7 @@
-//! What every message family shares: a bounded reader, its errors, destinations and requests.
+//! Shared by all messages: a bounded reader, decode errors, destinations and requests.
 //!
-//! Nothing here or below touches a socket. A decoder sees the octets that have arrived so far;
-//! "not enough yet" is a value it returns, so no message depends on how TCP cut the stream.
+//! Nothing here or in `wire/` touches a socket. A decoder gets the octets that have arrived so far,
+//! and returns `Incomplete` until they hold the whole message: how TCP splits it does not matter.
 
 pub mod ident;
 pub mod proxy;
@@ -13,24 +13,24 @@ pub mod userpass;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-/// Longest USERID, DOMAIN, user name or password, in octets: RFC 1928 and RFC 1929 give each one
-/// length octet, and the SOCKS 4A draft recommends the same bound.
+/// Longest USERID, DOMAIN, user name or password, in octets: RFC 1928 and RFC 1929 have one octet
+/// for its length, and the SOCKS 4A draft recommends the same limit.
 pub const STRING_MAX: usize = 255;
 
 /// Why a message could not be decoded from the octets at hand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DecodeError {
-    /// The message goes on; read more and decode again from its start.
+    /// Octets are missing: read more, and decode again from the first octet of the message.
     Incomplete,
-    /// The version octet is not the one this message must begin with.
+    /// The message begins with this octet instead of its version.
     Version(u8),
-    /// A NUL-terminated field went on past [`STRING_MAX`] octets.
+    /// A NUL-terminated field has more than [`STRING_MAX`] octets.
     Overlong,
-    /// ATYP is none of 01, 03, 04 (RFC 1928 section 5); the length of what follows is unknown.
+    /// ATYP is none of 01, 03, 04 (RFC 1928 section 5), so the length of the address is unknown.
     AddressType(u8),
-    /// RSV of a UDP request header is not 0000.
+    /// RSV of a UDP header is not 0000.
     Reserved,
-    /// A PROXY header is missing or malformed, in the way named.
+    /// A PROXY header is missing or malformed; with the reason.
     ProxyHeader(&'static str),
 }
 
@@ -47,7 +47,7 @@ impl fmt::Display for DecodeError {
     }
 }
 
-/// Takes octets from the front of a slice; running out is [`DecodeError::Incomplete`].
+/// Takes octets from the front of a slice; [`DecodeError::Incomplete`] if too few are left.
 #[derive(Debug)]
 pub struct Reader<'a> {
     rest: &'a [u8],
@@ -55,19 +55,19 @@ pub struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    /// Reads from the first octet of `octets`.
+    /// A reader at the first octet of `octets`.
     #[must_use]
     pub fn new(octets: &'a [u8]) -> Self {
         Self { rest: octets, len: octets.len() }
     }
 
-    /// How many octets have been taken.
+    /// The number of octets taken so far.
     #[must_use]
     pub fn consumed(&self) -> usize {
         self.len - self.rest.len()
     }
 
-    /// All octets not yet taken.
+    /// The octets not taken yet.
     #[must_use]
     pub fn rest(&self) -> &'a [u8] {
         self.rest
@@ -109,7 +109,7 @@ impl<'a> Reader<'a> {
         self.array().map(u16::from_be_bytes)
     }
 
-    /// Takes a length octet and as many octets as it says.
+    /// Takes a length octet and that many octets.
     ///
     /// # Errors
     /// `Incomplete` when fewer are left.
@@ -118,7 +118,7 @@ impl<'a> Reader<'a> {
         self.take(usize::from(len))
     }
 
-    /// Takes octets up to a NUL and the NUL itself; returns them without it.
+    /// Takes a NUL-terminated field, and returns it without the NUL.
     ///
     /// # Errors
     /// `Overlong` when the NUL is not among the first [`STRING_MAX`] + 1 octets, `Incomplete` when
@@ -135,10 +135,10 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Takes `DST.ADDR` and `DST.PORT` as their ATYP octet (taken too) says, RFC 1928 section 5.
+    /// Takes ATYP, DST.ADDR and DST.PORT (RFC 1928 section 5).
     ///
     /// # Errors
-    /// `AddressType` for an ATYP outside the RFC, `Incomplete` when octets are missing.
+    /// `AddressType` for an unknown ATYP, `Incomplete` when octets are missing.
     pub fn destination(&mut self) -> Result<Destination, DecodeError> {
         match self.octet()? {
             socks5::ATYP_IPV4 => {
@@ -158,27 +158,27 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Where a request or a datagram wants to go.
+/// The destination of a request or a datagram.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Destination {
     /// An address, never an IPv4-mapped IPv6 one.
     Address(SocketAddr),
-    /// A host name exactly as the peer sent it (it may be empty or nonsense), and a port.
+    /// A host name exactly as the peer sent it (perhaps empty or invalid), and a port.
     Name(Vec<u8>, u16),
 }
 
 impl Destination {
-    /// Stands for "none" in a reply: 0.0.0.0 port 0.
+    /// No address, in a reply: 0.0.0.0 port 0.
     pub const NONE: Self = Self::Address(NO_ADDRESS);
 
-    /// Takes an address; an IPv4-mapped IPv6 address becomes the IPv4 address it means.
+    /// The destination at `ip`; an IPv4-mapped IPv6 address becomes the IPv4 address.
     #[must_use]
     pub fn from_ip(ip: IpAddr, port: u16) -> Self {
         Self::Address(SocketAddr::new(ip.to_canonical(), port))
     }
 
-    /// Takes a name of at most 255 octets. Clients send literal addresses as names, so a name that
-    /// is the usual text of an IPv4 or IPv6 address is that address.
+    /// The destination `name`, of at most 255 octets. Some clients send addresses as names, so the
+    /// usual text of an IPv4 or IPv6 address becomes that address.
     #[must_use]
     pub fn from_name(name: &[u8], port: u16) -> Self {
         match str::from_utf8(name).ok().and_then(|text| text.parse().ok()) {
@@ -187,7 +187,7 @@ impl Destination {
         }
     }
 
-    /// The port, 0 included.
+    /// The port, which may be 0.
     #[must_use]
     pub fn port(&self) -> u16 {
         match self {
@@ -196,15 +196,15 @@ impl Destination {
         }
     }
 
-    /// Whether this is the address 0.0.0.0 or `::`, which a BIND uses for "any peer" and a UDP
-    /// ASSOCIATE for "not known yet".
+    /// Whether this is 0.0.0.0 or `::`, which means any peer in a BIND, and an address not known
+    /// yet in a UDP ASSOCIATE.
     #[must_use]
     pub fn is_unspecified(&self) -> bool {
         matches!(self, Self::Address(addr) if addr.ip().is_unspecified())
     }
 }
 
-/// The protocol a client speaks.
+/// The protocol version of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Version {
     /// SOCKS 4.
@@ -233,7 +233,7 @@ impl fmt::Display for Version {
     }
 }
 
-/// What a client asks for: CD of version 4, CMD of version 5, which agree on 1 and 2.
+/// The command of a request: CD of version 4 or CMD of version 5, which have the same 1 and 2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Command(pub u8);
 
@@ -245,7 +245,7 @@ impl Command {
     /// Relay datagrams; version 5 only.
     pub const UDP_ASSOCIATE: Self = Self(0x03);
 
-    /// The word of the log, which a command that is none does not have.
+    /// The word of the log; `None` for an unknown command.
     #[must_use]
     pub fn word(self) -> Option<&'static str> {
         match self {
@@ -266,20 +266,20 @@ impl fmt::Display for Command {
     }
 }
 
-/// One decoded request, whatever its version.
+/// A decoded request of any version.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request {
-    /// The protocol it came in.
+    /// The protocol version.
     pub version: Version,
-    /// What is asked; unknown codes survive to be refused by name.
+    /// The command. An unknown one is kept, for the log line of its refusal.
     pub command: Command,
-    /// DSTIP or DOMAIN or DST.ADDR, with the port.
+    /// DSTIP, DOMAIN or DST.ADDR, with the port.
     pub dst: Destination,
-    /// USERID of version 4: a claim that proves nothing. Empty in version 5.
+    /// USERID of version 4, which the client is free to choose. Empty in version 5.
     pub userid: Vec<u8>,
 }
 
-/// The code of a reply, in the version it is for.
+/// The code of a reply to one version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReplyCode {
     /// CD of version 4.
@@ -289,7 +289,7 @@ pub enum ReplyCode {
 }
 
 impl ReplyCode {
-    /// The code of success.
+    /// The code for success.
     #[must_use]
     pub fn granted(version: Version) -> Self {
         match version {
@@ -298,7 +298,7 @@ impl ReplyCode {
         }
     }
 
-    /// Its octet.
+    /// The octet of the code.
     #[must_use]
     pub fn octet(self) -> u8 {
         match self {
@@ -307,7 +307,7 @@ impl ReplyCode {
         }
     }
 
-    /// Encodes a reply with it.
+    /// Encodes a reply with this code and the address `bnd`.
     #[must_use]
     pub fn encode(self, bnd: &Destination) -> Vec<u8> {
         match self {
@@ -317,13 +317,13 @@ impl ReplyCode {
     }
 }
 
-/// The address that stands for "none" in a reply: 0.0.0.0 port 0.
+/// 0.0.0.0 port 0: no address, in a reply.
 pub const NO_ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
 
 /// `::` port 0.
 pub const NO_ADDRESS6: SocketAddr = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 0);
 
-/// Appends ATYP, address and port of `addr` as RFC 1928 sections 5 and 6 want them.
+/// Appends ATYP, address and port of `addr` (RFC 1928 sections 5 and 6).
 pub fn put_address(addr: SocketAddr, out: &mut Vec<u8>) {
     match addr.ip() {
         IpAddr::V4(ip) => {
@@ -338,8 +338,8 @@ pub fn put_address(addr: SocketAddr, out: &mut Vec<u8>) {
     out.extend_from_slice(&addr.port().to_be_bytes());
 }
 
-/// Appends ATYP, address or name, and port of `dst` in the same way. Of a name longer than
-/// [`STRING_MAX`] octets, which no decoder returns, the rest is left out.
+/// Appends ATYP, address or name, and port of `dst` in the same way. A name of more than
+/// [`STRING_MAX`] octets, which no decoder returns, is cut there.
 pub fn put_destination(dst: &Destination, out: &mut Vec<u8>) {
     match dst {
         Destination::Address(addr) => put_address(*addr, out),
@@ -357,7 +357,7 @@ pub fn put_destination(dst: &Destination, out: &mut Vec<u8>) {
 pub(crate) mod testing {
     use super::DecodeError;
 
-    /// A small xorshift generator, so that a failing run can be repeated from its printed seed.
+    /// An xorshift generator. A failing run can be repeated from its printed seed.
     pub(crate) struct Random(u64);
 
     impl Random {
@@ -367,7 +367,7 @@ pub(crate) mod testing {
                 Ok(text) => text.parse().expect("SOCKSD_TEST_SEED is a number"),
                 Err(_) => now.map_or(1, |d| d.as_secs()) | 1,
             };
-            // Shown by the test harness where the test fails.
+            // The test harness shows it if the test fails.
             #[expect(clippy::print_stdout, reason = "a failing run can be repeated from it")]
             {
                 println!("SOCKSD_TEST_SEED={seed}");
@@ -391,7 +391,7 @@ pub(crate) mod testing {
             &from[self.below(from.len())]
         }
 
-        /// Random octets, small values and lengths far more often than chance would give them.
+        /// Random octets, mostly small ones, which are likely codes and lengths.
         pub(crate) fn octets(&mut self, max: usize) -> Vec<u8> {
             let len = self.below(max + 1);
             let mut octet = || {
@@ -402,7 +402,7 @@ pub(crate) mod testing {
         }
     }
 
-    /// Feeds 100,000 random inputs, each begun with `head`, to `decode`.
+    /// Feeds 100,000 random inputs, each after a prefix of `head`, to `decode`.
     pub(crate) fn survives_random_octets(head: &[u8], decode: impl Fn(&[u8])) {
         let mut random = Random::seeded();
         for _ in 0..100_000 {

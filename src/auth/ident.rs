@@ -1,9 +1,9 @@
-//! Asks the client's host whose connection this is (RFC 1413).
+//! Asks the host of a client for the owner of its connection (RFC 1413).
 //!
-//! What it says is worth as much as that host and the way to it. The messages are in
-//! [`crate::wire::ident`]. Connecting to port 113 is for the caller, from the address the client
-//! reached (the daemon looks for a connection between just these two addresses), and so is
-//! comparing the user id with what the client claimed.
+//! The answer is only as trustworthy as that host and the network to it. The messages are in
+//! [`crate::wire::ident`]. The caller connects to port 113 from the address that the client
+//! reached, since the daemon looks for a connection between these two addresses. The caller also
+//! compares the user id with the claim of the client.
 
 use std::fmt;
 use std::io::{self, Read as _, Write as _};
@@ -14,23 +14,23 @@ use crate::sys;
 use crate::wait::{Wait, WaitError};
 use crate::wire::ident::{ANSWER_MAX, Answer, decode_answer, encode_query};
 
-/// Most octets of an error type that are told: no token is longer (RFC 1413 note 3 on syntax).
-const TOLD_MAX: usize = 64;
+/// Most octets of an error type in a message: no token is longer (RFC 1413 note 3 on syntax).
+const ERROR_MAX: usize = 64;
 
-/// Why nobody is known to own the client's connection.
+/// The reason why the owner of the connection is not known.
 #[derive(Debug)]
 pub enum IdentError {
-    /// The client came by a UNIX socket: there is no host to ask.
+    /// The client uses a UNIX socket: there is no host to ask.
     NoHost,
-    /// The answer was not whole when the wait for it ended.
+    /// The wait ended before the answer was complete.
     Wait(WaitError),
-    /// The daemon closed before the end of line, which is as good as UNKNOWN-ERROR.
+    /// The daemon closed before the end of line, which means the same as UNKNOWN-ERROR.
     Closed,
-    /// The connection broke, which is as good as UNKNOWN-ERROR too; or a system call failed.
+    /// The connection broke, which means the same as UNKNOWN-ERROR, or a system call failed.
     Failed(io::Error),
-    /// The daemon answered with this error type: octets of a peer.
+    /// The daemon answered with this error type, in octets of a peer.
     Refused(Vec<u8>),
-    /// The daemon sent no answer to the query, for the reason given.
+    /// The daemon sent something else than an answer to the query; with the reason.
     Invalid(&'static str),
 }
 
@@ -57,10 +57,10 @@ impl fmt::Display for IdentError {
             Self::Closed => f.write_str("identd closed without an answer"),
             Self::Failed(error) => write!(f, "identd connection failed: {error}"),
             Self::Refused(word) => {
-                let told = word.get(..TOLD_MAX).unwrap_or(word);
-                write!(f, "identd answered with error {:#}", Escaped(told))
+                let cut = word.get(..ERROR_MAX).unwrap_or(word);
+                write!(f, "identd answered with error {:#}", Escaped(cut))
             }
-            Self::Invalid(reason) => write!(f, "identd answer proves nothing: {reason}"),
+            Self::Invalid(reason) => write!(f, "identd answer is invalid: {reason}"),
         }
     }
 }
@@ -69,7 +69,7 @@ impl fmt::Display for IdentError {
 /// `client_port` on its host and `server_port` on this one. The user id is not empty.
 ///
 /// # Errors
-/// Whatever else happens: nothing but a user id for these ports proves anything.
+/// In all other cases: only a user id for these ports proves anything.
 pub fn ask(
     mut stream: TcpStream,
     client_port: u16,
@@ -77,8 +77,8 @@ pub fn ask(
     wait: &Wait<'_>,
 ) -> Result<Vec<u8>, IdentError> {
     stream.set_nonblocking(true).map_err(IdentError::Failed)?;
-    // A new connection takes these few octets at once and whole. A failure to write is left to the
-    // reading to tell: a daemon that asks for no query may have answered and closed by now.
+    // A new connection takes these few octets at once. An error is left to the read below: a daemon
+    // that needs no query may have answered and closed already.
     let _ = stream.write(&encode_query(client_port, server_port));
 
     let mut buffer = [0; ANSWER_MAX];
@@ -128,13 +128,13 @@ mod tests {
         line
     }
 
-    /// Asks with nobody leaving for this long.
+    /// Asks a daemon on behalf of a client that stays, for `time` at most.
     fn ask_for(time: Duration, stream: TcpStream) -> Result<Vec<u8>, IdentError> {
         let millis = u64::try_from(time.as_millis()).unwrap();
         ask(stream, 6193, 23, &Scene::new().wait(millis))
     }
 
-    /// Asks a daemon that has this to say; the daemon must come to an end once it was asked.
+    /// Asks this daemon, which must end after the query.
     fn ask_daemon(
         time: Duration,
         daemon: impl FnOnce(TcpStream) + Send + 'static,
@@ -153,15 +153,15 @@ mod tests {
         let result = ask_daemon(AMPLE, |mut stream| {
             assert_eq!(query(&stream), "6193,23\r\n");
             stream.write_all(ANSWER).unwrap();
-            // Daemons may wait for another query: nobody waits for their close.
+            // A daemon may wait for another query: the answer counts before its close.
             assert_eq!(query(&stream), "");
         });
         assert_eq!(result.unwrap(), b"alice");
     }
 
     #[test]
-    fn ident_07_an_error_is_told_escaped_and_cut() {
-        for (sent, told) in
+    fn ident_07_an_error_is_shown_escaped_and_cut() {
+        for (sent, shown) in
             [("NO-USER", "NO-USER"), ("", "-"), ("X\n", "X"), ("X y\u{7}", "X\\x20y\\x07")]
         {
             let result = ask_daemon(AMPLE, move |mut stream| {
@@ -170,10 +170,10 @@ mod tests {
             });
             let error = result.unwrap_err();
             assert!(matches!(error, IdentError::Refused(_)), "{error:?}");
-            assert_eq!(error.to_string(), format!("identd answered with error {told}"));
+            assert_eq!(error.to_string(), format!("identd answered with error {shown}"));
         }
         let long = IdentError::Refused(vec![b'\n'; ANSWER_MAX]).to_string();
-        assert!(long.ends_with(&"\\x0a".repeat(TOLD_MAX)) && long.len() < 300, "{long}");
+        assert!(long.ends_with(&"\\x0a".repeat(ERROR_MAX)) && long.len() < 300, "{long}");
     }
 
     #[test]
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn ident_09_a_trickle_does_not_put_off_the_deadline() {
+    fn ident_09_a_trickle_does_not_delay_the_deadline() {
         let result = ask_daemon(SHORT, |mut stream| {
             while stream.write_all(b" ").is_ok() {
                 thread::sleep(Duration::from_millis(20));
@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn ident_09_a_query_that_finds_no_room_does_not_put_off_the_deadline() {
+    fn ident_09_a_full_send_buffer_does_not_delay_the_deadline() {
         let (mut stream, _daemon) = pair();
         stream.set_nonblocking(true).unwrap();
         while stream.write(&[0; 65_536]).is_ok() {}
@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn ident_13_an_endless_answer_is_given_up() {
+    fn ident_13_an_endless_answer_is_invalid() {
         let result = ask_daemon(AMPLE, |mut stream| {
             query(&stream);
             stream.write_all(b"6193,23:USERID:UNIX:").unwrap();
@@ -251,7 +251,7 @@ mod tests {
             stream.write_all(b"23,6193:USERID:UNIX:alice\r\n").unwrap();
         });
         let error = result.unwrap_err();
-        assert_eq!(error.to_string(), "identd answer proves nothing: other ports than asked");
+        assert_eq!(error.to_string(), "identd answer is invalid: ports differ from the query");
     }
 
     #[test]
@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_that_came_before_the_query_counts_even_when_the_daemon_has_gone() {
+    fn an_answer_before_the_query_counts_even_if_the_daemon_has_closed() {
         for reset in [false, true] {
             let (stream, mut daemon) = pair();
             daemon.write_all(ANSWER).unwrap();

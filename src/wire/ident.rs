@@ -1,4 +1,4 @@
-//! Query and answer of the Identification Protocol (RFC 1413), whose client this server is.
+//! Query and answer of the Identification Protocol (RFC 1413). This server is its client.
 //!
 //! ```text
 //! query   port on the client's host "," port on this host EOL
@@ -6,38 +6,38 @@
 //!         port pair ":" "ERROR" ":" error type EOL
 //! ```
 //!
-//! EOL is CR LF; a bare LF is taken too. One query and one answer, though a daemon may take more.
-//! The user id stays octets, whatever the charset: it is only ever compared. The talking is in
-//! [`crate::auth::ident`].
+//! EOL is CR LF; a bare LF is accepted too. A connection carries one query, though a daemon may
+//! accept more. The user id stays octets in any charset, since it is only compared. The exchange is
+//! in [`crate::auth::ident`].
 
 use crate::wire::DecodeError;
 
-/// Longest answer, in octets with its end of line: a client may give up after as many (RFC 1413
-/// note 2 on syntax), and 512 of user id fit.
+/// Longest answer, in octets with its end of line: a client may give up after 1000 (RFC 1413 note 2
+/// on syntax), and a user id of 512 octets fits.
 pub const ANSWER_MAX: usize = 1000;
 
-/// What a daemon says of a connection.
+/// The answer of a daemon.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// The user it belongs to: neither empty nor with a NUL, CR or LF.
+    /// The owner of the connection: not empty, and without NUL, CR and LF.
     UserId(Vec<u8>),
-    /// The error type, as the daemon sent it (it may be empty or nonsense). Proves nothing.
+    /// The error type as the daemon sent it (perhaps empty or invalid). Proves nothing.
     Error(Vec<u8>),
-    /// No answer to our query, for the reason given. Proves nothing.
+    /// Not an answer to our query; with the reason. Proves nothing.
     Invalid(&'static str),
 }
 
-/// Encodes a query. It has no blanks: clients should send no more white space than they have to
-/// (RFC 1413 note 1 on syntax), and daemons that read numbers with scanf(3) take this form too.
+/// Encodes a query, without blanks: clients should send no needless white space (RFC 1413 note 1 on
+/// syntax), and daemons that use scanf(3) read this form too.
 #[must_use]
 pub fn encode_query(client_port: u16, server_port: u16) -> Vec<u8> {
     format!("{client_port},{server_port}\r\n").into_bytes()
 }
 
-/// Decodes the answer about this pair of ports; what stands behind its end of line is ignored.
+/// Decodes the answer for this pair of ports. Octets after its end of line are ignored.
 ///
 /// # Errors
-/// `Incomplete`, and no other, while there are fewer than [`ANSWER_MAX`] octets and no end of line.
+/// Only `Incomplete`, while there are fewer than [`ANSWER_MAX`] octets and no end of line.
 pub fn decode_answer(
     octets: &[u8],
     client_port: u16,
@@ -58,14 +58,14 @@ pub fn decode_answer(
     let mut field = || fields.next().unwrap_or_default();
     let (ports, kind, third, userid) = (field(), trim(field()), field(), trim_start(field()));
     if kind.eq_ignore_ascii_case(b"ERROR") {
-        // Of any ports: daemons that could not read the query have none to repeat.
+        // For any ports: a daemon that could not parse the query cannot repeat them.
         return Ok(Answer::Error(trim(third).to_vec()));
     }
     let asked = [client_port, server_port].map(|port| port.to_string().into_bytes());
     Ok(if !kind.eq_ignore_ascii_case(b"USERID") {
         Answer::Invalid("neither USERID nor ERROR")
     } else if !ports.split(|&octet| octet == b',').map(trim).eq(asked) {
-        Answer::Invalid("other ports than asked")
+        Answer::Invalid("ports differ from the query")
     } else if userid.is_empty() {
         Answer::Invalid("no user id")
     } else if userid.iter().any(|octet| b"\0\r".contains(octet)) {
@@ -75,8 +75,8 @@ pub fn decode_answer(
     })
 }
 
-/// Takes the white space off the front. Before a user id too, though by the letter of RFC 1413 it
-/// is part of that: most daemons put a blank there, and no user's name begins with one.
+/// Removes leading white space. Before a user id too, though RFC 1413 counts it as part of the id:
+/// most daemons put a blank there, and no user name begins with one.
 fn trim_start(mut octets: &[u8]) -> &[u8] {
     while let [b' ' | b'\t', rest @ ..] = octets {
         octets = rest;
@@ -84,7 +84,7 @@ fn trim_start(mut octets: &[u8]) -> &[u8] {
     octets
 }
 
-/// Takes the white space off both ends of a token.
+/// Removes white space at both ends of a token.
 fn trim(octets: &[u8]) -> &[u8] {
     let mut octets = trim_start(octets);
     while let [rest @ .., b' ' | b'\t'] = octets {
@@ -148,7 +148,7 @@ mod tests {
             assert_eq!(user(line.as_bytes()), b"alice", "{line}");
         }
         for line in [&b"61 93,23:USERID:UNIX:alice\n"[..], b"6193,2 3:USERID:UNIX:alice\n"] {
-            is_invalid(line, "other ports than asked");
+            is_invalid(line, "ports differ from the query");
         }
         is_invalid(b"6193,23:USER ID:UNIX:alice\n", "neither USERID nor ERROR");
     }
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn ident_13_it_is_given_up_after_1000_octets_without_end_of_line() {
+    fn ident_13_1000_octets_without_end_of_line_are_invalid() {
         let mut octets = b"6193,23:USERID:UNIX:".to_vec();
         octets.resize(ANSWER_MAX - 1, b'a');
         assert_eq!(decode(&octets), Err(DecodeError::Incomplete));
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn ident_14_the_port_pair_must_be_the_one_asked() {
+    fn ident_14_the_port_pair_must_be_that_of_the_query() {
         for ports in [
             "23,6193",
             "6193,24",
@@ -203,7 +203,7 @@ mod tests {
             "6193\0,23",
         ] {
             let line = format!("{ports}:USERID:UNIX:alice\r\n");
-            is_invalid(line.as_bytes(), "other ports than asked");
+            is_invalid(line.as_bytes(), "ports differ from the query");
         }
     }
 
@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_that_is_no_answer_proves_nothing() {
+    fn a_line_that_is_not_an_answer_proves_nothing() {
         for line in ["", "alice", "6193,23", ":::", "6193,23:UNIX:alice", "6193,23::UNIX:alice"] {
             is_invalid(format!("{line}\r\n").as_bytes(), "neither USERID nor ERROR");
         }

@@ -1,4 +1,4 @@
-//! The header a balancer puts before a client's octets, versions 1 and 2 (HAProxy's
+//! The PROXY header, versions 1 and 2: a balancer sends it before the octets of a client (HAProxy's
 //! proxy-protocol.txt).
 //!
 //! ```text
@@ -7,13 +7,13 @@
 //!            "PROXY UNKNOWN" [ " " anything ] CR LF
 //! version 2  signature(12) version=2 and command(1) family and transport(1) LEN(2)
 //!            source(4 or 16) destination(4 or 16) source port(2) destination port(2) TLVs
-//!            where LEN counts all that follows it
+//!            where LEN is the number of octets after it
 //! ```
 //!
-//! TLVs are skipped, the checksum among them, which a receiver need not know (section 2.2.3).
+//! TLVs are skipped, also the checksum, which a receiver need not support (section 2.2.3).
 //!
-//! Who sends a header can claim any address. Whose header is read is for the caller to settle by
-//! configuration, never by looking for one in what a client sends (section 5).
+//! The sender of a header can claim any address. The caller decides by configuration which clients
+//! send one, and never by a look at their octets (section 5).
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -23,30 +23,29 @@ use crate::wire::{DecodeError, Reader};
 /// Longest header of version 1, in octets with its CR LF (section 2.1).
 pub const V1_MAX: usize = 107;
 
-/// Longest header of version 2 that is taken, in octets with its TLVs. Section 2.2 lets LEN be
-/// 65,535, but wants a header to fit in one segment; the addresses of IPv6 leave 972 for TLVs. The
-/// bound of the whole handshake must have room for this many.
+/// Longest header of version 2 that is accepted, in octets with its TLVs. Section 2.2 allows a LEN
+/// of 65,535, but wants a header to fit in one segment; after IPv6 addresses 972 octets are left
+/// for TLVs. The limit on the whole handshake must have room for this many.
 pub const V2_MAX: usize = 1_024;
 
-/// What version 2 begins with (section 2.2).
+/// The first octets of version 2 (section 2.2).
 const SIGNATURE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
 
-/// Octets of a header of version 2 up to and with LEN.
+/// Octets of a version 2 header up to LEN and with it.
 const V2_FIXED: usize = 16;
 
-/// Whose connection this is.
+/// A decoded header: the addresses of the connection to the balancer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Header {
-    /// The addresses of the connection itself hold: LOCAL, the balancer's own health check.
+    /// LOCAL: a connection of the balancer's own, such as a health check. Its own addresses count.
     Local,
-    /// It is relayed for a client of whom the balancer can tell no IP address: UNKNOWN, AF_UNSPEC,
-    /// AF_UNIX.
+    /// UNKNOWN, AF_UNSPEC or AF_UNIX: the balancer knows no IP address of the client.
     Unknown,
-    /// It is relayed. Neither address is an IPv4-mapped one, so their families may differ.
+    /// The addresses, which may differ in family: IPv4-mapped ones have become IPv4 addresses.
     Proxied {
-        /// The source: who connected to the balancer.
+        /// The source: the client of the balancer.
         client: SocketAddr,
-        /// The destination: where the client reached the balancer.
+        /// The destination: the address at which the client reached the balancer.
         server: SocketAddr,
     },
 }
@@ -55,7 +54,7 @@ pub enum Header {
 ///
 /// # Errors
 /// `ProxyHeader` as soon as the octets cannot become a header, except that the addresses of version
-/// 1 are looked at when its line is complete (section 2.1); `Incomplete` while octets are missing.
+/// 1 are checked once the line is complete (section 2.1); `Incomplete` while octets are missing.
 pub fn decode(r: &mut Reader<'_>) -> Result<Header, DecodeError> {
     match r.rest().first() {
         None => Err(DecodeError::Incomplete),
@@ -92,7 +91,7 @@ fn decode_v1(r: &mut Reader<'_>) -> Result<Header, DecodeError> {
     expect(r, b"TCP", "bad protocol")?;
     let parse: fn(&str) -> Option<IpAddr> = match r.octet()? {
         b'4' => |text| text.parse().ok().map(IpAddr::V4),
-        // With dots too, against the letter: inet_ntop(3) writes mapped addresses so.
+        // Dots are accepted, against section 2.1: inet_ntop(3) writes mapped addresses with them.
         b'6' => |text| text.parse().ok().map(IpAddr::V6),
         _ => return Err(DecodeError::ProxyHeader("bad protocol")),
     };
@@ -125,9 +124,9 @@ fn decode_v2(r: &mut Reader<'_>) -> Result<Header, DecodeError> {
     };
     type Addresses = fn(&mut Reader<'_>) -> Result<Header, DecodeError>;
     let (least, addresses): (usize, Addresses) = match r.octet()? {
-        // The family of LOCAL means nothing.
+        // The family is meaningless with LOCAL.
         _ if is_local => (0, |_| Ok(Header::Local)),
-        // AF_UNSPEC without and with STREAM, AF_UNIX with STREAM.
+        // AF_UNSPEC, AF_UNSPEC with STREAM, AF_UNIX with STREAM.
         0x00 | 0x01 | 0x31 => (0, |_| Ok(Header::Unknown)),
         0x11 => (12, addresses::<4>),
         0x21 => (36, addresses::<16>),
@@ -136,7 +135,7 @@ fn decode_v2(r: &mut Reader<'_>) -> Result<Header, DecodeError> {
     };
     let len = usize::from(u16::from_be_bytes(r.array()?));
     if len < least {
-        return Err(DecodeError::ProxyHeader("no room for the addresses"));
+        return Err(DecodeError::ProxyHeader("too short for its addresses"));
     }
     if len > V2_MAX - V2_FIXED {
         return Err(DecodeError::ProxyHeader("longer than 1024 octets"));
@@ -158,13 +157,13 @@ fn proxied(source: SocketAddr, destination: SocketAddr) -> Header {
     Header::Proxied { client: canonical(source), server: canonical(destination) }
 }
 
-/// Parses a port of version 1: decimal digits, of which the first is 0 only in "0".
+/// Parses a port of version 1: decimal, without leading zeros.
 fn port(text: &str) -> Result<u16, DecodeError> {
     let port = text.parse().ok().filter(|port: &u16| port.to_string() == text);
     port.ok_or(DecodeError::ProxyHeader("bad port"))
 }
 
-/// Takes `octets`, and finds `fault` in the first other one.
+/// Takes `octets`; fails with `fault` at the first octet that differs.
 fn expect(r: &mut Reader<'_>, octets: &[u8], fault: &'static str) -> Result<(), DecodeError> {
     if r.rest().iter().zip(octets).any(|(octet, expected)| octet != expected) {
         return Err(DecodeError::ProxyHeader(fault));
@@ -185,13 +184,13 @@ mod tests {
         Ok(Header::Proxied { client: client.parse().unwrap(), server: server.parse().unwrap() })
     }
 
-    /// The first 14 octets of version 2 as given, LEN and what it counts.
+    /// A header of version 2 with `rest` after LEN.
     fn v2(version_command: u8, family: u8, rest: &[u8]) -> Vec<u8> {
         let len = u16::try_from(rest.len()).unwrap().to_be_bytes();
         [SIGNATURE, &[version_command, family], &len, rest].concat()
     }
 
-    /// The octets of section 5 of the recipes, as HAProxy sent them.
+    /// Octets that a real HAProxy sent.
     const V2_TCP4: &[u8] = b"\x7f\x00\x00\x01\x7f\x00\x00\x01\xb0\xe2\x60\x7e";
     const V2_TLVS: &[u8] = b"\x7f\x00\x00\x01\x7f\x00\x00\x01\x8b\x28\x60\x7f\
         \x03\x00\x04\x51\xca\x81\x27\x05\x00\x127F000001:8B28_0002";
@@ -246,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn headers_of_both_versions_tell_who_speaks() {
+    fn headers_of_both_versions_give_the_addresses() {
         for (octets, expected) in good() {
             assert_eq!(decode(&octets), expected, "{}", octets.escape_ascii());
         }
@@ -260,19 +259,19 @@ mod tests {
     }
 
     #[test]
-    fn octets_behind_the_header_stay() {
-        for behind in [&b"\x05\x01\x00"[..], b"\r\n", b"PROXY UNKNOWN\r\n", &[0; 2_000]] {
+    fn octets_after_the_header_are_kept() {
+        for after in [&b"\x05\x01\x00"[..], b"\r\n", b"PROXY UNKNOWN\r\n", &[0; 2_000]] {
             for (octets, expected) in good() {
-                let both = [&octets[..], behind].concat();
+                let both = [&octets[..], after].concat();
                 let mut r = Reader::new(&both);
                 assert_eq!(super::decode(&mut r), expected);
-                assert_eq!((r.consumed(), r.rest()), (octets.len(), behind));
+                assert_eq!((r.consumed(), r.rest()), (octets.len(), after));
             }
         }
     }
 
     #[test]
-    fn the_octet_that_cannot_belong_to_a_header_ends_it() {
+    fn the_first_wrong_octet_is_an_error() {
         // Each is Incomplete without its last octet.
         let fixed = |version_command, family| v2(version_command, family, b"")[..14].to_vec();
         let bad_len = |family, len: u16| [&fixed(0x21, family)[..], &len.to_be_bytes()].concat();
@@ -328,7 +327,7 @@ mod tests {
             table.push((fixed(0x21, family), "bad family or transport"));
         }
         for (family, len) in [(0x11, 0), (0x11, 11), (0x21, 12), (0x21, 35)] {
-            table.push((bad_len(family, len), "no room for the addresses"));
+            table.push((bad_len(family, len), "too short for its addresses"));
         }
         for family in [0x00, 0x11, 0x21, 0x31] {
             table.push((bad_len(family, 1_009), "longer than 1024 octets"));
@@ -396,7 +395,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fault_is_named() {
+    fn the_error_names_the_fault() {
         let fault = decode(b"\x05\x01\x00").unwrap_err();
         assert_eq!(fault.to_string(), "PROXY header: missing");
     }

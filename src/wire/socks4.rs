@@ -14,7 +14,7 @@ use crate::wire::{Command, DecodeError, Destination, Reader, Request, STRING_MAX
 /// VN of a request.
 pub const VN: u8 = 0x04;
 
-/// Octets of the longest request: of version 4A, with USERID and DOMAIN as long as they may be.
+/// Octets of the longest request: version 4A, with the longest USERID and DOMAIN.
 pub const REQUEST_MAX: usize = 8 + 2 * (STRING_MAX + 1);
 
 /// Reply code CD, draft -08 section 3.3 table 3.
@@ -26,7 +26,7 @@ impl Cd {
     pub const GRANTED: Self = Self(0x5a);
     /// 91: request rejected or failed.
     pub const REJECTED: Self = Self(0x5b);
-    /// 92: rejected because identd on the client cannot be reached.
+    /// 92: rejected because identd of the client cannot be reached.
     pub const NO_IDENTD: Self = Self(0x5c);
     /// 93: rejected because identd names another user.
     pub const OTHER_USER: Self = Self(0x5d);
@@ -38,14 +38,14 @@ impl fmt::Debug for Cd {
     }
 }
 
-/// Whether `ip` is in 0.0.0.1 to 0.0.0.255, the range that signals 4A (draft -08 section 3.2.1).
+/// Whether `ip` is in 0.0.0.1 to 0.0.0.255, which signals 4A (draft -08 section 3.2.1).
 #[must_use]
 pub fn signals_4a(ip: Ipv4Addr) -> bool {
     matches!(ip.octets(), [0, 0, 0, x] if x != 0)
 }
 
-/// Decodes a request. With `allow_4a` false DSTIP 0.0.0.x is an ordinary address (one that nothing
-/// connects to) and no DOMAIN is read.
+/// Decodes a request. Without `allow_4a`, DSTIP 0.0.0.x is an ordinary address, to which no
+/// connection is possible, and no DOMAIN is read.
 ///
 /// # Errors
 /// `Version` for a first octet other than 4, `Overlong` for a USERID or DOMAIN of more than 255
@@ -67,7 +67,7 @@ pub fn decode_request(r: &mut Reader<'_>, allow_4a: bool) -> Result<Request, Dec
     Ok(Request { version, command, dst, userid })
 }
 
-/// Encodes a reply. DSTIP has no room for an IPv6 address or a name: 0.0.0.0 stands for either.
+/// Encodes a reply. DSTIP is 0.0.0.0 for an IPv6 address or a name, which do not fit in it.
 #[must_use]
 pub fn encode_reply(cd: Cd, bnd: &Destination) -> Vec<u8> {
     let ip = match bnd {
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn v4_07_an_unknown_command_survives() {
+    fn v4_07_an_unknown_command_is_kept() {
         let request = decode(b"\x04\xff\x00\x50\x7f\x00\x00\x01\x00").unwrap();
         assert_eq!(request.command, Command(0xff));
     }
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn v4a_17_v4a_18_overlong_fields_are_errors_without_their_nul() {
+    fn v4a_17_v4a_18_overlong_fields_are_errors_before_their_nul() {
         let mut octets = b"\x04\x01\x00\x50\x00\x00\x00\x01".to_vec();
         octets.extend([b'u'; 256]);
         assert_eq!(decode(&octets), Err(DecodeError::Overlong));

@@ -13,13 +13,13 @@ use crate::wire::{
     Command, DecodeError, Destination, Reader, Request, STRING_MAX, Version, put_destination,
 };
 
-/// VER of every message here.
+/// VER of all messages.
 pub const VER: u8 = 0x05;
 
 /// Octets of the longest greeting.
 pub const GREETING_MAX: usize = 2 + 255;
 
-/// Octets of the longest request: for a name.
+/// Octets of the longest request: a name of 255 octets.
 pub const REQUEST_MAX: usize = 4 + 1 + STRING_MAX + 2;
 
 /// ATYP: an IPv4 address, 4 octets.
@@ -40,7 +40,7 @@ impl Method {
     pub const GSSAPI: Self = Self(0x01);
     /// User name and password, RFC 1929.
     pub const USERPASS: Self = Self(0x02);
-    /// In a selection only: none of the methods offered will do.
+    /// No acceptable method; in a selection only.
     pub const NO_ACCEPTABLE: Self = Self(0xff);
 }
 
@@ -63,11 +63,11 @@ impl Rep {
     pub const NOT_ALLOWED: Self = Self(0x02);
     /// Network unreachable.
     pub const NETWORK_UNREACHABLE: Self = Self(0x03);
-    /// Host unreachable; also a name that does not resolve and a time-out.
+    /// Host unreachable; also for a name without an address and for a time-out.
     pub const HOST_UNREACHABLE: Self = Self(0x04);
     /// Connection refused.
     pub const CONNECTION_REFUSED: Self = Self(0x05);
-    /// TTL expired: never sent, since no socket error tells it.
+    /// TTL expired: never sent, since no socket error says so.
     pub const TTL_EXPIRED: Self = Self(0x06);
     /// Command not supported.
     pub const COMMAND_NOT_SUPPORTED: Self = Self(0x07);
@@ -88,7 +88,7 @@ fn expect_ver(r: &mut Reader<'_>) -> Result<(), DecodeError> {
     }
 }
 
-/// Decodes a greeting into the methods the client offers, in its order; none when NMETHODS is 0.
+/// Decodes a greeting: the methods of the client in its order, none if NMETHODS is 0.
 ///
 /// # Errors
 /// `Version` for a first octet other than 5, `Incomplete` while octets are missing.
@@ -103,7 +103,7 @@ pub fn encode_selection(method: Method) -> Vec<u8> {
     vec![VER, method.0]
 }
 
-/// Decodes a request. RSV is not looked at: clients exist that leave octets of their own there.
+/// Decodes a request. RSV is ignored: some clients do not set it to 0.
 ///
 /// # Errors
 /// `Version` for a first octet other than 5, `AddressType` for an unknown ATYP, `Incomplete` while
@@ -116,7 +116,7 @@ pub fn decode_request(r: &mut Reader<'_>) -> Result<Request, DecodeError> {
     Ok(Request { version: Version::V5, command, dst, userid: Vec::new() })
 }
 
-/// Encodes a reply; `bnd` decides ATYP.
+/// Encodes a reply, with the ATYP of `bnd`.
 #[must_use]
 pub fn encode_reply(rep: Rep, bnd: &Destination) -> Vec<u8> {
     let mut out = vec![VER, rep.0, 0x00];
@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn v5_17_an_unknown_address_type_is_told_after_four_octets() {
+    fn v5_17_an_unknown_address_type_is_an_error_after_four_octets() {
         for atyp in [0x00, 0x02, 0x05, 0xff] {
             assert_eq!(request(&[5, 1, 0, atyp]), Err(DecodeError::AddressType(atyp)));
         }

@@ -1,4 +1,4 @@
-//! The UDP request header (RFC 1928 section 7), on every datagram between client and relay.
+//! The header of each datagram between client and relay (RFC 1928 section 7).
 //!
 //! ```text
 //! RSV(2)=0000 FRAG(1) ATYP(1) DST.ADDR(variable) DST.PORT(2) DATA(variable)
@@ -8,12 +8,13 @@ use std::net::SocketAddr;
 
 use crate::wire::{DecodeError, Destination, Reader, put_address};
 
-/// FRAG: 0 stands alone, 1 to 127 is the position in a sequence, the high bit marks its last.
+/// FRAG: 0 for a whole datagram, else 1 to 127, the position in a sequence, whose last has the high
+/// bit set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Frag(pub u8);
 
 impl Frag {
-    /// The datagram stands alone.
+    /// A whole datagram.
     pub const STANDALONE: Self = Self(0x00);
 
     /// The position in the sequence, 0 to 127.
@@ -34,7 +35,7 @@ impl Frag {
 pub struct Datagram<'a> {
     /// The fragment number.
     pub frag: Frag,
-    /// Where DATA is to go.
+    /// The destination of DATA.
     pub dst: Destination,
     /// DATA; may be empty.
     pub data: &'a [u8],
@@ -55,10 +56,10 @@ pub fn decode(octets: &[u8]) -> Result<Datagram<'_>, DecodeError> {
     Ok(Datagram { frag, dst, data: r.rest() })
 }
 
-/// Longest header this server writes: the one of an IPv6 address.
+/// Octets of the longest header this server writes: with an IPv6 address.
 pub const HEADER_MAX: usize = 22;
 
-/// Appends the header of a standalone datagram that came from `remote`.
+/// Appends the header of a whole datagram from `remote`.
 pub fn encode_header(remote: SocketAddr, out: &mut Vec<u8>) {
     out.extend_from_slice(&[0x00, 0x00, Frag::STANDALONE.0]);
     put_address(remote, out);

@@ -7,25 +7,25 @@
 
 use crate::wire::{DecodeError, Reader, STRING_MAX};
 
-/// VER of the sub-negotiation: not the 5 of SOCKS.
+/// VER of the sub-negotiation, which is not that of SOCKS.
 pub const VER: u8 = 0x01;
 
 /// Octets of the longest request.
 pub const REQUEST_MAX: usize = 2 + STRING_MAX + 1 + STRING_MAX;
 
-/// What the client says of itself. The password is a [`Secret`], so this cannot be printed whole.
+/// The name and the password of a client. The password is a [`Secret`] and cannot be printed.
 pub struct Credentials {
-    /// UNAME; empty where ULEN is 0, which matches no user.
+    /// UNAME; empty if ULEN is 0, which matches no user.
     pub uname: Vec<u8>,
-    /// PASSWD; Java sends an empty one.
+    /// PASSWD; empty from some clients, such as Java.
     pub passwd: Secret,
 }
 
-/// Octets that are never shown: no Debug, no Display.
+/// Octets that cannot be printed: they have neither Debug nor Display.
 pub struct Secret(Vec<u8>);
 
 impl Secret {
-    /// Takes the octets of a secret.
+    /// A secret of these octets.
     #[must_use]
     pub fn new(octets: Vec<u8>) -> Self {
         Self(octets)

@@ -595,7 +595,7 @@ fn ident_14_ident_17_the_answer_must_repeat_the_ports() {
     for pair in [">,<", "<,<", ">,>", "<", "<,", ",>", "", "<>", "+<,>", "0,0", "<,>0", "<,>,>"] {
         let bench = Bench::new(Identd::says(format!("{pair}:USERID:UNIX:alice\r\n")));
         bench.proves_nothing();
-        bench.server.log_lines(&["event=ident ", "other ports than asked"], 2);
+        bench.server.log_lines(&["event=ident ", "ports differ from the query"], 2);
     }
 }
 
