@@ -1,5 +1,7 @@
-//! From a request to open sockets. A plan says what the rules make of a request; each command then
-//! opens sockets and returns them. It has nothing to write to: the reply is the session's part.
+//! Carries out requests: a [`Plan`] applies the rules to a request, then each command opens its
+//! sockets and returns them.
+//!
+//! Not here: replies, which the session sends, and anything else written to the client.
 
 pub mod associate;
 pub mod bind;
@@ -18,27 +20,27 @@ use crate::policy::{Asker, Policy};
 use crate::wait::Wait;
 use crate::wire::{Command, Destination, Request, Version};
 
-/// What a request comes to under the rules. Nothing is opened yet.
+/// A request that the rules allow, before anything is opened.
 pub enum Plan {
-    /// Connect to the first of these addresses, at least one, that answers.
+    /// Connect to the first of these addresses that answers; there is at least one.
     Connect(Vec<Candidate>),
-    /// Accept one connection, by this rule.
+    /// Accept one connection.
     Bind {
-        /// The addresses it may come from; none of them given means any.
+        /// The addresses that the peer may have; any if the list is empty.
         expected: Vec<Candidate>,
         /// The rule that admits the session.
         rule: Arc<Rule>,
     },
-    /// Relay datagrams, by this rule: the first that may allow some of them.
+    /// Relay datagrams. The rule is the first that may allow some of them.
     Associate(Arc<Rule>),
 }
 
 impl Plan {
-    /// What `policy` makes of `request`, which `asker` makes. Nothing is asked of anybody but the
-    /// addresses of a name, on the terms of `wait`.
+    /// Plans `request` of `asker` by the rules of `policy`. The only effect is the look-up of a
+    /// name, within the bounds of `wait`.
     ///
     /// # Errors
-    /// `Command`, and as [`Resources::candidates`].
+    /// `Command`, or as [`Resources::candidates`].
     #[inline(never)]
     pub fn new(
         resources: &Resources,
@@ -68,7 +70,7 @@ impl Plan {
         })
     }
 
-    /// The first rule by which it may be carried out.
+    /// The first rule that may admit the session.
     #[must_use]
     pub fn rule(&self) -> Option<&Rule> {
         match self {
@@ -78,10 +80,10 @@ impl Plan {
     }
 }
 
-/// Where `request` wants to go as far as that is known: an association does not say.
+/// The destination of `request`; `None` for an association, which names one in each datagram.
 ///
 /// # Errors
-/// `Command` for one that its version does not have.
+/// `Command` for a command that the version of the request does not have.
 pub fn destination(request: &Request) -> Result<Option<&Destination>, Failure> {
     match request.command {
         Command::CONNECT | Command::BIND => Ok(Some(&request.dst)),

@@ -1,5 +1,6 @@
-//! UDP ASSOCIATE: the sockets of an association (RFC 1928 sections 6 and 7). The datagrams
-//! themselves are moved, and each judged, by [`crate::relay::udp`].
+//! UDP ASSOCIATE: opens the sockets of an association (RFC 1928 sections 6 and 7).
+//!
+//! Not here: relaying the datagrams and checking each by the rules, see [`crate::relay::udp`].
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -14,13 +15,13 @@ use crate::policy::rules::Rule;
 use crate::relay::udp::Sockets;
 use crate::wire::{Destination, NO_ADDRESS, NO_ADDRESS6};
 
-/// Opens one socket towards the client, at the address `local` where it reached this server, and
-/// one for each family outward; returns them with BND of the reply.
-/// `rule` is the one that lets it: the first that may allow some datagram. What the request says of the
-/// client's own address is advice, and not needed: the address of its connection is known.
+/// Opens a socket for the client's datagrams at `local`, the address of its connection, and one for
+/// each outward family; returns them with BND of the reply. `rule` admits the session: the first
+/// that may allow some datagram. The client's address in the request is ignored, since that of its
+/// connection is known.
 ///
 /// # Errors
-/// `Denied`, or whatever kept the sockets from being opened.
+/// `Full`, `NoPort`, or `Io` if a socket cannot be opened.
 #[inline(never)]
 pub fn open(
     resources: &Resources,
@@ -29,18 +30,18 @@ pub fn open(
     local: SocketAddr,
 ) -> Result<(Sockets, Destination, Admission), Failure> {
     let admission = resources.admit(asker, rule)?;
-    // A balancer may speak another family with this server than with its client.
+    // A balancer and its client may use different families.
     let local = match asker.client {
         Some(client) if client.is_ipv4() != local.is_ipv4() => {
             match resources.outgoing.advertise.of_family(client) {
                 Some(advertised) => unspecified(advertised),
-                None => bind::towards(SocketAddr::new(client, 0), local)?,
+                None => bind::address_for(SocketAddr::new(client, 0), local)?,
             }
         }
         _ => local,
     };
     let advertised = resources.outgoing.advertise.of_family(local.ip());
-    let mut listen = advertised.map_or(local, towards_advertised);
+    let mut listen = advertised.map_or(local, listen_address);
     let client = resources.bind_port(|port| {
         listen.set_port(port);
         UdpSocket::bind(listen)
@@ -52,7 +53,7 @@ pub fn open(
     let v4 = outward(NO_ADDRESS, resources.outgoing.ipv4);
     let v6 = outward(NO_ADDRESS6, resources.outgoing.ipv6);
     let (v4, v6) = match (v4, v6) {
-        // One family will do: hosts without IPv6 are common.
+        // One family is enough: hosts without IPv6 are common.
         (Ok(Some(v4)), v6) => (Some(v4), v6.unwrap_or(None)),
         (v4, Ok(Some(v6))) => (v4.unwrap_or(None), Some(v6)),
         (Err(error), _) | (_, Err(error)) => return Err(error.into()),
@@ -66,9 +67,10 @@ pub fn open(
     Ok((Sockets { client, v4, v6 }, bnd, admission))
 }
 
-/// Where datagrams to the advertised address come in: there, if this host has it, so that answers
-/// come from it whatever route they take; else anywhere, by a NAT.
-fn towards_advertised(ip: IpAddr) -> SocketAddr {
+/// The address to listen on for datagrams to the advertised address `ip`: `ip` itself if this host
+/// has it, so that answers come from it by any route; otherwise any address, since a NAT forwards
+/// the datagrams.
+fn listen_address(ip: IpAddr) -> SocketAddr {
     let own = SocketAddr::new(ip, 0);
     if UdpSocket::bind(own).is_ok() { own } else { unspecified(ip) }
 }

@@ -1,7 +1,7 @@
-//! BIND: one connection from an expected peer (RFC 1928 section 6, draft -08 section 4).
+//! BIND: accepts one connection from an expected peer (RFC 1928 section 6, draft -08 section 4).
 //!
-//! The socket listens before the first reply, and is closed as soon as one connection has come,
-//! right or wrong, so that the time in which a stranger can come first is short.
+//! The socket listens before the first reply and is closed after one connection, expected or not:
+//! a stranger has little time to connect first.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
@@ -17,24 +17,24 @@ use crate::sys;
 use crate::wait::{Wait, WaitError};
 use crate::wire::{Destination, Request};
 
-/// A listening BIND.
+/// A BIND that listens.
 pub struct Bound {
     listener: TcpListener,
     /// BND of the first reply.
     pub bnd: Destination,
-    /// The addresses the peer may have; none of them given means any.
+    /// The addresses that the peer may have; any if the list is empty.
     expected: Vec<IpAddr>,
-    /// What the request was for.
+    /// The destination of the request.
     dst: Destination,
     admission: Admission,
 }
 
-/// Listens for a connection from the destination of `request`, of which `candidates` are the addresses, none of them for any
-/// peer, for a client that reached this server at `local`, an address with the scope it may need.
-/// `rule` is the one that lets it.
+/// Listens for a connection from one of `candidates`, the addresses of the destination of
+/// `request`, or from any peer if there are none. `local` is the server's address of the client's
+/// connection, with its scope. `rule` admits the session.
 ///
 /// # Errors
-/// Whatever kept it from doing so.
+/// `Full`, `Family`, `NoPort`, or `Io` if a system call fails.
 #[inline(never)]
 pub fn open(
     resources: &Resources,
@@ -46,17 +46,17 @@ pub fn open(
 ) -> Result<Bound, Failure> {
     let admission = resources.admit(asker, rule)?;
     let expected: Vec<SocketAddr> = candidates.iter().map(|candidate| candidate.addr).collect();
-    // A peer of the client's own family if there is one: then the address it reached us at serves.
+    // For a peer of the client's family the address that the client reached can serve.
     let peer = expected.iter().find(|peer| peer.is_ipv4() == local.is_ipv4()).or(expected.first());
     let reached = match peer {
-        Some(&peer) => towards(peer, local)?,
+        Some(&peer) => address_for(peer, local)?,
         None => local,
     };
     if !resources.reaches(reached.ip()) {
         return Err(Failure::Family);
     }
     let advertised = resources.outgoing.advertise.of_family(reached.ip());
-    // Behind a NAT that forwards the advertised address, connections may come in anywhere.
+    // A NAT may forward connections for the advertised address to any address of this host.
     let mut listen = if advertised.is_some() { unspecified(reached.ip()) } else { reached };
     let listener = resources.bind_port(|port| {
         listen.set_port(port);
@@ -69,24 +69,25 @@ pub fn open(
     Ok(Bound { listener, bnd, expected, dst: request.dst.clone(), admission })
 }
 
-/// The address of this host that `peer` can reach: the one the client used, or where that is of
-/// another family, or loopback for a peer elsewhere, the one the system would use towards it.
-pub(super) fn towards(peer: SocketAddr, local: SocketAddr) -> io::Result<SocketAddr> {
+/// The address of this host that `peer` can reach: `local`, which the client reached; or if that is
+/// of another family, or loopback for a peer on another host, the source address that the system
+/// chooses for `peer`.
+pub(super) fn address_for(peer: SocketAddr, local: SocketAddr) -> io::Result<SocketAddr> {
     let same_family = peer.is_ipv4() == local.is_ipv4();
     if same_family && (!local.ip().is_loopback() || peer.ip().is_loopback()) {
         return Ok(local);
     }
     let socket = UdpSocket::bind(unspecified(peer.ip()))?;
-    // Connecting a datagram socket sends nothing; a port is needed all the same.
+    // Connecting a datagram socket sends nothing, but takes a port.
     socket.connect(SocketAddr::new(peer.ip(), peer.port().max(1)))?;
     Ok(canonical(socket.local_addr()?))
 }
 
 impl Bound {
-    /// Waits for the peer. The listener is closed on return.
+    /// Waits for the peer and closes the listener.
     ///
     /// # Errors
-    /// `WrongPeer`, `NoPeer`, `ClientGone`, `Stopped`, or what a system call said.
+    /// `WrongPeer`, `NoPeer`, `ClientGone`, `Stopped`, or `Io` if a system call fails.
     pub fn wait(self, policy: &Policy, asker: &Asker, wait: &Wait<'_>) -> Result<Opened, Failure> {
         let (target, peer) = loop {
             wait.on(&self.listener, sys::POLLIN).map_err(|error| match error {
@@ -95,7 +96,7 @@ impl Bound {
             })?;
             match self.listener.accept() {
                 Ok((target, peer)) => break (target, canonical(peer)),
-                // Gone again before it was accepted.
+                // The connection ended before it was accepted.
                 Err(error)
                     if matches!(
                         error.kind(),

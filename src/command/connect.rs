@@ -1,5 +1,7 @@
-//! CONNECT: a connection to the destination (RFC 1928 section 6, draft -08 section 3). What
-//! it opens is relayed by [`crate::relay`], what it failed to open is told by the session.
+//! CONNECT: connects to the destination (RFC 1928 section 6, draft -08 section 3).
+//!
+//! Not here: relaying the connection, see [`crate::relay`], and reporting a failure, which the
+//! session does.
 
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
@@ -17,7 +19,8 @@ use crate::wire::Destination;
 /// Connects to the first of `candidates`, the addresses of one destination, that answers.
 ///
 /// # Errors
-/// Whatever kept it from doing so.
+/// `PortZero`, `Denied`, `Full`, `ClientGone`, `Stopped`, or `Io` with the error of the last
+/// attempt.
 #[inline(never)]
 pub fn open(
     resources: &Resources,
@@ -32,7 +35,7 @@ pub fn open(
     if candidates.is_empty() {
         return Err(Failure::Denied(Denial::LeadsBack));
     }
-    // Every rule that may come to admit the session needs room for it before it is connected.
+    // Any of the rules may admit the session: take a place in the quotas of each before connecting.
     let mut admissions: Vec<Admission> = Vec::new();
     let mut full = None;
     let mut targets = Vec::new();
@@ -65,8 +68,8 @@ pub fn open(
     Ok(Opened { target, peer: canonical(asked.addr), bnd, admission })
 }
 
-/// Whether a connection to `addr` would come back to this very server: a client could make it talk
-/// to itself until every session is used up.
+/// Whether a connection to `addr` would connect back to this server: a client could chain such
+/// connections until no session is left.
 fn leads_back(resources: &Resources, addr: SocketAddr) -> bool {
     resources
         .listening
@@ -75,7 +78,7 @@ fn leads_back(resources: &Resources, addr: SocketAddr) -> bool {
         .any(|own| own.ip() == addr.ip() || own.ip().is_unspecified() && is_this_host(addr))
 }
 
-/// Whether `addr` is one of this host: then, and only then, a socket can be bound to it.
+/// Whether `addr` is an address of this host: a socket can be bound to those only.
 fn is_this_host(addr: SocketAddr) -> bool {
     addr.ip().is_loopback() || UdpSocket::bind(SocketAddr::new(addr.ip(), 0)).is_ok()
 }

@@ -1,5 +1,5 @@
-//! Why a request was not carried out, and the one table from that to the codes of both versions and
-//! to the word of the log.
+//! The reasons why a request is not carried out, with the one table of their reply codes in both
+//! versions, and of their words in the log.
 
 use std::fmt;
 use std::io;
@@ -12,48 +12,48 @@ use crate::wire::socks4::Cd;
 use crate::wire::socks5::Rep;
 use crate::wire::{ReplyCode, Version};
 
-/// Why a request was not carried out.
+/// The reason why a request is not carried out.
 #[derive(Debug)]
 pub enum Failure {
-    /// It is forbidden, for this reason.
+    /// The rules deny it.
     Denied(Denial),
-    /// There are as many sessions as may be, of the user or by a rule.
+    /// This quota of the user or of a rule is used up.
     Full(&'static str),
     /// The name has no usable address.
     Unresolved(ResolveError),
-    /// The destination is of a family that this server does not reach.
+    /// The destination is of an address family that is disabled.
     Family,
-    /// CMD or CD is none this version has.
+    /// The version of the request has no such command.
     Command,
-    /// A connection to port 0 was asked for.
+    /// The destination of a CONNECT is port 0.
     PortZero,
-    /// Somebody else than the expected peer connected to a BIND, or one whom the rules keep out.
+    /// A peer connected to a BIND that was not expected, or that the rules deny.
     WrongPeer(SocketAddr, Option<Denial>),
-    /// Nobody connected to a BIND in time.
+    /// No peer connected to a BIND in time.
     NoPeer,
-    /// The client left before the answer.
+    /// The client left before the reply.
     ClientGone,
     /// The server ends.
     Stopped,
     /// No port of the range is free.
     NoPort,
-    /// The system gave no thread.
+    /// No thread could be started.
     NoThread(io::Error),
     /// A system call failed.
     Io(io::Error),
 }
 
 impl Failure {
-    /// REP, RFC 1928 section 6: the one table from failures to codes of version 5.
+    /// The reply code of version 5, REP (RFC 1928 section 6).
     #[must_use]
     pub fn rep(&self) -> Rep {
         use io::ErrorKind as Kind;
         match self {
             Self::Denied(_) | Self::WrongPeer(..) => Rep::NOT_ALLOWED,
-            // The RFC has no better code for a name or a peer that cannot be found.
             Self::Unresolved(ResolveError::NoThread | ResolveError::TooMany) => {
                 Rep::GENERAL_FAILURE
             }
+            // The RFC has no better code for a name or a peer that cannot be found.
             Self::Unresolved(_) | Self::NoPeer => Rep::HOST_UNREACHABLE,
             Self::Family => Rep::ADDRESS_TYPE_NOT_SUPPORTED,
             Self::Command => Rep::COMMAND_NOT_SUPPORTED,
@@ -74,7 +74,7 @@ impl Failure {
         }
     }
 
-    /// CD, draft -08 section 3.3: the same table for version 4.
+    /// The reply code of version 4, CD (draft -08 section 3.3).
     #[must_use]
     pub fn cd(&self) -> Cd {
         match self {
@@ -84,7 +84,7 @@ impl Failure {
         }
     }
 
-    /// The code of the reply in `version`.
+    /// The reply code of `version`.
     #[must_use]
     pub fn code(&self, version: Version) -> ReplyCode {
         match version {
@@ -93,7 +93,7 @@ impl Failure {
         }
     }
 
-    /// The word of the log.
+    /// The reason in the log.
     #[must_use]
     pub fn reason(&self) -> &'static str {
         match self {
@@ -121,21 +121,25 @@ impl fmt::Display for Failure {
         match self {
             Self::Denied(denial) => denial.fmt(f),
             Self::Full(what) => write!(f, "{what} reached"),
-            Self::Unresolved(ResolveError::Invalid) => f.write_str("not the name of a host"),
+            Self::Unresolved(ResolveError::Invalid) => f.write_str("invalid host name"),
             Self::Unresolved(ResolveError::NotFound) => f.write_str("name has no address"),
             Self::Unresolved(ResolveError::TimedOut) => f.write_str("name not resolved in time"),
-            Self::Unresolved(ResolveError::TooMany) => f.write_str("too many names at once"),
-            Self::Unresolved(ResolveError::NoThread) => f.write_str("no thread to resolve a name"),
-            Self::Family => f.write_str("address family not served"),
+            Self::Unresolved(ResolveError::TooMany) => {
+                f.write_str("too many look-ups of this client")
+            }
+            Self::Unresolved(ResolveError::NoThread) => {
+                f.write_str("cannot start a thread to look the name up")
+            }
+            Self::Family => f.write_str("address family is disabled"),
             Self::Command => f.write_str("unknown command"),
-            Self::PortZero => f.write_str("port 0 cannot be connected to"),
+            Self::PortZero => f.write_str("cannot connect to port 0"),
             Self::WrongPeer(peer, None) => write!(f, "unexpected peer {peer}"),
             Self::WrongPeer(peer, Some(denial)) => write!(f, "peer {peer}: {denial}"),
             Self::NoPeer => f.write_str("no peer connected in time"),
             Self::ClientGone => f.write_str("client left"),
-            Self::Stopped => f.write_str("the server ends"),
-            Self::NoPort => f.write_str("no port of the range is free"),
-            Self::NoThread(error) => write!(f, "no thread: {error}"),
+            Self::Stopped => f.write_str("server is shutting down"),
+            Self::NoPort => f.write_str("no free port in the range"),
+            Self::NoThread(error) => write!(f, "cannot start a thread: {error}"),
             Self::Io(error) => error.fmt(f),
         }
     }
@@ -163,7 +167,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn real_14_the_table_from_errno_to_reply() {
+    fn real_14_each_errno_has_its_reply_code() {
         for (errno, rep) in [
             (111, 0x05), // ECONNREFUSED
             (101, 0x03), // ENETUNREACH

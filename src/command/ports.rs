@@ -3,7 +3,7 @@
 use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicU16, Ordering};
 
-/// A range of ports, handed out in turn so that a port just closed rests.
+/// A range of ports that are used in rotation, so that a closed port is not reused at once.
 #[derive(Debug)]
 pub struct PortRange {
     ports: RangeInclusive<u16>,
@@ -11,15 +11,15 @@ pub struct PortRange {
 }
 
 impl PortRange {
-    /// A range that is not empty and without port 0, or `None`.
+    /// A range of ports; `None` if it is empty or includes port 0.
     #[must_use]
     pub fn new(ports: RangeInclusive<u16>) -> Option<Self> {
         let first = *ports.start();
         (first > 0 && !ports.is_empty()).then(|| Self { ports, next: AtomicU16::new(first) })
     }
 
-    /// All ports, beginning behind the one that was begun with last.
-    pub(super) fn turns(&self) -> impl Iterator<Item = u16> {
+    /// All ports of the range. Each call begins one port later.
+    pub(super) fn rotation(&self) -> impl Iterator<Item = u16> {
         let first = self.next.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |port| {
             Some(
                 port.checked_add(1)
@@ -37,15 +37,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_port_range_takes_turns_and_ends() {
+    fn a_rotation_is_all_ports_once_from_the_next_one() {
         let range = PortRange::new(5..=7).unwrap();
-        assert_eq!(range.turns().collect::<Vec<_>>(), [5, 6, 7]);
-        assert_eq!(range.turns().collect::<Vec<_>>(), [6, 7, 5]);
-        assert_eq!(range.turns().collect::<Vec<_>>(), [7, 5, 6]);
-        assert_eq!(range.turns().collect::<Vec<_>>(), [5, 6, 7]);
-        assert!(PortRange::new(65_535..=65_535).unwrap().turns().eq([65_535]));
+        assert_eq!(range.rotation().collect::<Vec<_>>(), [5, 6, 7]);
+        assert_eq!(range.rotation().collect::<Vec<_>>(), [6, 7, 5]);
+        assert_eq!(range.rotation().collect::<Vec<_>>(), [7, 5, 6]);
+        assert_eq!(range.rotation().collect::<Vec<_>>(), [5, 6, 7]);
+        assert!(PortRange::new(65_535..=65_535).unwrap().rotation().eq([65_535]));
         assert!(PortRange::new(0..=7).is_none());
-        #[expect(clippy::reversed_empty_ranges, reason = "what is tested")]
+        #[expect(clippy::reversed_empty_ranges, reason = "the test is about it")]
         let empty = PortRange::new(7..=5);
         assert!(empty.is_none());
     }

@@ -1,8 +1,8 @@
-//! What sessions of one user, and those that one rule admits, have in common: how many there may be,
-//! and how fast they may be together. What a rule says of both is in [`crate::policy::rules`].
+//! Quotas and rates shared by the sessions of one user, and by those that one rule admits. Their
+//! settings are in [`crate::policy::rules`].
 //!
-//! A rule is known by its conditions, so that a reload of rules starts no count anew, not even where
-//! it changes the cap.
+//! A rule is identified by its conditions: a reload of the rules resets no count, even if it
+//! changes the quota.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -18,7 +18,7 @@ use crate::policy::rules::{Rule, Settings};
 use crate::relay::rate::Rate;
 use crate::sync::lock;
 
-/// What is counted.
+/// The subject of a count.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Key {
     User(Vec<u8>),
@@ -26,21 +26,21 @@ enum Key {
     RuleAndClient(Arc<str>, IpAddr),
 }
 
-/// Whose rate it is: a user, or a client that is none.
+/// The owner of a rate: a user, or a client without a user name.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum Payer {
+enum RateOwner {
     User(Vec<u8>),
     Client(IpAddr),
 }
 
-/// The counts and the rates. Shared by all sessions.
+/// The counts and the rates, shared by all sessions.
 pub struct Quotas {
     per_user: u64,
     counts: Arc<Mutex<Counts<Key>>>,
-    rates: Mutex<HashMap<(Payer, NonZeroU64), Arc<Rate>>>,
+    rates: Mutex<HashMap<(RateOwner, NonZeroU64), Arc<Rate>>>,
 }
 
-/// A place in some counts, given back when it is dropped.
+/// A session's place in the counts, given back when it is dropped.
 #[derive(Debug)]
 pub struct QuotaSlot {
     counts: Arc<Mutex<Counts<Key>>>,
@@ -48,14 +48,13 @@ pub struct QuotaSlot {
 }
 
 impl Quotas {
-    /// Nothing counted yet; one user may have `per_user` sessions.
+    /// Quotas without sessions; one user may have `per_user`.
     #[must_use]
     pub fn new(per_user: u64) -> Self {
         Self { per_user, counts: Arc::default(), rates: Mutex::default() }
     }
 
-    /// Takes a place among the sessions of `asker`'s user, if there is one, and among those that
-    /// `rule` admits.
+    /// Takes a place in the quotas of `rule` and of `asker`'s user, if there is one.
     ///
     /// # Errors
     /// `Full`.
@@ -80,18 +79,18 @@ impl Quotas {
         Ok(slot)
     }
 
-    /// The rates that hold for a session of `asker` admitted by `rule`.
+    /// The rates of a session of `asker` that `rule` admits.
     pub fn rates(&self, asker: &Asker, rule: &Rule) -> Vec<Arc<Rate>> {
         let mut rates: Vec<Arc<Rate>> = Vec::new();
         rates.extend(rule.settings.rate.map(|rate| Arc::new(Rate::new(rate))));
         if let Some(rate) = rule.settings.rate_user {
-            let payer = match asker.user_for(rule).name() {
-                Some(name) => Payer::User(name.to_vec()),
-                None => Payer::Client(client_block(asker.client)),
+            let owner = match asker.user_for(rule).name() {
+                Some(name) => RateOwner::User(name.to_vec()),
+                None => RateOwner::Client(client_block(asker.client)),
             };
-            let (mut shared, key) = (lock(&self.rates), (payer, rate));
-            // Now and then those that nobody shares any more and nobody owes anything are forgotten;
-            // one that is in debt would have its user start anew with the next session.
+            let (mut shared, key) = (lock(&self.rates), (owner, rate));
+            // Now and then drop rates without sessions. A rate in debt stays: its owner could
+            // otherwise clear the debt by a new session.
             if shared.len().is_power_of_two() && !shared.contains_key(&key) {
                 let now = Instant::now();
                 shared.retain(|_, rate| Arc::strong_count(rate) > 1 || !rate.is_rested(now));

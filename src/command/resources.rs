@@ -1,5 +1,5 @@
-//! What all commands work with, and what they all do with it: the addresses a request may use, and
-//! room for its session.
+//! The resources shared by all commands, and the steps common to them: finding the addresses that a
+//! request may use, taking a place in the quotas, choosing addresses and ports.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -19,44 +19,44 @@ use crate::stats::Stats;
 use crate::wait::{Timeouts, Wait, WaitError};
 use crate::wire::{Destination, Version};
 
-/// Which addresses and ports the sockets have that commands open, and which families they reach.
+/// The addresses, ports and families of the sockets that commands open.
 #[derive(Debug)]
 pub struct Outgoing {
-    /// Whether IPv4 targets are reached at all.
+    /// Whether IPv4 targets are allowed.
     pub ipv4: bool,
-    /// Whether IPv6 targets are reached at all.
+    /// Whether IPv6 targets are allowed.
     pub ipv6: bool,
-    /// The addresses to leave from.
+    /// The source addresses.
     pub source: PerFamily,
-    /// The addresses to tell clients in BIND and UDP ASSOCIATE replies instead of the real ones,
-    /// where a NAT stands before this host.
+    /// The addresses for BIND and UDP ASSOCIATE replies in place of the real ones, if this host is
+    /// behind a NAT.
     pub advertise: PerFamily,
-    /// Ports for BIND and for the relay sockets of UDP ASSOCIATE.
+    /// The ports for BIND and for the client's socket of UDP ASSOCIATE.
     pub ports: Option<PortRange>,
 }
 
-/// What commands work with, the same for all sessions.
+/// Resources shared by all commands of all sessions.
 pub struct Resources {
-    /// Counts what sessions do.
+    /// The counts of sessions and their waits.
     pub stats: Stats,
-    /// Counts the sessions of each user and of rules.
+    /// The quotas of users and rules.
     pub quotas: Quotas,
-    /// Turns names into addresses.
+    /// The resolver of names.
     pub resolver: Arc<Resolver>,
-    /// How long each wait may take.
+    /// The time limits.
     pub timeouts: Timeouts,
-    /// Which addresses and ports the sockets have that commands open.
+    /// The addresses, ports and families of sockets.
     pub outgoing: Outgoing,
-    /// Where this server itself listens; a session that would come back here is refused.
+    /// The addresses that this server listens on; a request that would connect back is refused.
     pub listening: Vec<SocketAddr>,
 }
 
-/// The rule that admits a session, and the session's place in the quotas of the rule and of the user.
+/// The rule that admits a session, and the session's place in the quotas.
 #[derive(Debug)]
 pub struct Admission {
     /// The rule, whose settings apply.
     pub rule: Arc<Rule>,
-    /// Given back when it is dropped.
+    /// The place in the quotas of the rule and of the user.
     pub quota: QuotaSlot,
 }
 
@@ -69,32 +69,32 @@ pub struct Candidate {
     pub rule: Arc<Rule>,
 }
 
-/// An opened target.
+/// An open connection to the target.
 #[derive(Debug)]
 pub struct Opened {
-    /// The connection to it.
+    /// The connection.
     pub target: Leg,
     /// The address of the target.
     pub peer: SocketAddr,
-    /// BND of the reply: for CONNECT the local address of the connection, for the second reply of a
-    /// BIND the peer's.
+    /// BND of the reply: the local address for CONNECT, the address of the target for the second
+    /// reply of a BIND.
     pub bnd: Destination,
-    /// The rule that admitted the session.
+    /// The rule and the place in its quotas.
     pub admission: Admission,
 }
 
 impl Resources {
-    /// Whether targets of the family of `ip` are reached.
+    /// Whether targets of the family of `ip` are allowed.
     #[must_use]
     pub fn reaches(&self, ip: IpAddr) -> bool {
         if ip.is_ipv4() { self.outgoing.ipv4 } else { self.outgoing.ipv6 }
     }
 
-    /// The addresses that `dst` stands for and that `policy` lets `asker` use, at least one, each
-    /// with the rule that does. What is denied by name is not resolved.
+    /// Resolves `dst` to the addresses that `policy` allows `asker`, at least one, each with the
+    /// rule that allows it. A name that is denied as a name is not looked up.
     ///
     /// # Errors
-    /// `Denied`, `Unresolved`, `Family`, `ClientGone`, `Stopped`.
+    /// `Denied`, `Unresolved`, `Family`, `ClientGone`, `Stopped`, or `Io` if a system call fails.
     #[inline(never)]
     pub fn candidates(
         &self,
@@ -103,16 +103,16 @@ impl Resources {
         dst: &Destination,
         wait: &Wait<'_>,
     ) -> Result<Vec<Candidate>, Failure> {
-        let judge = |addr: SocketAddr| {
+        let check = |addr: SocketAddr| {
             let rule = policy.allows(asker, dst, addr.ip())?;
             Ok(Candidate { addr, rule: Arc::clone(rule) })
         };
-        // SOCKS 4A resolves to IPv4 only: its draft, "Resolution".
-        let speaks = |ip: IpAddr| asker.version == Version::V5 || ip.is_ipv4();
+        // SOCKS 4A has no IPv6 addresses (its draft, "Resolution").
+        let in_version = |ip: IpAddr| asker.version == Version::V5 || ip.is_ipv4();
         let (name, port) = match dst {
             Destination::Address(addr) => {
-                let candidate = judge(*addr).map_err(Failure::Denied)?;
-                let usable = speaks(addr.ip()) && self.reaches(addr.ip());
+                let candidate = check(*addr).map_err(Failure::Denied)?;
+                let usable = in_version(addr.ip()) && self.reaches(addr.ip());
                 return if usable { Ok(vec![candidate]) } else { Err(Failure::Family) };
             }
             Destination::Name(name, port) => (name, *port),
@@ -128,8 +128,8 @@ impl Resources {
             Err(error) => return Err(error.into()),
         };
         let (mut usable, mut denied) = (Vec::new(), None);
-        for &ip in ips.iter().filter(|&&ip| speaks(ip) && self.reaches(ip)) {
-            match judge(SocketAddr::new(ip, port)) {
+        for &ip in ips.iter().filter(|&&ip| in_version(ip) && self.reaches(ip)) {
+            match check(SocketAddr::new(ip, port)) {
                 Ok(candidate) => usable.push(candidate),
                 Err(denial) => denied = Some(denial),
             }
@@ -141,7 +141,7 @@ impl Resources {
         }
     }
 
-    /// Lets a session in by `rule`, where there is room.
+    /// Admits a session of `asker` by `rule` within the quotas.
     ///
     /// # Errors
     /// `Full`.
@@ -151,23 +151,25 @@ impl Resources {
         Ok(Admission { rule: Arc::clone(rule), quota })
     }
 
-    /// The address to leave from to one of the family of `ip`, by `rule` or else for all.
+    /// The source address for targets of the family of `ip`: that of `rule`, or else that of all
+    /// rules.
     pub(super) fn source(&self, rule: &Rule, ip: IpAddr) -> Option<IpAddr> {
         let same_family = |source: &IpAddr| source.is_ipv4() == ip.is_ipv4();
         let own = rule.settings.source.iter().copied().find(same_family);
         own.or_else(|| self.outgoing.source.of_family(ip))
     }
 
-    /// Calls `bind` with ports of the range, or with 0 without one, until one is free.
+    /// Calls `bind` with each port of the range until one is free, or with port 0 if there is no
+    /// range.
     ///
     /// # Errors
-    /// `NoPort` where none is, `Io` for any other error of `bind`.
+    /// `NoPort` if none is free, `Io` for any other error of `bind`.
     pub(super) fn bind_port<T>(
         &self,
         mut bind: impl FnMut(u16) -> io::Result<T>,
     ) -> Result<T, Failure> {
         let Some(range) = &self.outgoing.ports else { return Ok(bind(0)?) };
-        for port in range.turns() {
+        for port in range.rotation() {
             match bind(port) {
                 Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
                 result => return Ok(result?),

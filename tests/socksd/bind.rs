@@ -229,7 +229,7 @@ fn an_advertised_address_is_told_and_the_range_of_ports_kept() {
     let mut third = server.sent(&[HELLO, &request5(2, ANY)].concat());
     read(&mut third, 2);
     assert_eq!(reply5(&mut third).0, 1);
-    server.log_line(&["reason=limit", "no port of the range is free"]);
+    server.log_line(&["reason=limit", "no free port in the range"]);
     // The listener is there for whatever address is forwarded to it.
     let peer = connect(second);
     assert_eq!(reply5(&mut other), (0, peer.local_addr().unwrap()));
