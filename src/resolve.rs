@@ -138,7 +138,7 @@ impl Resolver {
         let ticket = state.last_ticket;
         let waiter = Waiter { ticket, client, deadline, done: Box::new(done) };
         match state.lookups.get_mut(&name) {
-            // If it waits in the queue for a share of other clients, this client's share may be free.
+            // A queued name may wait for another client's share while this client's is free.
             Some(waiters) => waiters.push(waiter),
             None => {
                 state.lookups.insert(name.clone(), vec![waiter]);
@@ -264,8 +264,9 @@ impl ResolverState {
 }
 
 /// The host name to look up: in lower case, without its trailing dot. `None` unless every label is
-/// a non-empty string of letters, digits, hyphens and underscores: no NUL, bracket, scope or control
-/// octet reaches the C library, nor a second trailing dot, which it ignores but rules do not.
+/// a non-empty string of letters, digits, hyphens and underscores: no NUL, bracket, scope or
+/// control octet reaches the C library, nor a second trailing dot, which it ignores but rules do
+/// not.
 pub fn host_name(name: &[u8]) -> Option<Vec<u8>> {
     let name = name.strip_suffix(b".").unwrap_or(name);
     let is_valid = |octet: &u8| octet.is_ascii_alphanumeric() || b"-_".contains(octet);
