@@ -33,7 +33,8 @@ use crate::session::record::{Record, Stop};
 use crate::session::service::{Service, Slot};
 use crate::threads::Reserved;
 use crate::wait::WaitError;
-use crate::wire::{DecodeError, Destination, ReplyCode, Request, socks4, socks5};
+use crate::wire::reply::ReplyCode;
+use crate::wire::{DecodeError, Destination, Request, socks4, socks5};
 
 /// Serves one client that has just been accepted, to the end, and logs it. Its last octets may be
 /// relayed by another thread after this returns; then `slot` is given up there.

@@ -5,6 +5,7 @@
 
 pub mod ident;
 pub mod proxy;
+pub mod reply;
 pub mod socks4;
 pub mod socks5;
 pub mod udp;
@@ -16,6 +17,13 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 /// Longest USERID, DOMAIN, user name or password, in octets: RFC 1928 and RFC 1929 have one octet
 /// for its length, and the SOCKS 4A draft recommends the same limit.
 pub const STRING_MAX: usize = 255;
+
+/// ATYP: an IPv4 address, 4 octets.
+pub const ATYP_IPV4: u8 = 0x01;
+/// ATYP: a length octet and a name.
+pub const ATYP_DOMAINNAME: u8 = 0x03;
+/// ATYP: an IPv6 address, 16 octets.
+pub const ATYP_IPV6: u8 = 0x04;
 
 /// Why a message could not be decoded from the octets at hand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -141,15 +149,15 @@ impl<'a> Reader<'a> {
     /// `AddressType` for an unknown ATYP, `Incomplete` when octets are missing.
     pub fn destination(&mut self) -> Result<Destination, DecodeError> {
         match self.octet()? {
-            socks5::ATYP_IPV4 => {
+            ATYP_IPV4 => {
                 let ip = self.array::<4>()?.into();
                 Ok(Destination::from_ip(IpAddr::V4(ip), self.port()?))
             }
-            socks5::ATYP_DOMAINNAME => {
+            ATYP_DOMAINNAME => {
                 let name = self.counted()?;
                 Ok(Destination::from_name(name, self.port()?))
             }
-            socks5::ATYP_IPV6 => {
+            ATYP_IPV6 => {
                 let ip = self.array::<16>()?.into();
                 Ok(Destination::from_ip(IpAddr::V6(ip), self.port()?))
             }
@@ -279,44 +287,6 @@ pub struct Request {
     pub userid: Vec<u8>,
 }
 
-/// The code of a reply to one version.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ReplyCode {
-    /// CD of version 4.
-    V4(socks4::Cd),
-    /// REP of version 5.
-    V5(socks5::Rep),
-}
-
-impl ReplyCode {
-    /// The code for success.
-    #[must_use]
-    pub fn granted(version: Version) -> Self {
-        match version {
-            Version::V4 | Version::V4a => Self::V4(socks4::Cd::GRANTED),
-            Version::V5 => Self::V5(socks5::Rep::SUCCEEDED),
-        }
-    }
-
-    /// The octet of the code.
-    #[must_use]
-    pub fn octet(self) -> u8 {
-        match self {
-            Self::V4(cd) => cd.0,
-            Self::V5(rep) => rep.0,
-        }
-    }
-
-    /// Encodes a reply with this code and the address `bnd`.
-    #[must_use]
-    pub fn encode(self, bnd: &Destination) -> Vec<u8> {
-        match self {
-            Self::V4(cd) => socks4::encode_reply(cd, bnd),
-            Self::V5(rep) => socks5::encode_reply(rep, bnd),
-        }
-    }
-}
-
 /// 0.0.0.0 port 0: no address, in a reply.
 pub const NO_ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
 
@@ -327,11 +297,11 @@ pub const NO_ADDRESS6: SocketAddr = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECI
 pub fn put_address(addr: SocketAddr, out: &mut Vec<u8>) {
     match addr.ip() {
         IpAddr::V4(ip) => {
-            out.push(socks5::ATYP_IPV4);
+            out.push(ATYP_IPV4);
             out.extend_from_slice(&Ipv4Addr::octets(&ip));
         }
         IpAddr::V6(ip) => {
-            out.push(socks5::ATYP_IPV6);
+            out.push(ATYP_IPV6);
             out.extend_from_slice(&Ipv6Addr::octets(&ip));
         }
     }
@@ -345,7 +315,7 @@ pub fn put_destination(dst: &Destination, out: &mut Vec<u8>) {
         Destination::Address(addr) => put_address(*addr, out),
         Destination::Name(name, port) => {
             let name = name.get(..STRING_MAX).unwrap_or(name);
-            out.push(socks5::ATYP_DOMAINNAME);
+            out.push(ATYP_DOMAINNAME);
             out.push(u8::try_from(name.len()).unwrap_or(u8::MAX));
             out.extend_from_slice(name);
             out.extend_from_slice(&port.to_be_bytes());
@@ -459,7 +429,7 @@ mod tests {
 
     #[test]
     fn real_29_a_mapped_address_becomes_ipv4() {
-        let mut octets = vec![socks5::ATYP_IPV6];
+        let mut octets = vec![ATYP_IPV6];
         octets.extend("::ffff:192.0.2.1".parse().map(|ip: Ipv6Addr| ip.octets()).unwrap());
         octets.extend([0, 80]);
         let dst = Reader::new(&octets).destination().unwrap();

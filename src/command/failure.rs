@@ -8,9 +8,10 @@ use std::net::SocketAddr;
 use crate::policy::Denial;
 use crate::resolve::ResolveError;
 use crate::wait::WaitError;
+use crate::wire::Version;
+use crate::wire::reply::ReplyCode;
 use crate::wire::socks4::Cd;
 use crate::wire::socks5::Rep;
-use crate::wire::{ReplyCode, Version};
 
 /// The reason why a request is not carried out.
 #[derive(Debug)]

@@ -15,10 +15,11 @@ use crate::session::intake::{Intake, Unread};
 use crate::session::record::{Record, Stop};
 use crate::session::service::{Service, Slot};
 use crate::wire::proxy::{self, Header};
+use crate::wire::reply::ReplyCode;
 use crate::wire::socks4::{self, Cd};
 use crate::wire::socks5::{self, Method, Rep};
 use crate::wire::userpass;
-use crate::wire::{DecodeError, Destination, ReplyCode, Request, Version};
+use crate::wire::{DecodeError, Destination, Request, Version};
 
 /// What a handshake comes to.
 pub(super) struct Handshake {

@@ -13,7 +13,8 @@ use crate::relay::{End, Leg};
 use crate::session::record::{Record, Stop};
 use crate::sys::{self, PollFd};
 use crate::wait::{Fin, Wait};
-use crate::wire::{DecodeError, Destination, Reader, ReplyCode};
+use crate::wire::reply::ReplyCode;
+use crate::wire::{DecodeError, Destination, Reader};
 
 /// Octets read at once. The longest handshake there can be, a greeting, a password and a request of
 /// version 5, has 1,032.

@@ -22,13 +22,6 @@ pub const GREETING_MAX: usize = 2 + 255;
 /// Octets of the longest request: a name of 255 octets.
 pub const REQUEST_MAX: usize = 4 + 1 + STRING_MAX + 2;
 
-/// ATYP: an IPv4 address, 4 octets.
-pub const ATYP_IPV4: u8 = 0x01;
-/// ATYP: a length octet and a name.
-pub const ATYP_DOMAINNAME: u8 = 0x03;
-/// ATYP: an IPv6 address, 16 octets.
-pub const ATYP_IPV6: u8 = 0x04;
-
 /// Authentication method, RFC 1928 section 3.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Method(pub u8);

@@ -72,7 +72,7 @@ fn put_destination(dst: &Destination, out: &mut Vec<u8>) {
             let text = str::from_utf8(name).unwrap_or_default();
             assert!(text.parse::<IpAddr>().is_err(), "{text} is an address");
             assert_eq!(dst.port(), *port);
-            out.extend([socks5_wire::ATYP_DOMAINNAME, u8::try_from(name.len()).unwrap()]);
+            out.extend([socksd::wire::ATYP_DOMAINNAME, u8::try_from(name.len()).unwrap()]);
             out.extend(name);
             out.extend(port.to_be_bytes());
         }
