@@ -294,14 +294,14 @@ fn a_half_closed_session_without_traffic_ends_at_the_linger_limit(way: Way) {
 }
 
 fn small_pieces_leave_at_once_both_ways(way: Way) {
-    const ROUNDS: u32 = 20;
+    const ROUNDS: usize = 21;
     let server = way.open(&[]);
     for by_client in [true, false] {
         let (client, target) = through(&server);
         target.set_nodelay(true).unwrap();
         let (mut from, mut to) = if by_client { (client, target) } else { (target, client) };
-        let begun = Instant::now();
-        for _ in 0..ROUNDS {
+        let round = |_| {
+            let begun = Instant::now();
             // The second piece would wait for the first one's acknowledgement, which waits 40 ms.
             from.write_all(b"a").unwrap();
             thread::sleep(Duration::from_millis(2));
@@ -309,9 +309,12 @@ fn small_pieces_leave_at_once_both_ways(way: Way) {
             assert_eq!(read(&mut to, 2), b"ab");
             to.write_all(b"c").unwrap();
             assert_eq!(read(&mut from, 1), b"c");
-        }
-        let took = begun.elapsed();
-        assert!(took < ROUNDS * Duration::from_millis(20), "{took:?}");
+            begun.elapsed()
+        };
+        let mut took: Vec<Duration> = (0..ROUNDS).map(round).collect();
+        // Each round would; some may wait for a processor.
+        took.sort_unstable();
+        assert!(took[ROUNDS / 2] < Duration::from_millis(20), "{took:?}");
     }
 }
 
