@@ -14,11 +14,11 @@ use crate::sync::lock;
 /// The number of failures that shuts a client out.
 const FAILURES_MAX: u32 = 10;
 
-/// The most clients remembered; beyond that the one whose last failure is oldest is forgotten. Each
-/// entry takes as long as a hash, so an attacker cannot quickly push its own out.
-const REMEMBERED: usize = 10_000;
+/// The most clients remembered. One more replaces the client with the oldest last failure. Each
+/// failure costs the time of a hash, so an attacker cannot quickly replace its own entry.
+const CLIENTS_MAX: usize = 10_000;
 
-/// The delay of the first failure's answer; it doubles with each further failure.
+/// The delay of the answer to the first failure. It doubles with each further failure.
 const DELAY_FIRST: Duration = Duration::from_millis(100);
 
 /// The longest delay of an answer.
@@ -31,24 +31,24 @@ pub struct Penalties {
 }
 
 struct Failures {
-    /// The number of failures at `last`; [`FAILURES_MAX`] shut the client out.
+    /// The number of failures at `last`; at [`FAILURES_MAX`] the client is shut out.
     count: u32,
-    /// When the last of them is answered, so that the delay itself lowers no count.
+    /// When the last of them is answered, so that the delay does not lower the count.
     last: Instant,
 }
 
 /// The consequence of a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Penalty {
-    /// The delay of its answer.
+    /// The delay of the answer.
     pub delay: Duration,
-    /// Whether it shuts the client out.
+    /// Whether this failure shuts the client out.
     pub shuts_out: bool,
 }
 
 impl Penalties {
-    /// Shuts clients out for `time`, and forgets one failure in each tenth of it without another.
-    /// Zero is no penalties at all.
+    /// Penalties that shut clients out for `time`, and forget one failure in each tenth of it that
+    /// passes without another. With a `time` of zero there are no penalties.
     #[must_use]
     pub fn new(time: Duration) -> Self {
         Self { time, records: Mutex::default() }
@@ -77,7 +77,7 @@ impl Penalties {
             return Penalty { delay: Duration::ZERO, shuts_out: false };
         }
         let mut records = lock(&self.records);
-        if records.len() >= REMEMBERED && !records.contains_key(&client) {
+        if records.len() >= CLIENTS_MAX && !records.contains_key(&client) {
             let oldest = records.iter().min_by_key(|(_, record)| record.last);
             if let Some(oldest) = oldest.map(|(client, _)| *client) {
                 records.remove(&oldest);
@@ -85,7 +85,7 @@ impl Penalties {
         }
         let record = records.entry(client).or_insert(Failures { count: 0, last: now });
         if self.is_shut_out(record, now) {
-            // Its check had begun before.
+            // This check began before the client was shut out.
             return Penalty { delay: DELAY_MAX, shuts_out: false };
         }
         let quiet = now.saturating_duration_since(record.last);
@@ -93,7 +93,7 @@ impl Penalties {
         let forgotten = u32::try_from(forgotten).unwrap_or(u32::MAX);
         let failures = record.count.saturating_sub(forgotten);
         let delay = (DELAY_FIRST * 2_u32.pow(failures)).min(DELAY_MAX);
-        // Answers to simultaneous failures may be due in another order.
+        // Simultaneous failures may be answered in another order.
         *record = Failures { count: failures + 1, last: record.last.max(now + delay) };
         Penalty { delay, shuts_out: record.count == FAILURES_MAX }
     }
@@ -109,8 +109,8 @@ mod tests {
         std::net::Ipv4Addr::from_bits(n).into()
     }
 
-    /// Has a client fail `times` times, each time right after the answer; returns the penalties and
-    /// the time of the last answer.
+    /// Counts `times` failures of a client, each right after the answer to the one before; returns
+    /// the penalties and the time of the last answer.
     fn fail(
         penalties: &Penalties,
         client: IpAddr,
@@ -139,14 +139,18 @@ mod tests {
         assert_eq!(given, [Penalty { delay: DELAY_MAX, shuts_out: true }]);
         assert!(penalties.shut_out(client(1), now));
         assert!(penalties.shut_out(client(1), answered + TIME - Duration::from_millis(1)));
-        assert!(!penalties.shut_out(client(2), now), "another is unharmed");
+        assert!(!penalties.shut_out(client(2), now), "another client is not affected");
         assert_eq!(penalties.fail(client(2), now).delay, DELAY_FIRST);
-        // Checks that had begun before neither extend it nor report it again.
+        // A check that began before neither extends the time nor reports it again.
         let late = penalties.fail(client(1), now + Duration::from_secs(60));
         assert_eq!(late, Penalty { delay: DELAY_MAX, shuts_out: false });
         let over = answered + TIME;
         assert!(!penalties.shut_out(client(1), over));
-        assert_eq!(penalties.fail(client(1), over).delay, DELAY_FIRST, "all is forgotten");
+        assert_eq!(
+            penalties.fail(client(1), over).delay,
+            DELAY_FIRST,
+            "all failures are forgotten"
+        );
     }
 
     #[test]
@@ -167,7 +171,7 @@ mod tests {
             let failures = lock(&penalties.records)[&client(1)].count;
             assert_eq!(failures, expected, "after {quiet} s");
         }
-        // A client that fails no more often than that is never shut out.
+        // A client that fails less often than that is never shut out.
         let penalties = Penalties::new(TIME);
         let (_, mut now) = fail(&penalties, client(1), 5, Instant::now());
         for _ in 0..100 {
@@ -182,20 +186,20 @@ mod tests {
         let begun = Instant::now();
         fail(&penalties, client(0), 10, begun);
         let at = |n: u32| begun + Duration::from_millis(n.into());
-        let last = u32::try_from(REMEMBERED).unwrap() + 500;
+        let last = u32::try_from(CLIENTS_MAX).unwrap() + 500;
         // The first client was shut out later than many others failed.
         for n in 1..last {
             penalties.fail(client(n), at(n));
-            assert!(lock(&penalties.records).len() <= REMEMBERED);
+            assert!(lock(&penalties.records).len() <= CLIENTS_MAX);
         }
         let records = lock(&penalties.records);
-        assert_eq!(records.len(), REMEMBERED);
+        assert_eq!(records.len(), CLIENTS_MAX);
         assert!(records.contains_key(&client(0)) && records.contains_key(&client(last - 1)));
         assert!(!records.contains_key(&client(1)));
     }
 
     #[test]
-    fn a_time_of_zero_is_no_penalty() {
+    fn with_a_time_of_zero_there_is_no_penalty() {
         let penalties = Penalties::new(Duration::ZERO);
         let (given, now) = fail(&penalties, client(1), 100, Instant::now());
         assert!(given.iter().all(|penalty| penalty.delay.is_zero() && !penalty.shuts_out));
