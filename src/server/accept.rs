@@ -126,7 +126,7 @@ impl Slot for ClientSlots {
     fn belongs_to(&mut self, client: Option<IpAddr>) -> Result<(), String> {
         // Once its handshake is complete a session belongs to whom it does.
         let Some(half_open) = &mut self.half_open else { return Ok(()) };
-        let counted = self.slot.belongs_to(client, half_open);
+        let counted = self.slot.assign_to(client, half_open);
         counted.map_err(|refusal| format!("{refusal} limit reached"))
     }
 
@@ -175,7 +175,7 @@ impl Admitter {
     }
 
     fn refuse(&self, client: Option<SocketAddr>, refusal: Refusal, error: Option<io::Error>) {
-        let Some(count) = self.sessions.tell(refusal, Instant::now()) else { return };
+        let Some(count) = self.sessions.count_refusal(refusal, Instant::now()) else { return };
         let log = &self.service.log;
         let mut line = log
             .line("refuse")

@@ -1,5 +1,5 @@
-//! Slots: how many sessions there may be, in all and for one client, and how many descriptors that
-//! takes.
+//! Slots: limits on the number of sessions, in all and per client, and the limit on descriptors
+//! that they need. The threads that accept clients are in `server/accept.rs`.
 
 use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
@@ -16,47 +16,46 @@ use crate::net::client_block;
 use crate::sync::lock;
 use crate::sys;
 
-/// How often refusals are told of; those between are counted.
-const TELL_EVERY: Duration = Duration::from_secs(1);
+/// The least time between two log lines for one reason of refusal. A line has their number.
+const LOG_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Descriptors kept back for listeners, the log, look-ups and what else is not a session's.
+/// Descriptors reserved for listeners, the log, look-ups and others that belong to no session.
 const SPARE_DESCRIPTORS: u64 = 64;
 
-/// Descriptors of a session: its two connections. An association has four; they are counted on to
-/// be few, and whoever waits for clients and runs out refuses them instead of ending.
+/// Descriptors of a session: its two connections. A UDP association has four, but associations are
+/// few, and a server that runs out of descriptors refuses clients and goes on.
 const SESSION_DESCRIPTORS: u64 = 2;
 
 /// Descriptors of a pipe.
 const PIPE_DESCRIPTORS: u64 = 2;
 
-/// Most sessions at once. A client is an IPv4 address or an IPv6 /64.
+/// Limits on simultaneous sessions. A client is an IPv4 address or an IPv6 /64.
 #[derive(Clone, Copy, Debug)]
 pub struct SlotLimits {
-    /// Of all clients together.
+    /// Sessions of all clients together.
     pub sessions: u64,
-    /// Of one client.
+    /// Sessions of one client.
     pub per_client: u64,
-    /// Whose handshake is not complete, of all clients together. One client may have a quarter of
-    /// them, but at least one: else a single silent one could keep all others out.
+    /// Sessions of all clients before the end of the handshake. One client may have a quarter of
+    /// them, but at least one, so that a single silent client cannot keep out all others.
     pub half_open: u64,
-    /// From the first to the second per cent of [`SlotLimits::sessions`], 1 to 100, a growing part of new
-    /// clients is refused.
+    /// Two percentages of [`SlotLimits::sessions`], 1 to 100. Between them new clients are refused
+    /// at random: none at the first, all at the second.
     pub early_drop: (u64, u64),
 }
 
 impl SlotLimits {
-    /// Whether a client is to be refused early where `total` sessions are there, by the luck of
-    /// `draw`, which is any number.
+    /// Whether to refuse a client early at `total` sessions. `draw` is a random number.
     fn drops_early(&self, total: u64, draw: u64) -> bool {
         let (low, high) = self.early_drop;
         let (total, low, high) = (total * 100, low * self.sessions, high * self.sessions);
-        // In between the part refused grows evenly from none to all.
+        // Between the two, the refused part grows linearly from none to all.
         total >= high || total > low && draw % (high - low) < total - low
     }
 }
 
-/// Raises the limit on open descriptors to what `limits` and so many pipes need, and returns the limits
-/// and the number of pipes that can be kept. Pipes have no more than an eighth of all descriptors.
+/// Raises the limit on open descriptors for `limits` and `pipes`. Returns `limits` and `pipes`,
+/// lowered if the descriptors do not suffice. Pipes get an eighth of all descriptors at most.
 ///
 /// # Errors
 /// As getrlimit(2).
@@ -68,30 +67,30 @@ pub fn fit(mut limits: SlotLimits, pipes: u64) -> io::Result<(SlotLimits, u64)> 
         if soft < wanted && sys::setrlimit_nofile(wanted, hard).is_ok() { wanted } else { soft };
     let pipes = pipes.min(soft / 8 / PIPE_DESCRIPTORS);
     let others = SPARE_DESCRIPTORS + pipes * PIPE_DESCRIPTORS;
-    let kept = soft.saturating_sub(others) / SESSION_DESCRIPTORS;
-    limits.sessions = kept.clamp(1, limits.sessions);
+    let possible = soft.saturating_sub(others) / SESSION_DESCRIPTORS;
+    limits.sessions = possible.clamp(1, limits.sessions);
     Ok((limits, pipes))
 }
 
-/// Which cap kept a client out.
+/// The reason why a client was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Refusal {
     /// [`SlotLimits::sessions`].
     Sessions,
     /// [`SlotLimits::per_client`].
     PerClient,
-    /// [`SlotLimits::half_open`], or one client's part of them.
+    /// [`SlotLimits::half_open`], or the quarter of one client.
     HalfOpen,
     /// [`SlotLimits::early_drop`].
     EarlyDrop,
-    /// The client has failed to authenticate too often.
+    /// The client failed to authenticate too often.
     AuthPenalty,
-    /// The system gives no more threads.
+    /// The system refused another thread.
     Threads,
 }
 
 impl Refusal {
-    /// All of them.
+    /// All reasons.
     const ALL: [Self; 6] = [
         Self::Sessions,
         Self::PerClient,
@@ -114,7 +113,7 @@ impl Refusal {
         }
     }
 
-    /// The key in the log of how many it has kept out.
+    /// The key in the log for the number of refused clients.
     fn key(self) -> &'static str {
         match self {
             Self::Sessions => "refused_sessions",
@@ -133,24 +132,24 @@ impl fmt::Display for Refusal {
     }
 }
 
-/// How many sessions there are and were.
+/// Numbers of sessions since the start and now.
 pub struct Totals {
-    /// The sessions there are.
+    /// The current sessions.
     pub sessions: u64,
-    /// Those of them whose handshake is not complete.
+    /// The current sessions before the end of the handshake.
     pub half_open: u64,
-    /// All that ever were accepted.
+    /// All sessions since the start.
     pub accepted: u64,
-    /// How many clients each cap has kept out.
+    /// All refused clients since the start, by reason.
     pub refused: [(Refusal, u64); Refusal::ALL.len()],
 }
 
-/// The sessions there are.
+/// The slots of all sessions.
 pub struct Sessions {
     limits: SlotLimits,
-    /// What makes a draw from its number: nobody can tell who will be lucky.
-    luck: RandomState,
-    /// To be called when the last session has ended.
+    /// Turns the number of a draw into a random number, which no client can predict.
+    draw_hasher: RandomState,
+    /// Called when the last session has ended.
     on_idle: Box<dyn Fn() + Send + Sync>,
     state: Mutex<SlotState>,
 }
@@ -161,15 +160,15 @@ struct SlotState {
     half_open: Count,
     last_number: u64,
     draws: u64,
-    /// When there came to be no session.
+    /// When the last session ended, if there is none now.
     idle_since: Option<Instant>,
-    /// Those of each cause.
+    /// The refused clients by reason.
     refusals: HashMap<Refusal, Refusals>,
 }
 
 impl SlotState {
-    /// Whether no cap of one client keeps out another session of `client`.
-    fn has_room_for(&self, client: IpAddr, limits: SlotLimits) -> Result<(), Refusal> {
+    /// Checks the limits of one client for another session of `client`.
+    fn check_client(&self, client: IpAddr, limits: SlotLimits) -> Result<(), Refusal> {
         if self.sessions.by_client.of(&client) >= limits.per_client {
             return Err(Refusal::PerClient);
         }
@@ -183,12 +182,13 @@ impl SlotState {
 #[derive(Default)]
 struct Refusals {
     total: u64,
-    /// How many of them have not been told of yet, and when the last was.
-    untold: u64,
-    told: Option<Instant>,
+    /// The number since the last log line.
+    unlogged: u64,
+    /// The time of the last log line.
+    logged: Option<Instant>,
 }
 
-/// A number of sessions, in all and by client.
+/// A number of sessions, in all and per client.
 #[derive(Default)]
 struct Count {
     total: u64,
@@ -208,31 +208,31 @@ impl Count {
 }
 
 impl Sessions {
-    /// No sessions yet. Whenever there are none any more, `on_idle` is called.
+    /// No sessions yet. `on_idle` is called each time the last session ends.
     #[must_use]
     pub fn new(limits: SlotLimits, on_idle: impl Fn() + Send + Sync + 'static) -> Self {
         let state = SlotState { idle_since: Some(Instant::now()), ..SlotState::default() };
         let on_idle = Box::new(on_idle);
-        Self { limits, luck: RandomState::new(), on_idle, state: Mutex::new(state) }
+        Self { limits, draw_hasher: RandomState::new(), on_idle, state: Mutex::new(state) }
     }
 
-    /// How many there are.
+    /// The number of sessions.
     pub fn count(&self) -> u64 {
         lock(&self.state).sessions.total
     }
 
-    /// How long there has been none.
+    /// How long there has been no session; `None` if there is one.
     pub fn idle_for(&self) -> Option<Duration> {
         lock(&self.state).idle_since.map(|since| since.elapsed())
     }
 
-    /// The most there may be.
+    /// The limits in force.
     #[must_use]
     pub fn limits(&self) -> SlotLimits {
         self.limits
     }
 
-    /// How many there are and were.
+    /// The numbers of sessions and of refused clients.
     #[must_use]
     pub fn totals(&self) -> Totals {
         let state = lock(&self.state);
@@ -245,7 +245,7 @@ impl Sessions {
         }
     }
 
-    /// Tells how many there are, and of each cause how many were refused.
+    /// Adds these numbers to a log line.
     pub fn report(&self, line: Line) -> Line {
         let Totals { sessions, half_open, accepted, refused } = self.totals();
         let line = line
@@ -255,12 +255,12 @@ impl Sessions {
         refused.into_iter().fold(line, |line, (refusal, total)| line.number(refusal.key(), total))
     }
 
-    /// Takes a slot for a client, and one for the time of its handshake. Each is given back when it
-    /// is dropped. `None` is for a balancer, which has yet to tell for whom it comes: no cap of one
-    /// client is for it.
+    /// Takes a slot for the session of a client, and one for its handshake. Each is freed when it
+    /// is dropped. `client` is `None` for a balancer, which has not named its client yet: the
+    /// limits of one client do not apply to it.
     ///
     /// # Errors
-    /// The cap that is reached.
+    /// The limit that is reached.
     pub fn admit(
         this: &Arc<Self>,
         client: Option<Option<IpAddr>>,
@@ -274,10 +274,10 @@ impl Sessions {
             return Err(Refusal::HalfOpen);
         }
         if let Some(client) = client {
-            state.has_room_for(client, this.limits)?;
+            state.check_client(client, this.limits)?;
         }
         state.draws += 1;
-        if this.limits.drops_early(state.sessions.total, this.luck.hash_one(state.draws)) {
+        if this.limits.drops_early(state.sessions.total, this.draw_hasher.hash_one(state.draws)) {
             return Err(Refusal::EarlyDrop);
         }
         state.idle_since = None;
@@ -288,22 +288,22 @@ impl Sessions {
         Ok((slot, HalfOpenSlot { sessions: Arc::clone(this), client }))
     }
 
-    /// Counts a refusal. Returns how many of its cause there were since one was told of last if this
-    /// one is to be told of, at most one of each cause each second.
-    pub fn tell(&self, refusal: Refusal, now: Instant) -> Option<u64> {
+    /// Counts a refusal. Once a second for each reason, returns the number of refusals since the
+    /// last log line, for a new line.
+    pub fn count_refusal(&self, refusal: Refusal, now: Instant) -> Option<u64> {
         let mut state = lock(&self.state);
         let refusals = state.refusals.entry(refusal).or_default();
         refusals.total += 1;
-        refusals.untold += 1;
-        if refusals.told.is_some_and(|told| now.duration_since(told) < TELL_EVERY) {
+        refusals.unlogged += 1;
+        if refusals.logged.is_some_and(|logged| now.duration_since(logged) < LOG_INTERVAL) {
             return None;
         }
-        refusals.told = Some(now);
-        Some(std::mem::take(&mut refusals.untold))
+        refusals.logged = Some(now);
+        Some(std::mem::take(&mut refusals.unlogged))
     }
 }
 
-/// The right of one session to be there.
+/// The slot of one session, until it is dropped.
 pub struct SessionSlot {
     sessions: Arc<Sessions>,
     client: Option<IpAddr>,
@@ -311,24 +311,24 @@ pub struct SessionSlot {
 }
 
 impl SessionSlot {
-    /// The session's number, from 1, in the order of acceptance.
+    /// The number of the session, from 1, in the order of acceptance.
     #[must_use]
     pub fn number(&self) -> u64 {
         self.number
     }
 
-    /// Counts it, and its handshake, for `client` from now on.
+    /// Counts the session and its handshake for `client` from now on.
     ///
     /// # Errors
-    /// `PerClient`, or `HalfOpenSlot` for one client's part of them.
-    pub fn belongs_to(
+    /// `PerClient`, or `HalfOpen` for the quarter of one client.
+    pub fn assign_to(
         &mut self,
         client: Option<IpAddr>,
         half_open: &mut HalfOpenSlot,
     ) -> Result<(), Refusal> {
         let client = client_block(client);
         let mut state = lock(&self.sessions.state);
-        state.has_room_for(client, self.sessions.limits)?;
+        state.check_client(client, self.sessions.limits)?;
         state.sessions.remove(self.client);
         state.half_open.remove(half_open.client);
         (self.client, half_open.client) = (Some(client), Some(client));
@@ -350,7 +350,7 @@ impl Drop for SessionSlot {
     }
 }
 
-/// The right of one session to take its time over the handshake.
+/// The slot of one handshake, until it is dropped.
 pub struct HalfOpenSlot {
     sessions: Arc<Sessions>,
     client: Option<IpAddr>,
@@ -375,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn caps_hold_and_slots_come_back() {
+    fn limits_hold_and_slots_are_freed() {
         let sessions = Arc::new(Sessions::new(limits(3, 2, 9), || ()));
         let admit = |text| Sessions::admit(&sessions, ip(text)).map(|(slot, _)| slot);
         let first = admit("192.0.2.1").ok().unwrap();
@@ -408,7 +408,7 @@ mod tests {
         for client in [0, 3, 4] {
             assert_eq!(admit(client).err(), Some(Refusal::HalfOpen), "{client}");
         }
-        // One whose handshake ends makes room, while its session stays.
+        // The end of a handshake frees its slot, while the session goes on.
         let (_slot, half_open) = open.remove(0);
         drop(half_open);
         assert_eq!(admit(1).err(), Some(Refusal::HalfOpen));
@@ -424,11 +424,11 @@ mod tests {
         let (mut one, mut half) = admit();
         let (mut other, mut other_half) = admit();
         let client = Some([192, 0, 2, 1].into());
-        assert!(one.belongs_to(client, &mut half).is_ok());
-        assert_eq!(other.belongs_to(client, &mut other_half), Err(Refusal::PerClient));
+        assert!(one.assign_to(client, &mut half).is_ok());
+        assert_eq!(other.assign_to(client, &mut other_half), Err(Refusal::PerClient));
         assert_eq!(Sessions::admit(&sessions, Some(client)).err(), Some(Refusal::PerClient));
         drop(one);
-        assert!(other.belongs_to(client, &mut other_half).is_ok());
+        assert!(other.assign_to(client, &mut other_half).is_ok());
         drop(other);
         assert!(lock(&sessions.state).sessions.by_client.is_empty());
     }
@@ -447,12 +447,12 @@ mod tests {
             (1_000, 50, 50, 499, 0),
             (1_000, 50, 50, 500, 1_000),
             (1_000_000, 1, 100, 1_000_000, 1_000),
-            // Whatever the percentages, the first client is let in.
+            // The first client is admitted with any percentages.
             (1, 1, 1, 0, 0),
             (3, 75, 100, 2, 0),
         ] {
             let limits = SlotLimits { early_drop: (low, high), ..limits(sessions, 1, 1) };
-            // As good as drawing each number in turn.
+            // A sample of all possible draws.
             let span = (high - low) * sessions;
             let draws = (0..1_000).map(|draw| draw * span / 1_000);
             let count = draws.filter(|draw| limits.drops_early(total, *draw)).count();
@@ -478,7 +478,7 @@ mod tests {
     }
 
     #[test]
-    fn a_session_that_panics_gives_back_what_it_took() {
+    fn a_session_that_panics_frees_its_slots() {
         let sessions = Arc::new(Sessions::new(limits(1, 1, 1), || ()));
         let taken = Sessions::admit(&sessions, ip("192.0.2.1")).ok().unwrap();
         let panics = std::panic::AssertUnwindSafe(move || {
@@ -491,25 +491,27 @@ mod tests {
     }
 
     #[test]
-    fn many_refusals_are_told_of_once_a_second_with_their_count() {
+    fn many_refusals_are_logged_once_a_second_with_their_count() {
         let sessions = Sessions::new(limits(0, 0, 0), || ());
         let now = Instant::now();
-        let told: Vec<_> = [0, 10, 999, 1_000, 1_001, 2_000]
-            .map(|millis| sessions.tell(Refusal::Sessions, now + Duration::from_millis(millis)))
+        let logged: Vec<_> = [0, 10, 999, 1_000, 1_001, 2_000]
+            .map(|millis| {
+                sessions.count_refusal(Refusal::Sessions, now + Duration::from_millis(millis))
+            })
             .into();
-        assert_eq!(told, [Some(1), None, None, Some(3), None, Some(2)]);
+        assert_eq!(logged, [Some(1), None, None, Some(3), None, Some(2)]);
     }
 
     #[test]
-    fn each_cause_is_told_of_by_itself() {
+    fn each_reason_is_logged_by_itself() {
         let sessions = Sessions::new(limits(0, 0, 0), || ());
         let now = Instant::now();
-        let later = now + TELL_EVERY;
+        let later = now + LOG_INTERVAL;
         for refusal in [Refusal::Sessions, Refusal::PerClient] {
-            assert_eq!(sessions.tell(refusal, now), Some(1));
+            assert_eq!(sessions.count_refusal(refusal, now), Some(1));
         }
-        assert_eq!(sessions.tell(Refusal::Sessions, now), None);
-        assert_eq!(sessions.tell(Refusal::PerClient, later), Some(1));
-        assert_eq!(sessions.tell(Refusal::Sessions, later), Some(2));
+        assert_eq!(sessions.count_refusal(Refusal::Sessions, now), None);
+        assert_eq!(sessions.count_refusal(Refusal::PerClient, later), Some(1));
+        assert_eq!(sessions.count_refusal(Refusal::Sessions, later), Some(2));
     }
 }
