@@ -1,6 +1,8 @@
-//! One client, from its first octet to its last. A session decides nothing itself: it asks who the
-//! client is, has a plan made of the request, carries that out, replies, and hands what it opened to
-//! the relay. Before the relay nothing else writes to a client; the relay takes the client by value.
+//! One client, from its first octet to its last: the handshake, the plan of the request, its
+//! execution, the reply, and the hand-over to the relay.
+//!
+//! Not here: decisions, which the policy takes, and relaying, for which the relay takes the
+//! connection by value. Until then only the session writes to the client.
 
 mod handshake;
 mod intake;
@@ -28,7 +30,7 @@ use crate::relay::udp::{Sockets, Terms};
 use crate::relay::{self, End, Leg, RelayLimits, Stopper, Tunnel};
 use crate::session::handshake::{Handshake, read_proxy_header};
 use crate::session::intake::Intake;
-use crate::session::live::Grant;
+use crate::session::live::LiveSession;
 use crate::session::record::{Record, Stop};
 use crate::session::service::{Service, Slot};
 use crate::threads::Reserved;
@@ -36,24 +38,23 @@ use crate::wait::WaitError;
 use crate::wire::reply::ReplyCode;
 use crate::wire::{DecodeError, Destination, Request, socks4, socks5};
 
-/// Serves one client that has just been accepted, to the end, and logs it. Its last octets may be
-/// relayed by another thread after this returns; then `slot` is given up there.
-/// The `client` of a UNIX socket has no address. Closes `stream`.
+/// Serves the accepted client of `stream`, and logs its end. When this returns, another thread may
+/// still relay the last octets; it then drops `slot`. A `client` of a UNIX socket has no address.
 pub fn run(
     service: &Arc<Service>,
     stream: Stream,
     client: Option<SocketAddr>,
     slot: impl Slot + Send + 'static,
 ) {
-    if let Some(tunnel) = open(service, stream, client, slot) {
+    if let Some(tunnel) = run_up_to_relay(service, stream, client, slot) {
         service.relays.run(tunnel);
     }
 }
 
-/// Runs the session up to the relay of octets, and to its end where there is none.
-// Its frames need not stay while octets are relayed.
+/// Runs the session up to the relay of octets, or to its end if there is none.
+// Not inlined, so that its frames take no stack during the relay.
 #[inline(never)]
-fn open(
+fn run_up_to_relay(
     service: &Arc<Service>,
     stream: Stream,
     client: Option<SocketAddr>,
@@ -66,44 +67,44 @@ fn open(
     match session.serve(&mut slot) {
         Ok(ready) => session.relay(ready, slot),
         Err(stop) => {
-            session.record.end(&service.log, &service.resources.stats, &stop);
+            session.record.log_end(&service.log, &service.resources.stats, &stop);
             None
         }
     }
 }
 
-/// What is left to do once a request is granted.
-enum Work {
-    /// Relay octets with the target; the thread copies one of the directions, if it is needed.
+/// The relay of a granted request.
+enum RelayKind {
+    /// Octets to and from the target. The thread relays one of the directions, if needed.
     Tunnel(Leg, Reserved),
-    /// Relay datagrams.
+    /// Datagrams.
     Association(Sockets),
 }
 
-/// A request granted and carried out, ready for the relay.
+/// A granted request, ready for the relay.
 struct Ready {
     asker: Asker,
-    /// What for and the address it led to, unless it is an association.
+    /// The destination and the address of the target; an association has none.
     target: Option<(Destination, IpAddr)>,
-    work: Work,
+    kind: RelayKind,
     rates: Vec<Arc<Rate>>,
-    /// The idle limit of the rule that admits it, if that has one.
+    /// The idle limit of the rule, if it has one.
     idle: Option<Duration>,
-    /// Its place among the sessions of its user and of the rule.
+    /// The place in the quotas of the rule and of the user.
     quota: QuotaSlot,
 }
 
 impl Ready {
-    /// The rule does not outlive this: it holds lists, which a reload is to set free.
+    /// Takes the settings from the rule and drops it: it holds lists, which a reload has to free.
     fn new(
         service: &Service,
         asker: Asker,
         target: Option<(Destination, IpAddr)>,
-        work: Work,
+        kind: RelayKind,
         Admission { rule, quota }: Admission,
     ) -> Box<Self> {
         let (rates, idle) = (service.resources.quotas.rates(&asker, &rule), rule.settings.idle);
-        Box::new(Self { asker, target, work, rates, idle, quota })
+        Box::new(Self { asker, target, kind, rates, idle, quota })
     }
 }
 
@@ -114,20 +115,21 @@ struct Session<'s> {
 }
 
 impl Session<'_> {
+    /// Reads the client's request, carries it out and replies.
     fn serve(&mut self, slot: &mut impl Slot) -> Result<Box<Ready>, Stop> {
         let Self { service, record, intake } = self;
-        let reached = if service.balancers.includes(record.ip()) {
+        let balancer_addr = if service.balancers.includes(record.ip()) {
             read_proxy_header(service, record, intake, slot)?
         } else {
             None
         };
-        let handshake = match intake.first_octet()? {
+        let handshake = match intake.peek_octet()? {
             socks4::VN => Handshake::v4(service, record, intake),
             socks5::VER => Handshake::v5(service, record, intake),
             // Such a client would not understand any reply.
             other => return Err(Stop::refused("protocol", DecodeError::Version(other))),
         };
-        slot.handshake_is_over();
+        slot.end_handshake();
         let ready = handshake.and_then(|Handshake { policy, user, request }| {
             let asker = Asker {
                 client: self.record.ip(),
@@ -136,7 +138,7 @@ impl Session<'_> {
                 version: request.version,
                 command: request.command,
             };
-            let ready = self.carry_out(&policy, asker, &request, reached);
+            let ready = self.carry_out(&policy, asker, &request, balancer_addr);
             ready.map_err(|failure| self.refuse(&request, &failure))
         });
         if let Err(Stop::Refused { .. }) = ready {
@@ -152,11 +154,11 @@ impl Session<'_> {
         policy: &Policy,
         mut asker: Asker,
         request: &Request,
-        reached: Option<SocketAddr>,
+        balancer_addr: Option<SocketAddr>,
     ) -> Result<Box<Ready>, Failure> {
         match command::destination(request) {
             Ok(dst) if policy.needs_ident(&asker, dst) => {
-                asker.ident = self.identify(policy, request, reached)?;
+                asker.ident = self.identify(policy, request, balancer_addr)?;
             }
             _ => {}
         }
@@ -167,22 +169,22 @@ impl Session<'_> {
         }
     }
 
-    /// Makes a plan of the request, and logs the request as soon as the rule is known.
+    /// Plans the request, and logs it as soon as the rule is known.
     fn plan(&mut self, policy: &Policy, asker: &Asker, request: &Request) -> Result<Plan, Failure> {
         let Service { resources, log, .. } = &**self.service;
         let dst = command::destination(request);
-        // A name may have to be looked up before it is known which rule decides; `-v` does not wait.
-        let sure = dst.as_ref().ok().and_then(|dst| policy.sure_rule(asker, *dst));
-        self.record.decided_by(sure);
-        let told = sure.is_some() || dst.is_err() || log.wants(Level::Verbose);
-        if told {
-            self.record.tell(log, "request");
+        // The rule may depend on a name's addresses; with `-v` the line does not wait for them.
+        let rule = dst.as_ref().ok().and_then(|dst| policy.sure_rule(asker, *dst));
+        self.record.set_rule(rule);
+        let logged = rule.is_some() || dst.is_err() || log.wants(Level::Verbose);
+        if logged {
+            self.record.log_event(log, "request");
         }
         let wait = self.intake.wait(resources.timeouts.resolve);
         let plan = Plan::new(resources, policy, asker, request, &wait)?;
-        self.record.decided_by(plan.rule());
-        if !told {
-            self.record.tell(log, "request");
+        self.record.set_rule(plan.rule());
+        if !logged {
+            self.record.log_event(log, "request");
         }
         Ok(plan)
     }
@@ -194,12 +196,12 @@ impl Session<'_> {
         candidates: Vec<Candidate>,
     ) -> Result<Box<Ready>, Failure> {
         let Service { resources, threads, .. } = &**self.service;
-        // Before the reply: a relay that cannot be run must not be granted.
+        // Reserved before the reply, since a relay without its thread must not be granted.
         let helper = threads.reserve().map_err(Failure::NoThread)?;
         let wait = self.intake.wait(resources.timeouts.connect);
         let opened = connect::open(resources, &asker, candidates, &wait)?;
         self.record.local = Some(opened.bnd.clone());
-        self.tunnel(asker, request, opened, helper)
+        self.grant_tunnel(asker, request, opened, helper)
     }
 
     fn bind(
@@ -215,10 +217,10 @@ impl Session<'_> {
         let local = self.intake.local()?;
         let bound = bind::open(resources, &asker, request, expected, rule, local)?;
         self.record.local = Some(bound.bnd.clone());
-        self.grant(request, &bound.bnd)?;
+        self.reply_granted(request, &bound.bnd)?;
         let wait = self.intake.wait_until_fin(resources.timeouts.bind);
         let opened = bound.wait(policy, &asker, &wait)?;
-        self.tunnel(asker, request, opened, helper)
+        self.grant_tunnel(asker, request, opened, helper)
     }
 
     fn associate(
@@ -231,12 +233,12 @@ impl Session<'_> {
         let (sockets, bnd, admission) =
             associate::open(&self.service.resources, &asker, rule, local)?;
         self.record.local = Some(bnd.clone());
-        self.grant(request, &bnd)?;
-        Ok(Ready::new(self.service, asker, None, Work::Association(sockets), admission))
+        self.reply_granted(request, &bnd)?;
+        Ok(Ready::new(self.service, asker, None, RelayKind::Association(sockets), admission))
     }
 
-    /// Grants a connection that has been made.
-    fn tunnel(
+    /// Grants a request whose connection to the target has been made.
+    fn grant_tunnel(
         &mut self,
         asker: Asker,
         request: &Request,
@@ -244,21 +246,21 @@ impl Session<'_> {
         helper: Reserved,
     ) -> Result<Box<Ready>, Failure> {
         self.record.peer = Some(peer);
-        self.record.decided_by(Some(&admission.rule));
-        self.grant(request, &bnd)?;
+        self.record.set_rule(Some(&admission.rule));
+        self.reply_granted(request, &bnd)?;
         let Service { log, .. } = &**self.service;
-        self.record.tell(log, "connect");
-        let (work, target) = (Work::Tunnel(target, helper), (request.dst.clone(), peer.ip()));
-        Ok(Ready::new(self.service, asker, Some(target), work, admission))
+        self.record.log_event(log, "connect");
+        let (kind, target) = (RelayKind::Tunnel(target, helper), (request.dst.clone(), peer.ip()));
+        Ok(Ready::new(self.service, asker, Some(target), kind, admission))
     }
 
     /// Replies that the request is granted.
-    fn grant(&mut self, request: &Request, bnd: &Destination) -> Result<(), Failure> {
+    fn reply_granted(&mut self, request: &Request, bnd: &Destination) -> Result<(), Failure> {
         let code = ReplyCode::granted(request.version);
         self.intake.reply(&mut self.record, code, bnd).map_err(|_| Failure::ClientGone)
     }
 
-    /// Replies with what kept the request from being carried out.
+    /// Replies that the request has failed.
     #[inline(never)]
     fn refuse(&mut self, request: &Request, failure: &Failure) -> Stop {
         let mut bnd = Destination::NONE;
@@ -268,19 +270,19 @@ impl Session<'_> {
             Failure::WrongPeer(peer, denial) => {
                 self.record.peer = Some(*peer);
                 if let Some(denial) = denial {
-                    self.record.decided_by(denial.rule());
+                    self.record.set_rule(denial.rule());
                 }
                 bnd = Destination::Address(*peer);
             }
-            Failure::Denied(denial) => self.record.decided_by(denial.rule()),
+            Failure::Denied(denial) => self.record.set_rule(denial.rule()),
             _ => {}
         }
-        // A client that is gone by now has been refused all the same.
+        // The session counts as refused even if the client has left.
         let _ = self.intake.reply(&mut self.record, failure.code(request.version), &bnd);
         Stop::refused(failure.reason(), failure)
     }
 
-    /// Finds out by the word of the client's host who the client is.
+    /// Identifies the client's user by IDENT (RFC 1413). An IDENT that fails proves nothing.
     ///
     /// # Errors
     /// `ClientGone`, `Stopped`.
@@ -289,9 +291,9 @@ impl Session<'_> {
         &mut self,
         policy: &Policy,
         request: &Request,
-        reached: Option<SocketAddr>,
+        balancer_addr: Option<SocketAddr>,
     ) -> Result<Ident, Failure> {
-        match self.ask_identd(reached) {
+        match self.ask_identd(balancer_addr) {
             Ok(answer) => {
                 let Request { version, userid, .. } = request;
                 let ident = Ident::of_answer(policy.users.as_ref(), *version, userid, &answer);
@@ -315,64 +317,64 @@ impl Session<'_> {
         }
     }
 
-    /// Asks the client's host (RFC 1413), from the address that the client reached: that of a
-    /// balancer, if there is one.
-    fn ask_identd(&self, reached: Option<SocketAddr>) -> Result<Vec<u8>, IdentError> {
+    /// Asks identd on the client's host about the client's connection, which goes to the balancer
+    /// if there is one.
+    fn ask_identd(&self, balancer_addr: Option<SocketAddr>) -> Result<Vec<u8>, IdentError> {
         let wait = self.intake.wait(self.service.resources.timeouts.ident);
         let (local, client) = (self.intake.local()?, self.record.client.ok_or(IdentError::NoHost)?);
         let mut addr = client;
         addr.set_port(self.service.ident_port);
-        // A link-local address is no source without its scope, and a balancer's is none of this
-        // host's; the system then finds one.
+        // The query leaves from the address that the client reached, which identd looks for. The
+        // system has to choose if that is the balancer's, or link-local, without its scope.
         let usable = |ip: &IpAddr| ip.is_ipv4() || !Set::Linklocal.holds(*ip);
-        let source = Some(local.ip()).filter(|ip| reached.is_none() && usable(ip));
+        let source = Some(local.ip()).filter(|ip| balancer_addr.is_none() && usable(ip));
         let (stream, _) = dial::connect(&[Target { addr, source }], &wait)?;
-        ident::ask(stream, client.port(), reached.unwrap_or(local).port(), &wait)
+        ident::ask(stream, client.port(), balancer_addr.unwrap_or(local).port(), &wait)
     }
 
-    /// Relays datagrams until the session ends, and logs that; returns what is left to do for
-    /// octets.
+    /// Registers the session and relays datagrams to its end. A relay of octets is returned for the
+    /// caller to run.
     #[inline(never)]
     fn relay(self, ready: Box<Ready>, slot: impl Slot + Send + 'static) -> Option<Tunnel> {
         let Self { service, record, intake } = self;
         let Service { resources, live, policy, .. } = &**service;
         let timeouts = &resources.timeouts;
-        let Ready { asker, target, work, rates, idle, quota } = *ready;
+        let Ready { asker, target, kind, rates, idle, quota } = *ready;
         let idle = |default: Option<Duration>| match idle {
             Some(idle) => Some(idle).filter(|idle| !idle.is_zero()),
             None => default,
         };
         let stopper = Stopper::default();
         let record: Arc<Record> = Arc::from(record);
-        let grant = Grant {
+        let live_session = LiveSession {
             asker: asker.clone(),
             target,
             record: Arc::clone(&record),
             stopper: stopper.clone(),
         };
-        let entered = live.enter(record.number, grant);
+        let registration = live.register(record.number, live_session);
         if service.strict_reload {
-            // Another policy may have come into force since this session was judged.
-            entered.check(&policy.get());
+            // A reload may have changed the policy since the request was allowed.
+            registration.enforce(&policy.get());
         }
         let client = intake.into_leg();
         let traffic = Arc::clone(&record.traffic);
         let done = {
             let service = Arc::clone(service);
             move |end| {
-                drop((entered, quota));
-                record.end(&service.log, &service.resources.stats, &Stop::Ended(end));
+                drop((registration, quota));
+                record.log_end(&service.log, &service.resources.stats, &Stop::Ended(end));
                 drop(slot);
             }
         };
-        match work {
-            Work::Tunnel(target, helper) => {
+        match kind {
+            RelayKind::Tunnel(target, helper) => {
                 let limits =
                     RelayLimits { idle: idle(timeouts.idle), linger: timeouts.linger, rates };
                 let done = Box::new(done);
                 Some(Tunnel { client, target, helper, limits, traffic, stopper, done })
             }
-            Work::Association(sockets) => {
+            RelayKind::Association(sockets) => {
                 let terms = Terms {
                     asker,
                     policy: Arc::clone(policy),

@@ -27,7 +27,7 @@ use crate::server::privileges::{self, UnixUser};
 use crate::server::slots::{self, SlotLimits};
 use crate::server::walls::{self, Walls};
 use crate::server::{Ending, Lifetime, Server, signals};
-use crate::session::live::Live;
+use crate::session::live::LiveSessions;
 use crate::session::service::Service;
 use crate::stats::Stats;
 use crate::sys;
@@ -285,7 +285,8 @@ impl Config {
         };
         let Settled { listening, policy, log, landlock, warnings } = self.settle(listen)?;
         let Listening { listeners, metrics, pid_file } = listening;
-        let live = Live::new().map_err(|error| StartError::system("open a pipe", &error))?;
+        let live =
+            LiveSessions::new().map_err(|error| StartError::system("open a pipe", &error))?;
         let own_addrs = listeners.iter().chain(&metrics).filter_map(Listener::tcp_addr).collect();
         let (source, lifetime) = (self.policy.clone(), self.lifetime);
         let service = Arc::new(self.service(policy, log, live, own_addrs, pipes));
@@ -309,7 +310,7 @@ impl Config {
         self,
         policy: Policy,
         log: Log,
-        live: Live,
+        live: LiveSessions,
         own_addrs: Vec<SocketAddr>,
         pipes: u64,
     ) -> Service {

@@ -123,14 +123,14 @@ impl Slot for ClientSlots {
         self.slot.number()
     }
 
-    fn belongs_to(&mut self, client: Option<IpAddr>) -> Result<(), String> {
+    fn reassign(&mut self, client: Option<IpAddr>) -> Result<(), String> {
         // Once its handshake is complete a session belongs to whom it does.
         let Some(half_open) = &mut self.half_open else { return Ok(()) };
         let counted = self.slot.assign_to(client, half_open);
         counted.map_err(|refusal| format!("{refusal} limit reached"))
     }
 
-    fn handshake_is_over(&mut self) {
+    fn end_handshake(&mut self) {
         self.half_open = None;
     }
 }

@@ -1,5 +1,7 @@
-//! From the first octet of a client to its whole request: the PROXY header of a balancer, SOCKS 4,
-//! and SOCKS 5 with its methods and passwords. What comes of the request is for the session.
+//! The handshake up to the client's request: the PROXY header of a balancer, then SOCKS 4, or
+//! SOCKS 5 with its methods and passwords.
+//!
+//! Not here: carrying out the request, which the session does.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -11,7 +13,7 @@ use crate::log::Level;
 use crate::net::client_block;
 use crate::policy::Policy;
 use crate::relay::End;
-use crate::session::intake::{Intake, Unread};
+use crate::session::intake::{Intake, IntakeError};
 use crate::session::record::{Record, Stop};
 use crate::session::service::{Service, Slot};
 use crate::wire::proxy::{self, Header};
@@ -21,19 +23,19 @@ use crate::wire::socks5::{self, Method, Rep};
 use crate::wire::userpass;
 use crate::wire::{DecodeError, Destination, Request, Version};
 
-/// What a handshake comes to.
+/// The result of a handshake.
 pub(super) struct Handshake {
-    /// What was in force when the client came, and judges its request.
+    /// The policy in force during the handshake, which decides on the request too.
     pub(super) policy: Arc<Policy>,
     pub(super) user: User,
     pub(super) request: Request,
 }
 
-/// Reads the PROXY header of a balancer; returns the address at which its client has reached it, if
-/// there is one.
+/// Reads the PROXY header of a balancer; returns the balancer's address that the client connected
+/// to, if the header names one.
 ///
 /// # Errors
-/// Why the client is not served.
+/// The header cannot be read, or the client is refused.
 pub(super) fn read_proxy_header(
     service: &Service,
     record: &mut Record,
@@ -41,26 +43,26 @@ pub(super) fn read_proxy_header(
     slot: &mut impl Slot,
 ) -> Result<Option<SocketAddr>, Stop> {
     let header = intake.decode(proxy::V2_MAX, proxy::decode)?;
-    let (client, reached) = match header {
+    let (client, balancer_addr) = match header {
         Header::Local => (record.client, None),
         Header::Unknown => (None, None),
         Header::Proxied { client, server } => (Some(client), Some(server)),
     };
     record.client = client;
     if service.shuts_out(record.ip()) {
-        return Err(Stop::refused("penalty", "too many failures before"));
+        return Err(Stop::refused("penalty", "too many failed logins before"));
     }
     if header != Header::Local {
-        slot.belongs_to(record.ip()).map_err(|full| Stop::refused("limit", full))?;
+        slot.reassign(record.ip()).map_err(|full| Stop::refused("limit", full))?;
     }
-    Ok(reached)
+    Ok(balancer_addr)
 }
 
 impl Handshake {
-    /// SOCKS 4 and 4A: the request is all there is.
+    /// The handshake of SOCKS 4 and 4A, which is the request alone.
     ///
     /// # Errors
-    /// Why there is none.
+    /// The request cannot be read.
     #[inline(never)]
     pub(super) fn v4(
         service: &Service,
@@ -70,19 +72,20 @@ impl Handshake {
         record.version = Some(Version::V4);
         let allow_4a = service.allow_4a;
         let decoded = intake.decode(socks4::REQUEST_MAX, |r| socks4::decode_request(r, allow_4a));
-        if let Err(Unread::Fault(_)) = decoded {
+        if let Err(IntakeError::Malformed(_)) = decoded {
             intake.reply(record, ReplyCode::V4(Cd::REJECTED), &Destination::NONE)?;
         }
         let request = decoded?;
         record.user.clone_from(&request.userid);
-        record.asked(&request);
+        record.set_request(&request);
         Ok(Self { policy: service.policy.get(), user: User::anonymous(), request })
     }
 
-    /// SOCKS 5: greeting, perhaps a password, request (RFC 1928 sections 3 and 4).
+    /// The handshake of SOCKS 5: a greeting, a password if the method is that, and the request
+    /// (RFC 1928 sections 3 and 4).
     ///
     /// # Errors
-    /// Why there is no request.
+    /// A message cannot be read, or the client is refused.
     #[inline(never)]
     pub(super) fn v5(
         service: &Service,
@@ -99,28 +102,28 @@ impl Handshake {
             (Some(Method::NONE), _) => User::anonymous(),
             (Some(Method::USERPASS), Some(checker)) => password(service, record, intake, checker)?,
             _ if methods.is_empty() => {
-                return Err(Stop::refused("denied", "no rule allows this client anything"));
+                return Err(Stop::refused("denied", "no rule allows any request of this client"));
             }
             _ => return Err(Stop::refused("method", "no acceptable method offered")),
         };
         let decoded = intake.decode(socks5::REQUEST_MAX, socks5::decode_request);
-        if let Err(Unread::Fault(fault)) = decoded {
-            let rep = match fault {
+        if let Err(IntakeError::Malformed(error)) = decoded {
+            let rep = match error {
                 DecodeError::AddressType(_) => Rep::ADDRESS_TYPE_NOT_SUPPORTED,
                 _ => Rep::GENERAL_FAILURE,
             };
             intake.reply(record, ReplyCode::V5(rep), &Destination::NONE)?;
         }
         let request = decoded?;
-        record.asked(&request);
+        record.set_request(&request);
         Ok(Self { policy, user, request })
     }
 }
 
-/// The sub-negotiation of RFC 1929.
+/// The sub-negotiation of a user name and password (RFC 1929).
 ///
 /// # Errors
-/// Why no user was proved.
+/// A message cannot be read, or the user is refused.
 fn password(
     service: &Service,
     record: &mut Record,
@@ -128,7 +131,7 @@ fn password(
     checker: &dyn Checker,
 ) -> Result<User, Stop> {
     let decoded = intake.decode(userpass::REQUEST_MAX, userpass::decode_request);
-    if let Err(Unread::Fault(_)) = decoded {
+    if let Err(IntakeError::Malformed(_)) = decoded {
         intake.send(&userpass::encode_reply(false))?;
     }
     let claim = decoded?;
@@ -145,7 +148,7 @@ fn password(
         penalize(service, record, intake);
     }
     let sent = intake.send(&userpass::encode_reply(checked.is_ok()));
-    // A guess is logged as one even where the client does not stay for the answer.
+    // A wrong password is logged even if the client has left before the answer.
     let failed =
         |error: &str| Stop::Refused { level: Level::Quiet, reason: "auth", error: error.into() };
     let user = checked.map_err(|error| match error {
@@ -154,14 +157,16 @@ fn password(
         AuthError::TimedOut => Stop::refused("timeout", "too many passwords to check"),
         AuthError::ClientGone => Stop::GONE,
         AuthError::Stopped => Stop::Ended(End::Stopped),
-        AuthError::Failed(kind) => Stop::refused("limit", format_args!("no turn: {kind}")),
-        AuthError::ShutOut => Stop::refused("penalty", "too many failures before"),
+        AuthError::Failed(kind) => {
+            Stop::refused("limit", format_args!("cannot wait for a turn: {kind}"))
+        }
+        AuthError::ShutOut => Stop::refused("penalty", "too many failed logins before"),
     })?;
     sent?;
     Ok(user)
 }
 
-/// Counts a wrong password and waits before its answer, as long as the client stays.
+/// Counts a wrong password and delays its answer, unless the client leaves.
 fn penalize(service: &Service, record: &Record, intake: &Intake<'_>) {
     let penalty = service.penalties.fail(client_block(record.ip()), Instant::now());
     if penalty.shuts_out {
@@ -172,6 +177,6 @@ fn penalize(service: &Service, record: &Record, intake: &Intake<'_>) {
             .number("seconds", service.penalties.time().as_secs());
         log.write(Level::Quiet, line);
     }
-    // However the wait ends, the answer is next.
+    // The answer follows even if the delay is cut short.
     let _ = intake.wait_in_handshake().sleep(penalty.delay);
 }

@@ -1,6 +1,5 @@
-//! A client before the relay: what it sends is read under one deadline and decoded message by
-//! message, and what comes after the last one is kept for the relay. All that is ever written to a
-//! client is written here.
+//! The client's connection before the relay: reads and decodes messages under one deadline, and
+//! keeps the octets after the last message for the relay. All messages to the client are sent here.
 
 use std::cell::Cell;
 use std::io::{self, Read as _, Write as _};
@@ -16,48 +15,50 @@ use crate::wait::{Fin, Wait};
 use crate::wire::reply::ReplyCode;
 use crate::wire::{DecodeError, Destination, Reader};
 
-/// Octets read at once. The longest handshake there can be, a greeting, a password and a request of
+/// The most octets read at once. The longest handshake, a greeting, a password and a request of
 /// version 5, has 1,032.
-const READ: usize = 1_300;
+const READ_MAX: usize = 1_300;
 
-/// Octets read and thrown away behind a refusal, and how long that may take: closing with octets
-/// unread would reset the connection and could destroy the reply on its way.
+/// The most octets discarded after a refusal: closing with unread octets resets the connection,
+/// which could destroy the reply on its way.
 const DRAIN_MAX: usize = 64 * 1024;
+
+/// The time that may take.
 const DRAIN_TIME: Duration = Duration::from_secs(2);
 
-/// The client before the relay: what it has sent and nobody has used yet, and how long it may take.
+/// The client's connection before the relay, with its deadline.
 pub(super) struct Intake<'a> {
     stream: TcpStream,
-    /// When the handshake has to be complete.
+    /// The deadline of the handshake.
     deadline: Instant,
     /// Hangs up when the server ends.
     ended: BorrowedFd<'a>,
-    /// What a FIN of the client means while it has others waited for.
+    /// The meaning of a FIN during a wait on behalf of the client.
     fin: Cell<Fin>,
     /// Octets read and not yet decoded.
     octets: Vec<u8>,
 }
 
-/// Why a message of the client could not be read.
+/// Why a message from the client could not be read, or one to it not be sent.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Unread {
+pub(super) enum IntakeError {
     /// The client left.
     Gone,
     /// The server ends.
     Stopped,
-    /// It did not come in time.
+    /// The deadline passed.
     TimedOut,
-    /// It cannot be decoded.
-    Fault(DecodeError),
+    /// The message cannot be decoded.
+    Malformed(DecodeError),
 }
 
-impl From<Unread> for Stop {
-    fn from(unread: Unread) -> Self {
-        match unread {
-            Unread::Gone => Self::GONE,
-            Unread::Stopped => Self::Ended(End::Stopped),
-            Unread::TimedOut => Self::refused("timeout", "no complete request in time"),
-            Unread::Fault(fault) => Self::refused("protocol", fault),
+impl From<IntakeError> for Stop {
+    fn from(error: IntakeError) -> Self {
+        match error {
+            IntakeError::Gone => Self::GONE,
+            IntakeError::Stopped => Self::Ended(End::Stopped),
+            IntakeError::TimedOut => Self::refused("timeout", "no complete request in time"),
+            IntakeError::Malformed(error) => Self::refused("protocol", error),
         }
     }
 }
@@ -68,8 +69,8 @@ impl<'a> Intake<'a> {
         Self { stream, deadline, ended, fin, octets: Vec::new() }
     }
 
-    /// The address at which the client reached this server; loopback for a UNIX socket, which has
-    /// none: its client is on this host.
+    /// The server's address of the connection; loopback for a UNIX socket, which has no address and
+    /// whose client is on this host.
     pub(super) fn local(&self) -> io::Result<SocketAddr> {
         if sys::is_unix(&self.stream)? {
             return Ok((Ipv4Addr::LOCALHOST, 0).into());
@@ -77,11 +78,11 @@ impl<'a> Intake<'a> {
         Ok(canonical(self.stream.local_addr()?))
     }
 
-    /// The first octet there is, which stays.
+    /// The next octet, without consuming it.
     ///
     /// # Errors
     /// `Gone`, `Stopped`, `TimedOut`.
-    pub(super) fn first_octet(&mut self) -> Result<u8, Unread> {
+    pub(super) fn peek_octet(&mut self) -> Result<u8, IntakeError> {
         loop {
             match self.octets.first() {
                 Some(&octet) => return Ok(octet),
@@ -90,16 +91,16 @@ impl<'a> Intake<'a> {
         }
     }
 
-    /// Decodes one message of at most `max` octets, reading as much as it takes. Octets behind it
-    /// stay for the next one or for the relay.
+    /// Reads and decodes one message of at most `max` octets. The octets after it remain for the
+    /// next message or for the relay.
     ///
     /// # Errors
-    /// Every [`Unread`]; `Overlong` where the decoder wants more than `max` octets.
+    /// Every [`IntakeError`]; `Overlong` if the decoder asks for more than `max` octets.
     pub(super) fn decode<T>(
         &mut self,
         max: usize,
         decode: impl Fn(&mut Reader<'_>) -> Result<T, DecodeError>,
-    ) -> Result<T, Unread> {
+    ) -> Result<T, IntakeError> {
         loop {
             let mut reader = Reader::new(&self.octets);
             match decode(&mut reader) {
@@ -107,37 +108,39 @@ impl<'a> Intake<'a> {
                     self.octets.drain(..reader.consumed());
                     return Ok(message);
                 }
-                // Every decoder has bounds of its own, which together stay below this one.
                 Err(DecodeError::Incomplete) if self.octets.len() < max => self.read()?,
-                Err(DecodeError::Incomplete) => return Err(Unread::Fault(DecodeError::Overlong)),
-                Err(fault) => return Err(Unread::Fault(fault)),
+                // Every decoder has bounds of its own; this is the last resort.
+                Err(DecodeError::Incomplete) => {
+                    return Err(IntakeError::Malformed(DecodeError::Overlong));
+                }
+                Err(error) => return Err(IntakeError::Malformed(error)),
             }
         }
     }
 
-    /// Reads what the client has sent, waiting for it until the deadline.
-    fn read(&mut self) -> Result<(), Unread> {
-        let mut buffer = [0; READ];
+    /// Reads once into `octets`, waiting until the deadline.
+    fn read(&mut self) -> Result<(), IntakeError> {
+        let mut buffer = [0; READ_MAX];
         let len = self.wait_and_read(&mut buffer, self.deadline)?;
         self.octets.extend_from_slice(buffer.get(..len).unwrap_or_default());
         Ok(())
     }
 
-    /// Writes a whole message. All that is ever written before the relay fits into the send buffer
-    /// of a new connection, so this does not wait.
+    /// Sends a whole message. This does not block: all messages before the relay fit into the send
+    /// buffer of a new connection.
     ///
     /// # Errors
     /// `Gone`.
-    pub(super) fn send(&mut self, message: &[u8]) -> Result<(), Unread> {
-        self.stream.write_all(message).map_err(|_| Unread::Gone)
+    pub(super) fn send(&mut self, message: &[u8]) -> Result<(), IntakeError> {
+        self.stream.write_all(message).map_err(|_| IntakeError::Gone)
     }
 
-    /// Ends the handshake: the client, and what it sent behind its request.
+    /// The client's side of the relay: the connection, and the octets after the request.
     pub(super) fn into_leg(self) -> Leg {
         Leg { stream: self.stream, unread: self.octets }
     }
 
-    /// Writes a reply, and notes its code.
+    /// Sends a reply and notes its code.
     ///
     /// # Errors
     /// `Gone`.
@@ -146,49 +149,53 @@ impl<'a> Intake<'a> {
         record: &mut Record,
         code: ReplyCode,
         bnd: &Destination,
-    ) -> Result<(), Unread> {
+    ) -> Result<(), IntakeError> {
         record.reply = Some(code.octet());
         self.send(&code.encode(bnd))
     }
 
-    /// Reads once, waiting until `deadline` for something to come; returns how many octets came.
+    /// Reads once, waiting until `deadline`; returns the number of octets.
     ///
     /// # Errors
     /// `Gone`, `Stopped`, `TimedOut`.
-    fn wait_and_read(&mut self, buffer: &mut [u8], deadline: Instant) -> Result<usize, Unread> {
+    fn wait_and_read(
+        &mut self,
+        buffer: &mut [u8],
+        deadline: Instant,
+    ) -> Result<usize, IntakeError> {
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return Err(Unread::TimedOut);
+                return Err(IntakeError::TimedOut);
             }
             let mut fds = [PollFd::new(&self.stream, sys::POLLIN), PollFd::new(&self.ended, 0)];
             let ready = sys::poll(&mut fds, Some(left));
             let [on_stream, on_ended] = fds.map(|fd| fd.has(!0));
             let result = match ready {
                 Ok(_) if on_stream => self.stream.read(buffer),
-                Ok(_) if on_ended => return Err(Unread::Stopped),
+                Ok(_) if on_ended => return Err(IntakeError::Stopped),
                 Ok(_) => continue,
                 Err(error) => Err(error),
             };
             match result {
                 Ok(len @ 1..) => return Ok(len),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                _ => return Err(Unread::Gone),
+                _ => return Err(IntakeError::Gone),
             }
         }
     }
 
-    /// A wait on behalf of the client until the handshake's deadline; as [`Intake::wait`].
+    /// A wait as [`Intake::wait`], until the deadline of the handshake.
     pub(super) fn wait_in_handshake(&self) -> Wait<'_> {
         Wait { deadline: self.deadline, ..self.wait(Duration::ZERO) }
     }
 
-    /// A wait of `time` on behalf of the client. What it has sent behind its request makes a FIN a
-    /// half-close.
+    /// A wait of at most `time` on behalf of the client. A FIN is a half-close if octets follow the
+    /// request.
     pub(super) fn wait(&self, time: Duration) -> Wait<'_> {
         match (self.octets.is_empty(), self.fin.get()) {
             (false, _) => self.fin.set(Fin::HalfClose),
-            // What was unread then may have been the request.
+            // The octets that made a FIN a half-close may have been the request itself.
             (true, Fin::HalfClose) => self.fin.set(Fin::GoneAfterGrace),
             _ => {}
         }
@@ -196,15 +203,16 @@ impl<'a> Intake<'a> {
         Wait { client, fin, ended: *ended, deadline: Instant::now() + time }
     }
 
-    /// A wait for the peer of a BIND, of which a client that sends no more could not want much.
+    /// A wait for the peer of a BIND, which a FIN ends at once: a client that has ended its output
+    /// has little use for the peer.
     pub(super) fn wait_until_fin(&self, time: Duration) -> Wait<'_> {
         let wait = self.wait(time);
         self.fin.set(Fin::Gone);
         wait
     }
 
-    /// After a refusal: ends the output and reads away what the client still sends, within bounds.
-    // Its buffer need not stay while octets are relayed.
+    /// Ends the output after a refusal, and discards the client's input, within bounds.
+    // Not inlined, so that its buffer takes no stack during the relay.
     #[inline(never)]
     pub(super) fn drain(&mut self) {
         if self.stream.shutdown(Shutdown::Write).is_err() {
@@ -229,7 +237,7 @@ mod tests {
     use std::os::fd::AsFd as _;
 
     #[test]
-    fn sec_09_a_message_is_read_up_to_its_bound_whatever_a_decoder_says() {
+    fn sec_09_a_message_is_read_up_to_its_bound_even_if_the_decoder_wants_more() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (stream, _) = listener.accept().unwrap();
@@ -237,8 +245,8 @@ mod tests {
         let (ended, _open) = io::pipe().unwrap();
         let deadline = Instant::now() + Duration::from_secs(5);
         let mut intake = Intake::new(stream, deadline, ended.as_fd());
-        let unread = intake.decode(300, |_| Err::<(), _>(DecodeError::Incomplete));
-        assert_eq!(unread, Err(Unread::Fault(DecodeError::Overlong)));
-        assert!(intake.octets.len() < 300 + READ);
+        let decoded = intake.decode(300, |_| Err::<(), _>(DecodeError::Incomplete));
+        assert_eq!(decoded, Err(IntakeError::Malformed(DecodeError::Overlong)));
+        assert!(intake.octets.len() < 300 + READ_MAX);
     }
 }

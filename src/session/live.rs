@@ -1,6 +1,6 @@
-//! The sessions under way, for who has to end them or to tell of them: after a change of rules or
-//! users those that would not be granted any more end, with the server all. With them is kept what
-//! the others have relayed, so that a sum of both never goes down.
+//! The sessions under way: a strict reload ends those that the new policy does not allow, the end
+//! of the server ends all, and the status report lists them. The traffic of ended sessions is kept
+//! as well, so that the total never decreases.
 
 use std::collections::HashMap;
 use std::io;
@@ -16,21 +16,21 @@ use crate::session::record::Record;
 use crate::sync::lock;
 use crate::wire::Destination;
 
-/// What a session was granted.
-pub(super) struct Grant {
-    /// To whom, and how it was asked for.
+/// A session that was granted and is under way.
+pub(super) struct LiveSession {
+    /// The client and its request.
     pub(super) asker: Asker,
-    /// For what, and the address at the other end; an association has none.
+    /// The destination and the address of the target; an association has none.
     pub(super) target: Option<(Destination, IpAddr)>,
-    /// What the log says of it.
+    /// The fields for the log.
     pub(super) record: Arc<Record>,
-    /// What ends its relay.
+    /// The means to end its relay.
     pub(super) stopper: Stopper,
 }
 
-impl Grant {
-    /// Whether `policy` would grant this too: to the same user with the same password.
-    fn holds_under(&self, policy: &Policy) -> bool {
+impl LiveSession {
+    /// Whether `policy` allows the session too: the same user with the same password.
+    fn is_allowed_by(&self, policy: &Policy) -> bool {
         let mut asker = self.asker.clone();
         match policy.renewed(&asker.user) {
             Some(user) => asker.user = user,
@@ -41,7 +41,7 @@ impl Grant {
         }
         match &self.target {
             Some((dst, ip)) => policy.allows(&asker, dst, *ip).is_ok(),
-            // Its datagrams are judged by the rules in force, but as those of the user who it was.
+            // Each datagram is checked by the rules in force, but for the user as it was.
             None => {
                 let same = asker.user == self.asker.user && asker.ident == self.asker.ident;
                 same && policy.may_allow(&asker, None).is_ok()
@@ -50,122 +50,123 @@ impl Grant {
     }
 }
 
-/// The grants of all sessions under way, and what tells those without one yet that the server ends.
-pub struct Live {
+/// All sessions under way, and a pipe that ends those in their handshake, too.
+pub struct LiveSessions {
     state: Mutex<LiveState>,
-    /// Closed when all are to end.
-    open: Mutex<Option<io::PipeWriter>>,
+    /// Closed to end all sessions.
+    writer: Mutex<Option<io::PipeWriter>>,
+    /// Hangs up when `writer` is closed.
     ended: io::PipeReader,
 }
 
 #[derive(Default)]
 struct LiveState {
-    grants: HashMap<u64, Arc<Grant>>,
-    /// What the sessions that are not among them any more have relayed.
-    over: Traffic,
+    sessions: HashMap<u64, Arc<LiveSession>>,
+    /// The traffic of all ended sessions.
+    past: Traffic,
 }
 
-impl Live {
-    /// Nobody yet.
+impl LiveSessions {
+    /// No sessions yet.
     ///
     /// # Errors
     /// As pipe(2).
     pub fn new() -> io::Result<Self> {
-        let (ended, open) = io::pipe()?;
-        Ok(Self { state: Mutex::default(), open: Mutex::new(Some(open)), ended })
+        let (ended, writer) = io::pipe()?;
+        Ok(Self { state: Mutex::default(), writer: Mutex::new(Some(writer)), ended })
     }
 
-    /// Hangs up, as poll(2) calls it, when all sessions are to end.
+    /// A descriptor with POLLHUP of poll(2) from the time when all sessions are to end.
     #[must_use]
     pub fn ended(&self) -> BorrowedFd<'_> {
         self.ended.as_fd()
     }
 
-    /// Puts in the grant of session `number`, which is taken out when what is returned is dropped.
+    /// Adds session `number`, until the registration is dropped.
     #[must_use]
-    pub(super) fn enter(self: &Arc<Self>, number: u64, grant: Grant) -> Entry {
-        let stopper = grant.stopper.clone();
-        lock(&self.state).grants.insert(number, Arc::new(grant));
-        // Those that were there when it came to an end have been told.
-        if lock(&self.open).is_none() {
+    pub(super) fn register(self: &Arc<Self>, number: u64, session: LiveSession) -> Registration {
+        let stopper = session.stopper.clone();
+        lock(&self.state).sessions.insert(number, Arc::new(session));
+        // `end_all` may have missed it.
+        if lock(&self.writer).is_none() {
             stopper.stop(End::Stopped);
         }
-        Entry { live: Arc::clone(self), number }
+        Registration { live: Arc::clone(self), number }
     }
 
-    /// All of them now: what is done with each may take time and locks.
-    fn all(&self) -> Vec<Arc<Grant>> {
-        lock(&self.state).grants.values().cloned().collect()
+    /// A copy of the list, so that no lock is held while something is done with each session.
+    fn all(&self) -> Vec<Arc<LiveSession>> {
+        lock(&self.state).sessions.values().cloned().collect()
     }
 
-    /// Ends all sessions that `policy` would not grant.
-    pub fn revoke(&self, policy: &Policy) {
-        for grant in self.all().iter().filter(|grant| !grant.holds_under(policy)) {
-            grant.stopper.stop(End::Revoked);
+    /// Ends all sessions that `policy` does not allow.
+    pub fn enforce(&self, policy: &Policy) {
+        for session in self.all().iter().filter(|session| !session.is_allowed_by(policy)) {
+            session.stopper.stop(End::Revoked);
         }
     }
 
-    /// Ends all sessions, those that wait for their client, identd or the peer of a BIND too.
+    /// Ends all sessions, including those in a handshake and those that wait for others.
     pub fn end_all(&self) {
-        *lock(&self.open) = None;
-        self.all().iter().for_each(|grant| grant.stopper.stop(End::Stopped));
+        *lock(&self.writer) = None;
+        self.all().iter().for_each(|session| session.stopper.stop(End::Stopped));
     }
 
-    /// Writes a line about each session, in the order they were accepted.
+    /// Logs a line for each session, in the order of acceptance.
     pub fn report(&self, log: &Log) {
         for line in self.lines(usize::MAX, || log.line("session")).1 {
             log.write(Level::Normal, line);
         }
     }
 
-    /// How many there are, and a line, begun by `begin`, about each of those accepted first, `max`
-    /// at most.
+    /// The number of sessions, and a line for each of the first `max`, in the order of acceptance.
+    /// `begin` begins a line.
     pub fn lines(
         &self,
         max: usize,
         begin: impl Fn() -> Line,
     ) -> (usize, impl Iterator<Item = Line>) {
-        let record = |grant: &Arc<Grant>| Arc::clone(&grant.record);
-        let mut records: Vec<_> = lock(&self.state).grants.values().map(record).collect();
+        let record = |session: &Arc<LiveSession>| Arc::clone(&session.record);
+        let mut records: Vec<_> = lock(&self.state).sessions.values().map(record).collect();
         records.sort_unstable_by_key(|record| record.number);
-        let line = move |record: Arc<Record>| record.counted(record.described(begin()));
+        let line = move |record: Arc<Record>| record.add_totals(record.add_identity(begin()));
         (records.len(), records.into_iter().take(max).map(line))
     }
 
-    /// What all sessions together have relayed, those that are over included.
+    /// The traffic of all sessions, including those that have ended.
     #[must_use]
     pub fn traffic(&self) -> Traffic {
         let sum = Traffic::default();
         let state = lock(&self.state);
-        sum.add(&state.over);
-        state.grants.values().for_each(|grant| sum.add(&grant.record.traffic));
+        sum.add(&state.past);
+        state.sessions.values().for_each(|session| sum.add(&session.record.traffic));
         sum
     }
 }
 
-impl Entry {
-    /// Ends the session if `policy` would not grant it.
-    pub(super) fn check(&self, policy: &Policy) {
-        let grant = lock(&self.live.state).grants.get(&self.number).cloned();
-        if let Some(grant) = grant
-            && !grant.holds_under(policy)
+/// The place of a session in [`LiveSessions`], given up when it is dropped.
+pub(super) struct Registration {
+    live: Arc<LiveSessions>,
+    number: u64,
+}
+
+impl Registration {
+    /// Ends the session if `policy` does not allow it.
+    pub(super) fn enforce(&self, policy: &Policy) {
+        let session = lock(&self.live.state).sessions.get(&self.number).cloned();
+        if let Some(session) = session
+            && !session.is_allowed_by(policy)
         {
-            grant.stopper.stop(End::Revoked);
+            session.stopper.stop(End::Revoked);
         }
     }
 }
 
-/// A session under way.
-pub(super) struct Entry {
-    live: Arc<Live>,
-    number: u64,
-}
-
-impl Drop for Entry {
+impl Drop for Registration {
     fn drop(&mut self) {
         let mut state = lock(&self.live.state);
-        if let Some(grant) = state.grants.remove(&self.number) {
-            state.over.add(&grant.record.traffic);
+        if let Some(session) = state.sessions.remove(&self.number) {
+            state.past.add(&session.record.traffic);
         }
     }
 }

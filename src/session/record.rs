@@ -1,4 +1,4 @@
-//! What the log says of a session, while it runs and at its end.
+//! The record of a session: the fields of its log lines, while it runs and at its end.
 
 use std::fmt::Display;
 use std::net::{IpAddr, SocketAddr};
@@ -12,7 +12,7 @@ use crate::relay::{End, Side, Traffic};
 use crate::stats::{Stats, Words};
 use crate::wire::{Command, Destination, Request, Version};
 
-/// What the log says of a session.
+/// The fields of a session's log lines.
 pub(super) struct Record {
     pub(super) number: u64,
     pub(super) client: Option<SocketAddr>,
@@ -24,7 +24,7 @@ pub(super) struct Record {
     pub(super) peer: Option<SocketAddr>,
     pub(super) local: Option<Destination>,
     pub(super) reply: Option<u8>,
-    /// The rule that decided, and what it has logged.
+    /// The rule that decided, and its logging.
     rule: Option<RuleRef>,
     logging: Option<Logging>,
     pub(super) traffic: Arc<Traffic>,
@@ -49,8 +49,9 @@ impl Record {
         }
     }
 
-    /// What it is counted as. A command that is none has no word: clients could make up 253.
-    fn words(&self, reason: &'static str) -> Words {
+    /// The words by which the end is counted. All unknown commands share one, since clients could
+    /// invent 253.
+    fn tally_words(&self, reason: &'static str) -> Words {
         let version = self.version.map_or("-", Version::word);
         let command = self.command.map_or("-", |command| command.word().unwrap_or("unknown"));
         [version, command, reason]
@@ -58,11 +59,11 @@ impl Record {
 
     /// Begins the line of an event of this session.
     pub(super) fn line(&self, log: &Log, event: &'static str) -> Line {
-        self.described(log.line(event))
+        self.add_identity(log.line(event))
     }
 
-    /// Adds what the session is.
-    pub(super) fn described(&self, line: Line) -> Line {
+    /// Adds the fields that identify the session and its request.
+    pub(super) fn add_identity(&self, line: Line) -> Line {
         let line = line
             .number("session", self.number)
             .client(self.client)
@@ -78,8 +79,8 @@ impl Record {
         self.client.map(|addr| addr.ip())
     }
 
-    /// Adds what there is to count.
-    pub(super) fn counted(&self, line: Line) -> Line {
+    /// Adds the reply code, the numbers of bytes and the time.
+    pub(super) fn add_totals(&self, line: Line) -> Line {
         let line = match self.reply {
             Some(code) => line.word("reply", format_args!("{code:02x}")),
             None => line.dash("reply"),
@@ -90,21 +91,21 @@ impl Record {
             .seconds("seconds", self.begun.elapsed())
     }
 
-    /// Notes what the client asks for.
-    pub(super) fn asked(&mut self, request: &Request) {
+    /// Notes the client's request.
+    pub(super) fn set_request(&mut self, request: &Request) {
         self.version = Some(request.version);
         self.command = Some(request.command);
         self.dst = Some(request.dst.clone());
     }
 
-    /// Notes the rule that decided, if one did.
-    pub(super) fn decided_by(&mut self, rule: Option<&Rule>) {
+    /// Notes the rule that decides on the request, if there is one.
+    pub(super) fn set_rule(&mut self, rule: Option<&Rule>) {
         self.rule = rule.map(|rule| rule.place.clone());
         self.logging = rule.and_then(|rule| rule.settings.log);
     }
 
-    /// Writes a line of what happens within the session.
-    pub(super) fn tell(&self, log: &Log, event: &'static str) {
+    /// Logs an event within the session, as far as its rule says.
+    pub(super) fn log_event(&self, log: &Log, event: &'static str) {
         let level = match self.logging {
             Some(Logging::No) => return,
             Some(Logging::Verbose) => Level::Normal,
@@ -115,22 +116,22 @@ impl Record {
         }
     }
 
-    /// Counts and logs that the session has ended.
-    pub(super) fn end(&self, log: &Log, stats: &Stats, stop: &Stop) {
-        let count = |reason| stats.ended.add(self.words(reason));
+    /// Counts and logs the end of the session.
+    pub(super) fn log_end(&self, log: &Log, stats: &Stats, stop: &Stop) {
+        let count = |reason| stats.ended.add(self.tally_words(reason));
         match stop {
             Stop::Ended(end) => {
                 count(end.word());
-                self.write(log, "close", Level::Normal, end.word(), None);
+                self.write_end(log, "close", Level::Normal, end.word(), None);
             }
             Stop::Refused { level, reason, error } => {
                 count(reason);
-                self.write(log, "refuse", *level, reason, Some(error));
+                self.write_end(log, "refuse", *level, reason, Some(error));
             }
         }
     }
 
-    fn write(
+    fn write_end(
         &self,
         log: &Log,
         event: &'static str,
@@ -141,7 +142,7 @@ impl Record {
         if !log.wants(level) || self.logging == Some(Logging::No) {
             return;
         }
-        let line = self.counted(self.line(log, event)).word("reason", reason);
+        let line = self.add_totals(self.line(log, event)).word("reason", reason);
         log.write(
             level,
             match error {
@@ -160,11 +161,11 @@ fn destination(line: Line, key: &'static str, dst: Option<&Destination>) -> Line
     }
 }
 
-/// Why a session ended before its relay.
+/// The reason why a session ends before its relay.
 pub(super) enum Stop {
-    /// It came to this end.
+    /// It ended without a refusal.
     Ended(End),
-    /// This server refused it.
+    /// The server refused it.
     Refused { level: Level, reason: &'static str, error: String },
 }
 
@@ -172,7 +173,7 @@ impl Stop {
     /// The client left.
     pub(super) const GONE: Self = Self::Ended(End::Closed(Side::Client));
 
-    /// This server refused it, which matters as a session does.
+    /// A refusal, logged at the level of ordinary sessions.
     pub(super) fn refused(reason: &'static str, error: impl Display) -> Self {
         Self::Refused { level: Level::Normal, reason, error: error.to_string() }
     }

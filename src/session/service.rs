@@ -1,4 +1,4 @@
-//! What all sessions share, and what the server counts of each.
+//! The state shared by all sessions, and the interface by which the server counts them.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -12,50 +12,50 @@ use crate::net::client_block;
 use crate::policy::nets::Block;
 use crate::policy::{Current, Policy};
 use crate::relay::Relays;
-use crate::session::live::Live;
+use crate::session::live::LiveSessions;
 use crate::threads::Threads;
 
-/// What all sessions share.
+/// The state shared by all sessions.
 pub struct Service {
-    /// Who may do what.
+    /// The rules and users in force.
     pub policy: Arc<Current>,
-    /// Who has failed to authenticate of late.
+    /// The penalties of clients that have failed to authenticate.
     pub penalties: Penalties,
-    /// Turns to hash a password.
+    /// The turns to hash a password.
     pub turns: Turns,
     /// The sessions under way.
-    pub live: Arc<Live>,
-    /// Whether sessions that a new policy would not grant end with the old one.
+    pub live: Arc<LiveSessions>,
+    /// Whether a reload ends the sessions that the new policy does not allow.
     pub strict_reload: bool,
-    /// What commands work with.
+    /// The resources shared by all commands.
     pub resources: Resources,
-    /// Threads that wait for clients, serve them, and see to the second direction.
+    /// The threads that accept clients, serve them, and relay a second direction.
     pub threads: Threads,
-    /// What relays share.
+    /// The state shared by all relays.
     pub relays: Relays,
-    /// Where the lines go.
+    /// The log.
     pub log: Log,
-    /// Whether SOCKS 4A is spoken beside SOCKS 4.
+    /// Whether SOCKS 4 requests may use the extension 4A.
     pub allow_4a: bool,
     /// The clients that begin with a PROXY header.
     pub balancers: Balancers,
-    /// The port at which a client's host answers IDENT queries.
+    /// The port for IDENT queries to a client's host.
     pub ident_port: u16,
-    /// Whether fragments of datagrams are put together rather than dropped.
+    /// Whether fragments of datagrams are reassembled; otherwise they are dropped.
     pub fragments: bool,
 }
 
-/// The clients that begin with a PROXY header, in which they name another.
+/// The load balancers: clients that begin with a PROXY header naming the real client.
 #[derive(Debug, Default)]
 pub struct Balancers {
-    /// Where they come from.
+    /// Their addresses.
     pub blocks: Vec<Block>,
-    /// Whether those of UNIX sockets, which have no address, are among them.
+    /// Whether clients of UNIX sockets, which have no address, are balancers too.
     pub unix: bool,
 }
 
 impl Balancers {
-    /// Whether a client at this address is one of them.
+    /// Whether a client at this address is a balancer.
     #[must_use]
     pub fn includes(&self, client: Option<IpAddr>) -> bool {
         match client {
@@ -66,32 +66,32 @@ impl Balancers {
 }
 
 impl Service {
-    /// Whether a client is refused for a while because it has failed to authenticate too often.
+    /// Whether a client is shut out after too many failures to authenticate.
     #[must_use]
     pub fn shuts_out(&self, client: Option<IpAddr>) -> bool {
         self.penalties.shut_out(client_block(client), Instant::now())
     }
 
-    /// Puts another policy in force.
+    /// Puts a new policy in force.
     pub fn change_policy(&self, policy: Policy) {
         self.policy.set(policy);
         if self.strict_reload {
-            self.live.revoke(&self.policy.get());
+            self.live.enforce(&self.policy.get());
         }
     }
 }
 
-/// A session's place among all others, which the server counts.
+/// A session's slot, which the server counts towards its limits.
 pub trait Slot {
     /// The number of the session in the log.
     fn number(&self) -> u64;
 
-    /// Counts it for `client`, whom a balancer has told of, from now on.
+    /// Counts the slot for `client`, named by a PROXY header, instead of the balancer.
     ///
     /// # Errors
-    /// The cap that is reached.
-    fn belongs_to(&mut self, client: Option<IpAddr>) -> Result<(), String>;
+    /// The limit that `client` has reached.
+    fn reassign(&mut self, client: Option<IpAddr>) -> Result<(), String>;
 
-    /// Counts it no more among those whose handshake is not complete.
-    fn handshake_is_over(&mut self);
+    /// Counts the handshake as complete.
+    fn end_handshake(&mut self);
 }

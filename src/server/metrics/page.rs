@@ -4,12 +4,12 @@ use std::fmt::Write as _;
 
 use crate::log::Line;
 use crate::server::metrics::http::Response;
-use crate::session::live::Live;
+use crate::session::live::LiveSessions;
 
 /// Maximum of sessions on the page.
 const ROWS_MAX: usize = 1_000;
 
-pub(super) fn page(live: &Live) -> Response {
+pub(super) fn page(live: &LiveSessions) -> Response {
     let (count, lines) = live.lines(ROWS_MAX, Line::of_cells);
     let mut body = format!(
         "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>socksd</title>\
