@@ -613,7 +613,7 @@ fn the_manual_has_the_events_of_the_source() {
     let files: Vec<&str> = files.iter().map(String::as_str).collect();
     // Lines are begun nowhere else: what makes them is not public.
     let mut source = literals(&files, ".line(\"");
-    for marker in [".line(log, \"", ".tell(log, \"", ".write(log, \""] {
+    for marker in [".line(log, \"", ".log_event(log, \"", ".write_end(log, \""] {
         source.extend(literals(&files, marker));
     }
     let manual: BTreeSet<String> = events().into_iter().map(|(event, _)| event).collect();
@@ -643,7 +643,7 @@ fn the_keys_of_the_source_are_those_of_the_manual_and_bare_words_for_jq() {
     keys.extend(literals(&files, "destination(line, \""));
     // Where the policy's loader takes a text from is no key.
     assert!(keys.remove("--rule"));
-    keys.extend(arms(&all_code(), "The key in the log of how many"));
+    keys.extend(arms(&all_code(), "The key in the log for the number of"));
     // A table: `("nofile", nofile),` and so on.
     let walls = fs::read_to_string(root().join("src/server/walls.rs")).unwrap();
     let (_, walls) = walls.split_once("    [\n        (\"").unwrap();
@@ -689,7 +689,7 @@ fn the_manual_has_the_reasons_of_the_source() {
 
     let events = list("The log");
     let (_, at_limit) = events.iter().find(|(head, _)| head.ends_with("limit count")).unwrap();
-    for limit in arms(&code, "Which cap kept a client out.") {
+    for limit in arms(&code, "The reason why a client was refused.") {
         assert!(at_limit.contains(&format!(".Cm {limit} ")), "{limit}");
     }
 }
