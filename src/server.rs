@@ -22,7 +22,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::log::Level;
-use crate::server::accept::{Accepting, Admitter, LAST_LINES};
+use crate::server::accept::{Accepting, Admitter, LAST_LINE_TIME};
 use crate::server::listeners::{Client, Listener};
 use crate::server::metrics::Metrics;
 use crate::server::signals::Signal;
@@ -173,7 +173,7 @@ impl Server {
         self.wait_for_sessions(deadline, lifetime.drain, &reload);
         if self.sessions.count() > 0 {
             self.service.live.end_all();
-            self.wait_for_sessions(Some(Instant::now() + LAST_LINES), lifetime.drain, &reload);
+            self.wait_for_sessions(Some(Instant::now() + LAST_LINE_TIME), lifetime.drain, &reload);
         }
         ending
     }

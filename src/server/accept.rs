@@ -1,5 +1,5 @@
-//! Accepting: threads that wait for the clients of a listener, each of which then serves the one it
-//! got; and what is done where accepting fails. How many there may be is in
+//! Accepting: a few threads wait for the clients of a listener; each serves the client it accepts.
+//! Also here: the back-off after accept(2) fails. The limits on clients are in
 //! [`crate::server::slots`].
 
 use std::io;
@@ -17,32 +17,34 @@ use crate::session::service::{Service, Slot};
 use crate::sync::lock;
 use crate::sys::{self, PollFd};
 
-/// How long whoever waits for clients rests when the system is out of something, at first and at
-/// most.
-const REST: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(250));
+/// The first back-off after accept(2) fails for lack of resources.
+const BACKOFF_MIN: Duration = Duration::from_millis(10);
 
-/// Threads that come back to wait for clients of one listener. With one alone a client that comes
-/// before the next one is there has to wait; the system wakes those that wait in turn, so that more
-/// than two only find their stacks and processors cold.
-const WAITING: usize = 2;
+/// The longest back-off.
+const BACKOFF_MAX: Duration = Duration::from_millis(250);
 
-/// Clients turned away between two rests.
-const BATCH: usize = 256;
+/// Threads that return to wait at one listener. With one, a client would wait while the next thread
+/// is on its way. The system wakes waiting threads in turn, so more than two would only run with
+/// cold stacks and caches.
+const ACCEPTORS: usize = 2;
 
-/// How often the same backoff is told of.
-const TELL_EVERY: Duration = Duration::from_secs(60);
+/// Clients closed between two back-offs, at most.
+const TURN_AWAY_MAX: usize = 256;
 
-/// How long sessions that are ended have to write their last line.
-pub(super) const LAST_LINES: Duration = Duration::from_secs(1);
+/// The least time between two log lines about the back-off of one listener.
+const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
-/// How long connections that have begun may take until they can be accepted. New ones wait a second
-/// to try again if they come in that time, so it is no longer than local networks need.
-const ON_THE_WAY: Duration = Duration::from_millis(5);
+/// How long ended sessions may take to write their last log line.
+pub(super) const LAST_LINE_TIME: Duration = Duration::from_secs(1);
+
+/// How long TCP handshakes may take that have begun before the end. A SYN in this time is dropped
+/// and repeated a second later, so it is no longer than local networks need.
+const TCP_HANDSHAKE_TIME: Duration = Duration::from_millis(5);
 
 /// A listener at work.
 pub(super) struct Accepting {
     acceptors: Arc<Acceptors>,
-    /// Closed to wake who waits at an inherited listener.
+    /// Closed to end the waits at an inherited listener.
     waker: Option<io::PipeWriter>,
 }
 
@@ -52,54 +54,56 @@ impl Accepting {
         admitter: Admitter,
         broken: impl Fn(io::Error) + Send + Sync + 'static,
     ) -> io::Result<Self> {
-        // A socket of our own is shut down for that.
-        let (woken, waker) = listener.inherited.then(io::pipe).transpose()?.unzip();
-        let backoff = Backoff { rest: REST.0, last: None, spare: spare(), told: None };
+        // A socket of our own is shut down instead.
+        let (ended, waker) = listener.inherited.then(io::pipe).transpose()?.unzip();
+        let backoff =
+            Backoff { time: BACKOFF_MIN, ended: None, spare: spare_descriptor(), logged: None };
         let acceptors = Arc::new(Acceptors {
             listener,
             admitter,
             broken: Box::new(broken),
-            woken,
-            watch: Mutex::default(),
-            left: Condvar::new(),
+            ended,
+            state: Mutex::default(),
+            acceptor_left: Condvar::new(),
             backoff: Mutex::new(backoff),
         });
-        for _ in 0..acceptors.enough() {
+        for _ in 0..acceptors.wanted() {
             Acceptors::add(&acceptors)?;
         }
         Ok(Self { acceptors, waker })
     }
 
-    /// Ends accepting. The clients that wait at a listener of our own are admitted first: nobody
-    /// else will. Those at an inherited one wait for whoever has it next.
+    /// Ends accepting. Clients in the backlog of a listener of our own are admitted first. Those of
+    /// an inherited one are left to the next process that accepts there.
     pub(super) fn end(self) {
-        let Acceptors { listener, admitter, watch, left, .. } = &*self.acceptors;
-        let mut watching = lock(watch);
-        watching.ending = true;
-        let waits = listener.inherited || listener.set_nonblocking(true).is_err();
-        drop(watching);
+        let Acceptors { listener, admitter, state, acceptor_left, .. } = &*self.acceptors;
+        let mut locked = lock(state);
+        locked.ending = true;
+        let blocks = listener.inherited || listener.set_nonblocking(true).is_err();
+        drop(locked);
         if !listener.inherited {
-            // First nobody new is to come: who came between the last accept and the end would be
-            // reset. A kernel without filters leaves that short time.
+            // New connections are dropped first: one between the last accept(2) and the end would
+            // be reset. Without socket filters in the kernel, it still is.
             listener.remove();
             if listener.tcp_addr().is_some() {
                 let _ = sys::drop_new_connections(listener);
             }
-            if !waits {
-                admit_the_rest(listener, admitter);
+            if !blocks {
+                admit_backlog(listener, admitter);
             }
             let _ = sys::shutdown(listener);
         }
         drop(self.waker);
-        let others = |watch: &mut AcceptState| watch.waiting > 0;
-        // Not for ever, whatever went wrong.
-        let _ = left.wait_timeout_while(lock(watch), LAST_LINES, others);
+        let any_waits = |state: &mut AcceptState| state.waiting > 0;
+        // The time is limited, so that no error can keep the server from its end.
+        let _ = acceptor_left.wait_timeout_while(lock(state), LAST_LINE_TIME, any_waits);
     }
 }
 
-/// Lets in who waits at a listener that does not, and who is on the way there.
-fn admit_the_rest(listener: &Listener, admitter: &Admitter) {
-    let until = Instant::now() + ON_THE_WAY;
+/// Admits the clients in the backlog of a non-blocking listener, and those whose TCP handshake ends
+/// in a moment.
+fn admit_backlog(listener: &Listener, admitter: &Admitter) {
+    let until = Instant::now() + TCP_HANDSHAKE_TIME;
     loop {
         let left = until.saturating_duration_since(Instant::now());
         match listener.accept() {
@@ -112,22 +116,23 @@ fn admit_the_rest(listener: &Listener, admitter: &Admitter) {
     }
 }
 
-/// The slots of a session.
+/// The slots of one client.
 struct ClientSlots {
-    slot: SessionSlot,
+    session: SessionSlot,
+    /// Until the end of the handshake.
     half_open: Option<HalfOpenSlot>,
 }
 
 impl Slot for ClientSlots {
     fn number(&self) -> u64 {
-        self.slot.number()
+        self.session.number()
     }
 
     fn reassign(&mut self, client: Option<IpAddr>) -> Result<(), String> {
-        // Once its handshake is complete a session belongs to whom it does.
+        // A balancer names the client in the handshake only.
         let Some(half_open) = &mut self.half_open else { return Ok(()) };
-        let counted = self.slot.assign_to(client, half_open);
-        counted.map_err(|refusal| format!("{refusal} limit reached"))
+        let reassigned = self.session.reassign(client, half_open);
+        reassigned.map_err(|refusal| format!("{refusal} limit reached"))
     }
 
     fn end_handshake(&mut self) {
@@ -135,7 +140,7 @@ impl Slot for ClientSlots {
     }
 }
 
-/// Where clients are let in or turned away.
+/// Admits clients as sessions, or refuses them.
 #[derive(Clone)]
 pub(super) struct Admitter {
     pub(super) service: Arc<Service>,
@@ -143,9 +148,9 @@ pub(super) struct Admitter {
 }
 
 impl Admitter {
-    /// Gives a client its slots and a thread, or closes its connection.
+    /// Serves a client on another thread, or closes its connection.
     pub(super) fn admit(&self, client: Client) {
-        let Some(slots) = self.seat(&client) else { return };
+        let Some(slots) = self.take_slots(&client) else { return };
         match self.service.threads.reserve() {
             Ok(thread) => {
                 let service = Arc::clone(&self.service);
@@ -155,18 +160,18 @@ impl Admitter {
         }
     }
 
-    /// Gives a client its slots, or tells why it has none.
-    fn seat(&self, client: &Client) -> Option<ClientSlots> {
+    /// Takes the slots for a client, or logs why there are none.
+    fn take_slots(&self, client: &Client) -> Option<ClientSlots> {
         let ip = client.addr.map(|addr| addr.ip());
         let is_balancer = self.service.balancers.includes(ip);
-        // A balancer comes for others than those of its own host who have failed.
+        // A penalty for clients on the host of a balancer must not shut out the balancer.
         let admitted = if !is_balancer && self.service.shuts_out(ip) {
             Err(Refusal::AuthPenalty)
         } else {
             Sessions::admit(&self.sessions, Some(ip).filter(|_| !is_balancer))
         };
         match admitted {
-            Ok((slot, half_open)) => Some(ClientSlots { slot, half_open: Some(half_open) }),
+            Ok((session, half_open)) => Some(ClientSlots { session, half_open: Some(half_open) }),
             Err(refusal) => {
                 self.refuse(client.addr, refusal, None);
                 None
@@ -174,6 +179,7 @@ impl Admitter {
         }
     }
 
+    /// Counts and logs a refusal.
     fn refuse(&self, client: Option<SocketAddr>, refusal: Refusal, error: Option<io::Error>) {
         let Some(count) = self.sessions.count_refusal(refusal, Instant::now()) else { return };
         let log = &self.service.log;
@@ -190,126 +196,128 @@ impl Admitter {
     }
 }
 
-/// Has somebody else wait in place of a thread that panics at it.
+/// Replaces an acceptor that panics.
 struct ReplaceOnPanic<'a>(&'a Arc<Acceptors>);
 
 impl Drop for ReplaceOnPanic<'_> {
     fn drop(&mut self) {
         if thread::panicking() && self.0.leave() {
-            // Whoever serves a client comes back where nobody can be had now.
+            // If no thread is to be had now, one that serves a client takes the place later.
             let _ = Acceptors::add(self.0);
         }
     }
 }
 
-/// Where threads wait for the clients of a listener. Whoever gets one serves it, and leaves the wait
-/// to others: no client is handed from thread to thread.
+/// The threads that wait for clients of one listener. A thread serves the client it accepts, and
+/// the others go on waiting: no client is handed from thread to thread.
 struct Acceptors {
     listener: Listener,
     admitter: Admitter,
     /// Called if the listener becomes unusable.
     broken: Box<dyn Fn(io::Error) + Send + Sync>,
-    /// Ends when nobody is to wait any more at an inherited listener.
-    woken: Option<io::PipeReader>,
-    /// Held while the listener is made to wait or not to wait.
-    watch: Mutex<AcceptState>,
-    /// Somebody has left while it is ending.
-    left: Condvar,
+    /// Hangs up when accepting at an inherited listener ends.
+    ended: Option<io::PipeReader>,
+    /// Locked while the listener is switched between blocking and non-blocking.
+    state: Mutex<AcceptState>,
+    /// Notified when a thread stops waiting during the end.
+    acceptor_left: Condvar,
     backoff: Mutex<Backoff>,
 }
 
 #[derive(Default)]
 struct AcceptState {
-    /// How many threads wait, or are about to.
+    /// The number of threads that wait for a client, or are about to.
     waiting: usize,
     ending: bool,
 }
 
-/// What there is for when accepting fails.
+/// The back-off after accept(2) fails.
 struct Backoff {
-    /// How long to rest, and when the last one was over.
-    rest: Duration,
-    last: Option<Instant>,
-    /// A descriptor to give up for a moment when the table is full, so that a waiting client can be
-    /// accepted and closed rather than kept waiting.
+    /// The length of the next back-off.
+    time: Duration,
+    /// The end of the last one.
+    ended: Option<Instant>,
+    /// A descriptor that is closed for a moment when the table is full, so that a waiting client
+    /// can be accepted and closed instead of left waiting.
     spare: Option<OwnedFd>,
-    /// When backoff was told of last.
-    told: Option<Instant>,
+    /// The time of the last log line.
+    logged: Option<Instant>,
 }
 
-fn spare() -> Option<OwnedFd> {
+fn spare_descriptor() -> Option<OwnedFd> {
     io::stdin().as_fd().try_clone_to_owned().ok()
 }
 
 impl Acceptors {
-    /// Has one more thread wait.
+    /// Adds a thread that waits.
     fn add(this: &Arc<Self>) -> io::Result<()> {
         let thread = this.admitter.service.threads.reserve()?;
-        lock(&this.watch).waiting += 1;
+        lock(&this.state).waiting += 1;
         let this = Arc::clone(this);
         thread.run(move || Self::work(this));
         Ok(())
     }
 
-    /// Waits for clients and serves them, as long as somebody is needed here.
+    /// Waits for a client, serves it, and returns to wait as long as threads are wanted.
     fn work(mut this: Arc<Self>) {
         while let Some((Client { stream, addr }, slots)) = Self::next(&this) {
             let service = Arc::clone(&this.admitter.service);
-            // The listener does not stay open for the sake of its clients.
+            // A session must not keep the listener open.
             let acceptors = Arc::downgrade(&this);
             drop(this);
             session::run(&service, stream, addr, slots);
-            match acceptors.upgrade().filter(|acceptors| acceptors.comes_back()) {
+            match acceptors.upgrade().filter(|acceptors| acceptors.rejoin()) {
                 Some(acceptors) => this = acceptors,
                 None => return,
             }
         }
     }
 
-    /// How many are to wait when nothing else is to be done.
-    fn enough(&self) -> usize {
-        // All that wait at an inherited listener would be woken for one client.
-        if self.listener.inherited { 1 } else { WAITING }
+    /// The number of threads that should wait when all clients are served.
+    fn wanted(&self) -> usize {
+        // At an inherited listener, poll(2) wakes all waiting threads for one client.
+        if self.listener.inherited { 1 } else { ACCEPTORS }
     }
 
-    /// Whether somebody who has served a client waits again.
-    fn comes_back(&self) -> bool {
-        let mut watch = lock(&self.watch);
-        let comes = watch.waiting < self.enough() && !watch.ending;
-        watch.waiting += usize::from(comes);
-        comes
+    /// Counts the thread as waiting again, if one more is wanted. Returns whether it is.
+    fn rejoin(&self) -> bool {
+        let mut state = lock(&self.state);
+        let is_wanted = state.waiting < self.wanted() && !state.ending;
+        state.waiting += usize::from(is_wanted);
+        is_wanted
     }
 
-    /// Ends one wait; tells whether nobody is left to wait.
+    /// Counts the thread as not waiting any more. Returns whether a replacement is needed, since no
+    /// other thread waits.
     fn leave(&self) -> bool {
-        let mut watch = lock(&self.watch);
-        watch.waiting = watch.waiting.saturating_sub(1);
-        if watch.ending {
-            self.left.notify_all();
+        let mut state = lock(&self.state);
+        state.waiting = state.waiting.saturating_sub(1);
+        if state.ending {
+            self.acceptor_left.notify_all();
         }
-        watch.waiting == 0 && !watch.ending
+        state.waiting == 0 && !state.ending
     }
 
-    /// Ends one wait, if it is not the last one.
-    fn leave_it_to_others(&self) -> bool {
-        let mut watch = lock(&self.watch);
-        let leaves = watch.waiting > 1 && !watch.ending;
-        watch.waiting -= usize::from(leaves);
+    /// The same unless no other thread waits. Returns whether the thread has left.
+    fn leave_unless_last(&self) -> bool {
+        let mut state = lock(&self.state);
+        let leaves = state.waiting > 1 && !state.ending;
+        state.waiting -= usize::from(leaves);
         leaves
     }
 
-    /// Waits for a client; `None` when it is not to any more, or the listener breaks. The wait is
-    /// over then.
+    /// Waits for a client, and counts the thread as not waiting any more. `None` if accepting ends,
+    /// the listener breaks, or other threads wait while descriptors are short.
     fn next(this: &Arc<Self>) -> Option<(Client, ClientSlots)> {
         let _guard = ReplaceOnPanic(this);
         while !this.is_ending() {
             match this.accept() {
                 Ok(client) => {
-                    let Some(slots) = this.admitter.seat(&client) else { continue };
+                    let Some(slots) = this.admitter.take_slots(&client) else { continue };
                     if this.leave()
                         && let Err(error) = Self::add(this)
                     {
-                        lock(&this.watch).waiting += 1;
+                        lock(&this.state).waiting += 1;
                         this.admitter.refuse(client.addr, Refusal::Threads, Some(error));
                         continue;
                     }
@@ -327,14 +335,14 @@ impl Acceptors {
                             | io::ErrorKind::Interrupted
                             | io::ErrorKind::WouldBlock
                     ) => {}
-                // The spare descriptor is for one alone to give up: another would serve a client with
-                // it, and those behind would neither be served nor turned away.
-                Err(error) if sys::is_out_of_descriptors(&error) && this.leave_it_to_others() => {
+                // Only one thread may close the spare descriptor: a second one would use it to
+                // serve a client, and the clients after that would be neither served nor closed.
+                Err(error) if sys::is_out_of_descriptors(&error) && this.leave_unless_last() => {
                     return None;
                 }
-                // EMFILE, ENFILE, ENOBUFS and ENOMEM may pass, and so may the errors that
-                // accept(2) hands on from the network; a rest keeps this from spinning.
-                Err(error) => this.rest(&error),
+                // EMFILE, ENFILE, ENOBUFS and ENOMEM may pass, and so may network errors, which
+                // accept(2) returns too. The back-off prevents a busy loop.
+                Err(error) => this.back_off(&error),
             }
         }
         this.leave();
@@ -342,15 +350,15 @@ impl Acceptors {
     }
 
     fn is_ending(&self) -> bool {
-        lock(&self.watch).ending
+        lock(&self.state).ending
     }
 
-    /// Waits for a client. A socket of our own is shut down to end that; an inherited one must not
-    /// be, so there the wait is for either.
+    /// Waits for a client. At the end a socket of our own is shut down. An inherited one must not
+    /// be, so the wait there is for `ended` too.
     fn accept(&self) -> io::Result<Client> {
-        if let Some(woken) = &self.woken {
+        if let Some(ended) = &self.ended {
             let mut fds =
-                [PollFd::new(&self.listener, sys::POLLIN), PollFd::new(woken, sys::POLLIN)];
+                [PollFd::new(&self.listener, sys::POLLIN), PollFd::new(ended, sys::POLLIN)];
             sys::poll(&mut fds, None)?;
             let [on_listener, _] = &fds;
             if !on_listener.has(!0) {
@@ -360,15 +368,16 @@ impl Acceptors {
         self.listener.accept()
     }
 
-    /// Rests after an error, longer after another soon. Who else has one rests behind this one.
-    fn rest(&self, error: &io::Error) {
+    /// Sleeps after an error, twice as long if the last one was recent. The lock is held meanwhile,
+    /// so that threads back off one after another.
+    fn back_off(&self, error: &io::Error) {
         let mut backoff = lock(&self.backoff);
         let now = Instant::now();
-        if backoff.last.is_none_or(|last| now.duration_since(last) > 4 * REST.1) {
-            backoff.rest = REST.0;
+        if backoff.ended.is_none_or(|ended| now.duration_since(ended) > 4 * BACKOFF_MAX) {
+            backoff.time = BACKOFF_MIN;
         }
-        if backoff.told.is_none_or(|told| now.duration_since(told) >= TELL_EVERY) {
-            backoff.told = Some(now);
+        if backoff.logged.is_none_or(|logged| now.duration_since(logged) >= LOG_INTERVAL) {
+            backoff.logged = Some(now);
             let log = &self.admitter.service.log;
             let line = log.line("error").text("error", format_args!("accept: {error}"));
             log.write(Level::Quiet, line);
@@ -376,31 +385,31 @@ impl Acceptors {
         if sys::is_out_of_descriptors(error) {
             self.turn_away(&mut backoff);
         }
-        thread::sleep(backoff.rest);
-        backoff.rest = (backoff.rest * 2).min(REST.1);
-        backoff.last = Some(Instant::now());
+        thread::sleep(backoff.time);
+        backoff.time = (backoff.time * 2).min(BACKOFF_MAX);
+        backoff.ended = Some(Instant::now());
     }
 
-    /// Accepts clients that wait with the spare descriptor, each to close it at once, as long as the
-    /// table stays full.
+    /// Accepts waiting clients with the spare descriptor and closes them, as long as the table of
+    /// descriptors is full.
     fn turn_away(&self, backoff: &mut Backoff) {
         let listener = &self.listener;
-        // At an inherited one accepting may wait, if another process is quicker. That must not keep
-        // anybody from ending it.
-        let watch = (!listener.inherited).then(|| lock(&self.watch));
-        if watch
+        // At an inherited one accept(2) may block, if another process is faster. The lock must not
+        // be held then, since the end needs it.
+        let state = (!listener.inherited).then(|| lock(&self.state));
+        if state
             .as_ref()
-            .is_some_and(|watch| watch.ending || listener.set_nonblocking(true).is_err())
+            .is_some_and(|state| state.ending || listener.set_nonblocking(true).is_err())
         {
             return;
         }
-        for _ in 0..BATCH {
+        for _ in 0..TURN_AWAY_MAX {
             drop(backoff.spare.take());
-            // If another thread was quicker to take the descriptor, this fails.
+            // This fails if another thread takes the descriptor first.
             let client = self.accept_waiting();
-            // As long as that one has it, there is another one only if the table is not full.
+            // The client has the descriptor: a new spare one means that the table is not full.
             let ends = client.is_err() || {
-                backoff.spare = spare();
+                backoff.spare = spare_descriptor();
                 backoff.spare.is_some()
             };
             drop(client);
@@ -408,13 +417,13 @@ impl Acceptors {
                 break;
             }
         }
-        backoff.spare = backoff.spare.take().or_else(spare);
-        if watch.is_some() {
+        backoff.spare = backoff.spare.take().or_else(spare_descriptor);
+        if state.is_some() {
             let _ = listener.set_nonblocking(false);
         }
     }
 
-    /// Accepts a client who waits already.
+    /// Accepts a client from the backlog, without waiting.
     fn accept_waiting(&self) -> io::Result<Client> {
         let mut fds = [PollFd::new(&self.listener, sys::POLLIN)];
         if sys::poll(&mut fds, Some(Duration::ZERO))? == 0 {

@@ -321,7 +321,7 @@ impl SessionSlot {
     ///
     /// # Errors
     /// `PerClient`, or `HalfOpen` for the quarter of one client.
-    pub fn assign_to(
+    pub fn reassign(
         &mut self,
         client: Option<IpAddr>,
         half_open: &mut HalfOpenSlot,
@@ -424,11 +424,11 @@ mod tests {
         let (mut one, mut half) = admit();
         let (mut other, mut other_half) = admit();
         let client = Some([192, 0, 2, 1].into());
-        assert!(one.assign_to(client, &mut half).is_ok());
-        assert_eq!(other.assign_to(client, &mut other_half), Err(Refusal::PerClient));
+        assert!(one.reassign(client, &mut half).is_ok());
+        assert_eq!(other.reassign(client, &mut other_half), Err(Refusal::PerClient));
         assert_eq!(Sessions::admit(&sessions, Some(client)).err(), Some(Refusal::PerClient));
         drop(one);
-        assert!(other.assign_to(client, &mut other_half).is_ok());
+        assert!(other.reassign(client, &mut other_half).is_ok());
         drop(other);
         assert!(lock(&sessions.state).sessions.by_client.is_empty());
     }
