@@ -1,6 +1,6 @@
-//! Metrics over HTTP for Prometheus, health checks and eyes. One thread serves a few connections at
-//! a time, answers one request on each, and changes nothing: all that sessions notice is a lock held
-//! while what they have relayed is added up.
+//! The HTTP server for metrics, health checks and a page of sessions. One thread serves a few
+//! connections at a time and answers one request on each. It changes nothing: sessions notice only
+//! a lock, which is held while their octets are summed up.
 
 pub mod http;
 mod page;
@@ -23,23 +23,23 @@ use crate::sys::{self, PollFd};
 const CONNECTIONS_MAX: usize = 8;
 
 /// How long a connection may take from its acceptance to its end.
-const TIME: Duration = Duration::from_secs(5);
+const CONNECTION_TIME: Duration = Duration::from_secs(5);
 
-/// Octets thrown away behind a request: closing with octets unread would reset the connection and
-/// could destroy the answer on its way.
+/// Octets read and discarded after a request: a close with octets unread would reset the
+/// connection, which can destroy the answer on its way.
 const DRAIN_MAX: usize = 64 * 1024;
 
-/// How long no connection is accepted when the system is out of something.
-const REST: Duration = Duration::from_secs(1);
+/// The back-off after accept(2) fails for lack of resources.
+const BACKOFF: Duration = Duration::from_secs(1);
 
-/// The server of metrics, to the end of the process. Dropping it removes its UNIX socket.
+/// The HTTP server, which runs to the end of the process. A drop removes its UNIX socket.
 pub struct Metrics(Arc<Site>);
 
 impl Metrics {
-    /// Serves metrics on a thread.
+    /// Starts the thread that serves metrics.
     ///
     /// # Errors
-    /// Where the thread cannot be started.
+    /// If the thread cannot be started.
     pub fn start(
         listener: Listener,
         service: &Arc<Service>,
@@ -58,7 +58,7 @@ impl Metrics {
         Ok(Self(site))
     }
 
-    /// Tells health checks from now on that no client is accepted any more.
+    /// From now on answers health checks with 503: no client is accepted any more.
     pub fn drain(&self) {
         self.0.draining.store(true, Ordering::Relaxed);
     }
@@ -70,7 +70,7 @@ impl Drop for Metrics {
     }
 }
 
-/// What is served.
+/// The state of the HTTP server.
 struct Site {
     listener: Listener,
     service: Arc<Service>,
@@ -82,34 +82,34 @@ struct Site {
 impl Site {
     fn serve(&self) {
         let mut connections: Vec<Connection> = Vec::new();
-        let mut resting: Option<Instant> = None;
+        let mut backoff: Option<Instant> = None;
         loop {
             let now = Instant::now();
             connections.retain(|connection| now < connection.deadline);
-            resting = resting.filter(|until| now < *until);
-            let accepts = connections.len() < CONNECTIONS_MAX && resting.is_none();
-            let mut fds: Vec<PollFd<'_>> = connections.iter().map(Connection::awaited).collect();
+            backoff = backoff.filter(|until| now < *until);
+            let accepts = connections.len() < CONNECTIONS_MAX && backoff.is_none();
+            let mut fds: Vec<PollFd<'_>> = connections.iter().map(Connection::poll_fd).collect();
             fds.extend(accepts.then(|| PollFd::new(&self.listener, sys::POLLIN)));
-            let until = connections.iter().map(|connection| connection.deadline).chain(resting);
+            let until = connections.iter().map(|connection| connection.deadline).chain(backoff);
             let wait = until.min().map(|until| until.saturating_duration_since(now));
             if let Err(error) = sys::poll(&mut fds, wait) {
-                if !is_passing(&error) {
-                    thread::sleep(REST);
+                if !is_transient(&error) {
+                    thread::sleep(BACKOFF);
                 }
                 continue;
             }
-            // The listener's comes last, if at all.
+            // The listener is last, if it is there.
             let ready: Vec<bool> = fds.iter().map(|fd| fd.has(!0)).collect();
             let mut ready = ready.into_iter();
             connections.retain_mut(|connection| {
                 !ready.next().unwrap_or_default()
-                    || connection.go_on(self).unwrap_or_else(|error| is_passing(&error))
+                    || connection.advance(self).unwrap_or_else(|error| is_transient(&error))
             });
             if ready.next().unwrap_or_default() {
                 match self.accept() {
                     Ok(connection) => connections.push(connection),
-                    Err(error) if is_passing(&error) => {}
-                    Err(_) => resting = Some(now + REST),
+                    Err(error) if is_transient(&error) => {}
+                    Err(_) => backoff = Some(now + BACKOFF),
                 }
             }
         }
@@ -118,13 +118,13 @@ impl Site {
     fn accept(&self) -> io::Result<Connection> {
         let stream = self.listener.accept()?.stream;
         stream.set_nonblocking(true)?;
-        let deadline = Instant::now() + TIME;
-        Ok(Connection { stream, deadline, state: Step::Head(Vec::new()) })
+        let deadline = Instant::now() + CONNECTION_TIME;
+        Ok(Connection { stream, deadline, step: Step::Head(Vec::new()) })
     }
 
-    /// The answer to a request with this head, or as much of one as there may be.
+    /// The answer to a request with this head, which is cut if it is too long.
     fn answer(&self, head: &[u8]) -> Response {
-        // Who can open a UNIX socket is no web page of a stranger.
+        // A browser cannot open a UNIX socket for a web page.
         let any_host = self.listener.tcp_addr().is_none();
         match http::path(head, any_host) {
             Ok("/") => page::page(&self.service.live),
@@ -133,49 +133,49 @@ impl Site {
                 Response::plain("503 Service Unavailable", "draining")
             }
             Ok("/healthz") => Response::plain("200 OK", "ok"),
-            Ok(_) => Response::plain("404 Not Found", "there are /, /metrics and /healthz"),
+            Ok(_) => Response::plain("404 Not Found", "expected /, /metrics or /healthz"),
             Err(response) => response,
         }
     }
 }
 
-/// One connection, which is for one request.
+/// A connection, which carries one request.
 struct Connection {
     stream: TcpStream,
-    /// When it ends at the latest.
     deadline: Instant,
-    state: Step,
+    step: Step,
 }
 
+/// How far a connection is.
 enum Step {
-    /// The head of the request so far.
+    /// Reading the head of the request; with the octets so far.
     Head(Vec<u8>),
-    /// The answer, and how much of it is sent.
+    /// Sending the answer; with the number of octets sent.
     Answer(Vec<u8>, usize),
-    /// Waiting for the client to close. As many octets may come before that.
-    Over(usize),
+    /// Discarding octets until the client closes; with the number of octets still allowed.
+    Drain(usize),
 }
 
 impl Connection {
-    fn awaited(&self) -> PollFd<'_> {
-        let is_answering = matches!(self.state, Step::Answer(..));
+    fn poll_fd(&self) -> PollFd<'_> {
+        let is_answering = matches!(self.step, Step::Answer(..));
         PollFd::new(&self.stream, if is_answering { sys::POLLOUT } else { sys::POLLIN })
     }
 
-    /// Does what can be done now. Tells whether there is more to come.
+    /// Reads or writes once. Returns whether the connection goes on.
     ///
     /// # Errors
-    /// `WouldBlock` where nothing can be done yet; any other has ended the connection.
-    fn go_on(&mut self, site: &Site) -> io::Result<bool> {
+    /// `WouldBlock` if nothing can be read or written yet; any other error ends the connection.
+    fn advance(&mut self, site: &Site) -> io::Result<bool> {
         let mut buffer = [0; HEAD_MAX];
-        match &mut self.state {
+        match &mut self.step {
             Step::Head(head) => {
                 let room = buffer.get_mut(head.len()..).unwrap_or_default();
                 let len = self.stream.read(room)?;
                 head.extend_from_slice(room.get(..len).unwrap_or_default());
                 if http::is_whole(head) || head.len() == HEAD_MAX {
                     let with_body = !head.starts_with(b"HEAD ");
-                    self.state = Step::Answer(site.answer(head).encode(with_body), 0);
+                    self.step = Step::Answer(site.answer(head).encode(with_body), 0);
                 }
                 Ok(len > 0)
             }
@@ -183,11 +183,11 @@ impl Connection {
                 *sent += self.stream.write(answer.get(*sent..).unwrap_or_default())?;
                 if *sent == answer.len() {
                     self.stream.shutdown(Shutdown::Write)?;
-                    self.state = Step::Over(DRAIN_MAX);
+                    self.step = Step::Drain(DRAIN_MAX);
                 }
                 Ok(true)
             }
-            Step::Over(left) => {
+            Step::Drain(left) => {
                 let len = self.stream.read(&mut buffer)?;
                 *left = left.saturating_sub(len);
                 Ok(len > 0 && *left > 0)
@@ -196,8 +196,8 @@ impl Connection {
     }
 }
 
-/// Whether the next call may do better, without a rest.
-fn is_passing(error: &io::Error) -> bool {
+/// Whether the next call may succeed without a back-off.
+fn is_transient(error: &io::Error) -> bool {
     use io::ErrorKind as Kind;
     matches!(error.kind(), Kind::WouldBlock | Kind::Interrupted | Kind::ConnectionAborted)
 }

@@ -1,14 +1,14 @@
-//! As much of HTTP/1.1 (RFC 9112) as it takes to be asked for a page: heads of requests from octets,
-//! responses to octets, without a socket. Bodies of requests are not read.
+//! The part of HTTP/1.1 (RFC 9112) that serves a page: heads of requests from octets, responses to
+//! octets, without a socket. Bodies of requests are not read.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-/// Octets the head of a request may have.
+/// Longest head of a request, in octets.
 pub const HEAD_MAX: usize = 4_096;
 
-/// A response, after which the connection ends.
+/// A response, the last on its connection.
 pub struct Response {
-    /// Code and reason.
+    /// The status code with its reason phrase.
     pub status: &'static str,
     /// The media type of the body.
     pub content: &'static str,
@@ -17,13 +17,13 @@ pub struct Response {
 }
 
 impl Response {
-    /// A line of text.
+    /// A response of one line of text.
     pub fn plain(status: &'static str, text: &str) -> Self {
         Self { status, content: "text/plain; charset=utf-8", body: format!("{text}\n") }
     }
 
-    /// The octets, without the body for HEAD. Nothing may be kept, shown in another page, run, or
-    /// fetched for it.
+    /// Encodes the response, without the body for HEAD. Its fields forbid a browser to store it, to
+    /// show it in another page, and to run or fetch anything for it.
     pub fn encode(&self, with_body: bool) -> Vec<u8> {
         let Self { status, content, body } = self;
         let len = body.len();
@@ -44,23 +44,23 @@ impl Response {
     }
 }
 
-/// Whether these octets hold a whole head. Lines may end with LF alone, RFC 9112 section 2.2.
+/// Whether `head` is complete. Lines may end with LF alone (RFC 9112 section 2.2).
 pub fn is_whole(head: &[u8]) -> bool {
     head.windows(2).any(|end| end == b"\n\n") || head.windows(3).any(|end| end == b"\n\r\n")
 }
 
-/// The path a request is for. Unless it may come for `any_host`, that must be an address or
-/// localhost: a name could be one that a web page of a stranger has led here, to have the browser of
-/// somebody read what the stranger cannot (DNS rebinding, CVE-2007-4174).
+/// The path of a request. Without `any_host`, its host must be an address or localhost, to defeat
+/// DNS rebinding (CVE-2007-4174): else a web page could read the metrics through the browser of its
+/// reader, by a name that resolves to this server.
 ///
 /// # Errors
-/// The response to any other request.
+/// The response to a bad request.
 pub fn path(head: &[u8], any_host: bool) -> Result<&str, Response> {
     if !is_whole(head) {
         let status = "431 Request Header Fields Too Large";
-        return Err(Response::plain(status, "the head may have 4096 octets"));
+        return Err(Response::plain(status, "the head is longer than 4096 bytes"));
     }
-    let bad = || Response::plain("400 Bad Request", "expected a request of HTTP/1.0 or HTTP/1.1");
+    let bad = || Response::plain("400 Bad Request", "expected an HTTP/1.0 or HTTP/1.1 request");
     let text = str::from_utf8(head).map_err(|_| bad())?;
     let mut lines = text.lines().take_while(|line| !line.is_empty());
     let request: Vec<&str> = lines.next().unwrap_or_default().split(' ').collect();
@@ -84,7 +84,7 @@ pub fn path(head: &[u8], any_host: bool) -> Result<&str, Response> {
     match hosts[..] {
         _ if !is_token(method) || !is_target => Err(bad()),
         _ if method != "GET" && method != "HEAD" => {
-            Err(Response::plain("405 Method Not Allowed", "there are GET and HEAD"))
+            Err(Response::plain("405 Method Not Allowed", "expected GET or HEAD"))
         }
         [] if version == "HTTP/1.0" => Ok(path),
         [host] if any_host || is_address(host) => Ok(path),
@@ -96,13 +96,13 @@ pub fn path(head: &[u8], any_host: bool) -> Result<&str, Response> {
     }
 }
 
-/// Whether this is a token, RFC 9110 section 5.6.2.
+/// Whether `text` is a token (RFC 9110 section 5.6.2).
 fn is_token(text: &str) -> bool {
     let is_part = |octet: u8| octet.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&octet);
     !text.is_empty() && text.bytes().all(is_part)
 }
 
-/// Whether `host`, perhaps with a port, is no name that a stranger can have.
+/// Whether `host`, perhaps with a port, is an address or localhost.
 fn is_address(host: &str) -> bool {
     let (name, port) = match host.rsplit_once(':') {
         Some((name, port)) if !port.contains(']') => (name, port),
@@ -120,7 +120,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_addresses_and_localhost_are_no_names_of_strangers() {
+    fn only_addresses_and_localhost_are_accepted_as_host() {
         for host in ["localhost", "LocalHost:80", "127.0.0.1", "127.0.0.1:9", "[::1]", "[::1]:9"] {
             assert!(is_address(host), "{host}");
         }
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn every_strict_prefix_of_a_head_is_not_whole() {
+    fn a_strict_prefix_of_a_head_is_never_complete() {
         for head in [&b"GET / HTTP/1.1\r\nHost: [::1]\r\n\r\n"[..], b"GET / HTTP/1.0\n\n"] {
             assert!(is_whole(head));
             for len in 0..head.len() {

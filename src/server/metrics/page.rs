@@ -23,7 +23,7 @@ pub(super) fn page(live: &LiveSessions) -> Response {
     }
     body.push_str("</table>\n");
     if count > ROWS_MAX {
-        let _ = writeln!(body, "<p>Here are those accepted first.</p>");
+        let _ = writeln!(body, "<p>Only the first {ROWS_MAX} are shown.</p>");
     }
     body.push_str("<p><a href=\"/metrics\">Metrics</a></p>\n</body></html>\n");
     Response { status: "200 OK", content: "text/html; charset=utf-8", body }

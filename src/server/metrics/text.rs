@@ -1,5 +1,5 @@
-//! All metrics in the text format of Prometheus, version 0.0.4. Labels hold words of the program
-//! only; nothing a peer made can become one.
+//! The metrics in the text format of Prometheus, version 0.0.4. Labels are constants of the
+//! program, never text from a peer.
 
 use std::fmt::{self, Display, Formatter, Write as _};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,7 +19,7 @@ pub(super) fn metrics(service: &Service, sessions: &Sessions, started: SystemTim
     let mut text = Text(String::with_capacity(8 * 1024));
 
     let version = [([("version", env!("CARGO_PKG_VERSION"))], 1)];
-    text.family("socksd_build_info", "gauge", "The program, always 1.", version);
+    text.family("socksd_build_info", "gauge", "The version of the program; always 1.", version);
     let help = "Start of the server in seconds since 1970.";
     text.family("process_start_time_seconds", "gauge", help, [([], Seconds(started))]);
 
@@ -29,10 +29,10 @@ pub(super) fn metrics(service: &Service, sessions: &Sessions, started: SystemTim
         ([("version", version), ("command", command), ("reason", reason)], count)
     });
     text.family("socksd_sessions_ended_total", "counter", "Sessions ended.", ended);
-    text.family("socksd_sessions", "gauge", "Sessions there are.", [([], sessions)]);
+    text.family("socksd_sessions", "gauge", "Current sessions.", [([], sessions)]);
     let help = "Sessions whose handshake is not complete.";
     text.family("socksd_sessions_half_open", "gauge", help, [([], half_open)]);
-    let help = "Sessions there may be.";
+    let help = "Maximum number of sessions.";
     text.family("socksd_sessions_max", "gauge", help, [([], max)]);
     let refused = refused.map(|(refusal, count)| ([("limit", refusal.word())], count));
     let help = "Connections closed without a reply because of a limit.";
@@ -44,7 +44,7 @@ pub(super) fn metrics(service: &Service, sessions: &Sessions, started: SystemTim
     let directions = |up, down| [("up", up), ("down", down)];
     let labelled = |(direction, count)| ([("direction", direction)], load(count));
     let octets = directions(&traffic.up, &traffic.down).map(labelled);
-    text.family("socksd_relayed_bytes_total", "counter", "Octets of payload relayed.", octets);
+    text.family("socksd_relayed_bytes_total", "counter", "Bytes of payload relayed.", octets);
     let datagrams = directions(&traffic.datagrams_up, &traffic.datagrams_down).map(labelled);
     text.family("socksd_datagrams_total", "counter", "Datagrams relayed.", datagrams);
     let dropped = traffic.dropped().map(|(cause, count)| ([("cause", cause.word())], count));
@@ -55,14 +55,14 @@ pub(super) fn metrics(service: &Service, sessions: &Sessions, started: SystemTim
     text.histogram("socksd_resolve_duration_seconds", help, &resources.stats.resolve);
     let help = "How long CONNECT waited for a connection.";
     text.histogram("socksd_connect_duration_seconds", help, &resources.stats.connect);
-    let help = "Names being looked up or waiting for that.";
+    let help = "Names being looked up or queued.";
     text.family("socksd_resolver_names", "gauge", help, [([], resources.resolver.waiting())]);
 
     let content = "text/plain; version=0.0.4; charset=utf-8";
     Response { status: "200 OK", content, body: text.0 }
 }
 
-/// A time in seconds, with no more decimals than it has.
+/// A time in seconds, without trailing zeros.
 struct Seconds(Duration);
 
 impl Display for Seconds {
@@ -96,7 +96,7 @@ impl Text {
         }
     }
 
-    // Once, and not for every kind of value.
+    // One function for all types of values, to save code.
     fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: &dyn Display) {
         let labels = labels.iter().map(|(label, word)| format!("{label}=\"{word}\""));
         let labels = labels.collect::<Vec<_>>().join(",");
