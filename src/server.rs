@@ -1,6 +1,6 @@
-//! The server: threads that wait for the clients of each listener, each of which then serves the one
-//! it got, and one loop that waits for signals, ends it when it is to end, and lets sessions finish.
-//! Somebody always waits for the next client, whatever becomes of those that have come.
+//! The server: starts the threads that accept clients, waits for signals, ends for one of the
+//! reasons in [`Ending`], and lets sessions finish. Not here: accepting (`accept`), and the limits
+//! on clients and descriptors (`slots`).
 
 mod accept;
 pub mod inherit;
@@ -30,7 +30,7 @@ use crate::server::slots::{Sessions, SlotLimits};
 use crate::session::service::Service;
 use crate::sync::Queue;
 
-/// What happens while the server runs.
+/// Something that the run loop waits for.
 enum Event {
     Signal(Signal),
     /// A listener became unusable.
@@ -39,12 +39,12 @@ enum Event {
     Idle,
 }
 
-/// Why the server ends.
+/// The reason why the server ends.
 #[derive(Debug)]
 pub enum Ending {
-    /// A signal of this name.
+    /// The signal of this name.
     Signal(&'static str),
-    /// There is nothing left to do: no listener, or no session for the time given, and no client.
+    /// No session, and no listener or no client for [`Lifetime::idle`].
     Idle,
     /// A listener became unusable.
     Broken(io::Error),
@@ -53,9 +53,9 @@ pub enum Ending {
 /// When to end.
 #[derive(Clone, Copy, Debug)]
 pub struct Lifetime {
-    /// How long sessions under way have once a signal has come.
+    /// How long sessions may go on after a signal.
     pub drain: Duration,
-    /// How long there may be no session; `None` for ever.
+    /// How long the server goes on without a session; `None` for ever.
     pub idle: Option<Duration>,
 }
 
@@ -63,8 +63,8 @@ pub struct Lifetime {
 pub struct Server {
     service: Arc<Service>,
     sessions: Arc<Sessions>,
-    /// Whether it matters that there is no session any more.
-    tell_idle: Arc<AtomicBool>,
+    /// Whether the end of the last session is an event.
+    reports_idle: Arc<AtomicBool>,
     accepting: Vec<Accepting>,
     metrics: Option<Metrics>,
     events: Arc<Queue<Event>>,
@@ -72,11 +72,11 @@ pub struct Server {
 }
 
 impl Server {
-    /// Serves `clients`, who have been accepted already, and those of all `listeners`, and metrics.
-    /// The signals must have been blocked.
+    /// Serves `clients`, which have been accepted already, the clients of all `listeners`, and
+    /// metrics. Signals must be blocked before.
     ///
     /// # Errors
-    /// Where a thread cannot be started.
+    /// If a thread cannot be started.
     pub fn start(
         listeners: Vec<Listener>,
         metrics: Option<Listener>,
@@ -85,10 +85,10 @@ impl Server {
         slots: SlotLimits,
     ) -> io::Result<Self> {
         let events = Arc::<Queue<Event>>::default();
-        let (idle, tell_idle) = (Arc::clone(&events), Arc::new(AtomicBool::new(false)));
-        let wanted = Arc::clone(&tell_idle);
+        let (idle, reports_idle) = (Arc::clone(&events), Arc::new(AtomicBool::new(false)));
+        let reports = Arc::clone(&reports_idle);
         let on_idle = move || {
-            if wanted.load(Ordering::SeqCst) {
+            if reports.load(Ordering::SeqCst) {
                 idle.put(Event::Idle);
             }
         };
@@ -117,22 +117,22 @@ impl Server {
         })?;
         let started = Instant::now();
         let service = Arc::clone(service);
-        Ok(Self { service, sessions, tell_idle, accepting, metrics, events, started })
+        Ok(Self { service, sessions, reports_idle, accepting, metrics, events, started })
     }
 
-    /// Runs until a signal comes, a listener breaks or there is nothing left to do. SIGHUP calls
-    /// `reload`; `stopping` is called before anything is ended. On return no client is accepted any
-    /// more, and all sessions have ended.
+    /// Runs until a signal, until a listener breaks, or until nothing is left to do. SIGHUP calls
+    /// `reload`. `stopping` is called before the end of anything. On return no client is accepted
+    /// any more, and all sessions have ended.
     pub fn run(mut self, lifetime: Lifetime, reload: impl Fn(), stopping: impl FnOnce()) -> Ending {
-        self.tell_idle
+        self.reports_idle
             .store(lifetime.idle.is_some() || self.accepting.is_empty(), Ordering::SeqCst);
         let ending = loop {
             let idle = self.sessions.idle_for();
-            let patience =
+            let limit =
                 if self.accepting.is_empty() { Some(Duration::ZERO) } else { lifetime.idle };
-            let left = match (idle, patience) {
-                (Some(idle), Some(patience)) if idle >= patience => break Ending::Idle,
-                (Some(idle), Some(patience)) => Some(patience.saturating_sub(idle)),
+            let left = match (idle, limit) {
+                (Some(idle), Some(limit)) if idle >= limit => break Ending::Idle,
+                (Some(idle), Some(limit)) => Some(limit.saturating_sub(idle)),
                 _ => None,
             };
             match self.next_event(left) {
@@ -147,7 +147,7 @@ impl Server {
             metrics.drain();
         }
         stopping();
-        self.tell_idle.store(true, Ordering::SeqCst);
+        self.reports_idle.store(true, Ordering::SeqCst);
         let accepting = std::mem::take(&mut self.accepting);
         let count = accepting.len();
         accepting.into_iter().for_each(Accepting::end);
@@ -161,7 +161,7 @@ impl Server {
                 log.write(Level::Normal, line);
                 Some(Instant::now() + lifetime.drain)
             }
-            // Who came at the last moment is served all the same.
+            // A client of the last moment is served to its end.
             Ending::Idle if count > 0 => {
                 let line = log.line("idle").number("sessions", self.sessions.count());
                 log.write(Level::Normal, line);
@@ -178,8 +178,8 @@ impl Server {
         ending
     }
 
-    /// Waits until there is no session, the deadline, or a second signal to end. The first one sets
-    /// the deadline, where there is none, to the end of `drain`.
+    /// Waits for the end of all sessions until the deadline or a signal. Without a deadline the
+    /// first signal sets one, after `drain`.
     fn wait_for_sessions(
         &self,
         mut deadline: Option<Instant>,
@@ -203,14 +203,14 @@ impl Server {
         }
     }
 
-    /// Waits for something to happen; `None` where nothing does for so long.
+    /// Waits for the next event; `None` after `timeout`.
     fn next_event(&self, timeout: Option<Duration>) -> Option<Event> {
         self.events.take(timeout.map(|timeout| Instant::now() + timeout))
     }
 
-    /// Logs how the server is doing.
+    /// Logs the state of the server and of its sessions.
     fn report(&self) {
-        // Not to be had in a chroot.
+        // Not available in a chroot.
         let count = |directory: &str| fs::read_dir(directory).ok().map(Iterator::count);
         let log = &self.service.log;
         let line = log

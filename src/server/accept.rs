@@ -209,7 +209,7 @@ impl Drop for ReplaceOnPanic<'_> {
 }
 
 /// The threads that wait for clients of one listener. A thread serves the client it accepts, and
-/// the others go on waiting: no client is handed from thread to thread.
+/// the others go on waiting: no client is handed from thread to thread, and the wait never pauses.
 struct Acceptors {
     listener: Listener,
     admitter: Admitter,
