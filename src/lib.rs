@@ -33,7 +33,7 @@ pub mod log;
 // Waiting for other hosts: until a deadline, the departure of the client or the end of the server.
 pub mod wait;
 
-// 2 decide: who is this, may they, where is that.
+// 2 decide: the user, the verdict of the rules, the addresses of a name.
 // The users file and password checks (users, turns), penalties for failures, IDENT queries.
 pub mod auth;
 // Rules and lists, verdicts, `--explain`; which addresses are public (nets).

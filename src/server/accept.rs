@@ -202,7 +202,7 @@ struct ReplaceOnPanic<'a>(&'a Arc<Acceptors>);
 impl Drop for ReplaceOnPanic<'_> {
     fn drop(&mut self) {
         if thread::panicking() && self.0.leave() {
-            // If no thread is to be had now, one that serves a client takes the place later.
+            // If that fails, a thread that now serves a client rejoins after it.
             let _ = Acceptors::add(self.0);
         }
     }

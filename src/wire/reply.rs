@@ -1,4 +1,4 @@
-//! The code of a reply, whatever its version.
+//! The code of a reply of either version.
 
 use crate::wire::socks4::{self, Cd};
 use crate::wire::socks5::{self, Rep};
