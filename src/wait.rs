@@ -165,8 +165,12 @@ impl<'a> Wait<'a> {
             }
             if client_has(sys::POLLRDHUP) {
                 // After a FIN this does not block, whether or not octets are left to read.
-                let unread = self.client.peek(&mut [0])? > 0;
-                self.fin.set(if unread { Fin::HalfClose } else { Fin::GoneAt(now + GRACE) });
+                self.fin.set(match self.client.peek(&mut [0]) {
+                    Ok(0) => Fin::GoneAt(Instant::now() + GRACE),
+                    Ok(_) => Fin::HalfClose,
+                    // A reset has followed.
+                    Err(_) => return Err(WaitError::ClientGone),
+                });
             }
             if has_ended {
                 return Err(WaitError::Stopped);
@@ -287,6 +291,21 @@ mod tests {
         let waited = scene.wait(60_000).sleep(Duration::from_secs(30));
         assert!(matches!(waited, Err(WaitError::ClientGone)));
         assert!((2_000..4_000).contains(&begun.elapsed().as_millis()), "{:?}", begun.elapsed());
+    }
+
+    #[test]
+    fn a_fin_during_a_wait_gives_it_two_seconds_from_then() {
+        let scene = Scene::new();
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                thread::sleep(GRACE);
+                scene.client.as_ref().unwrap().shutdown(Shutdown::Write).unwrap();
+            });
+            let begun = Instant::now();
+            let waited = scene.wait(60_000).sleep(Duration::from_secs(30));
+            assert!(matches!(waited, Err(WaitError::ClientGone)));
+            assert!((4_000..6_000).contains(&begun.elapsed().as_millis()), "{:?}", begun.elapsed());
+        });
     }
 
     #[test]

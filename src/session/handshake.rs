@@ -13,7 +13,7 @@ use crate::log::Level;
 use crate::net::client_block;
 use crate::policy::Policy;
 use crate::relay::End;
-use crate::session::intake::{Intake, IntakeError};
+use crate::session::intake::{Intake, Unread};
 use crate::session::record::{Record, Stop};
 use crate::session::service::{Service, Slot};
 use crate::wire::proxy::{self, Header};
@@ -72,7 +72,7 @@ impl Handshake {
         record.version = Some(Version::V4);
         let allow_4a = service.allow_4a;
         let decoded = intake.decode(socks4::REQUEST_MAX, |r| socks4::decode_request(r, allow_4a));
-        if let Err(IntakeError::Malformed(_)) = decoded {
+        if let Err(Unread::Fault(_)) = decoded {
             intake.reply(record, ReplyCode::V4(Cd::REJECTED), &Destination::NONE)?;
         }
         let request = decoded?;
@@ -107,7 +107,7 @@ impl Handshake {
             _ => return Err(Stop::refused("method", "no acceptable method offered")),
         };
         let decoded = intake.decode(socks5::REQUEST_MAX, socks5::decode_request);
-        if let Err(IntakeError::Malformed(error)) = decoded {
+        if let Err(Unread::Fault(error)) = decoded {
             let rep = match error {
                 DecodeError::AddressType(_) => Rep::ADDRESS_TYPE_NOT_SUPPORTED,
                 _ => Rep::GENERAL_FAILURE,
@@ -131,7 +131,7 @@ fn password(
     checker: &dyn Checker,
 ) -> Result<User, Stop> {
     let decoded = intake.decode(userpass::REQUEST_MAX, userpass::decode_request);
-    if let Err(IntakeError::Malformed(_)) = decoded {
+    if let Err(Unread::Fault(_)) = decoded {
         intake.send(&userpass::encode_reply(false))?;
     }
     let claim = decoded?;

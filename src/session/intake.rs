@@ -41,7 +41,7 @@ pub(super) struct Intake<'a> {
 
 /// Why a message from the client could not be read, or one to it not be sent.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum IntakeError {
+pub(super) enum Unread {
     /// The client left.
     Gone,
     /// The server ends.
@@ -49,16 +49,16 @@ pub(super) enum IntakeError {
     /// The deadline passed.
     TimedOut,
     /// The message cannot be decoded.
-    Malformed(DecodeError),
+    Fault(DecodeError),
 }
 
-impl From<IntakeError> for Stop {
-    fn from(error: IntakeError) -> Self {
+impl From<Unread> for Stop {
+    fn from(error: Unread) -> Self {
         match error {
-            IntakeError::Gone => Self::GONE,
-            IntakeError::Stopped => Self::Ended(End::Stopped),
-            IntakeError::TimedOut => Self::refused("timeout", "no complete request in time"),
-            IntakeError::Malformed(error) => Self::refused("protocol", error),
+            Unread::Gone => Self::GONE,
+            Unread::Stopped => Self::Ended(End::Stopped),
+            Unread::TimedOut => Self::refused("timeout", "no complete request in time"),
+            Unread::Fault(error) => Self::refused("protocol", error),
         }
     }
 }
@@ -82,7 +82,7 @@ impl<'a> Intake<'a> {
     ///
     /// # Errors
     /// `Gone`, `Stopped`, `TimedOut`.
-    pub(super) fn peek_octet(&mut self) -> Result<u8, IntakeError> {
+    pub(super) fn peek_octet(&mut self) -> Result<u8, Unread> {
         loop {
             match self.octets.first() {
                 Some(&octet) => return Ok(octet),
@@ -95,12 +95,12 @@ impl<'a> Intake<'a> {
     /// next message or for the relay.
     ///
     /// # Errors
-    /// Every [`IntakeError`]; `Overlong` if the decoder asks for more than `max` octets.
+    /// Every [`Unread`]; `Overlong` if the decoder asks for more than `max` octets.
     pub(super) fn decode<T>(
         &mut self,
         max: usize,
         decode: impl Fn(&mut Reader<'_>) -> Result<T, DecodeError>,
-    ) -> Result<T, IntakeError> {
+    ) -> Result<T, Unread> {
         loop {
             let mut reader = Reader::new(&self.octets);
             match decode(&mut reader) {
@@ -111,15 +111,15 @@ impl<'a> Intake<'a> {
                 Err(DecodeError::Incomplete) if self.octets.len() < max => self.read()?,
                 // Every decoder has bounds of its own; this is the last resort.
                 Err(DecodeError::Incomplete) => {
-                    return Err(IntakeError::Malformed(DecodeError::Overlong));
+                    return Err(Unread::Fault(DecodeError::Overlong));
                 }
-                Err(error) => return Err(IntakeError::Malformed(error)),
+                Err(error) => return Err(Unread::Fault(error)),
             }
         }
     }
 
     /// Reads once into `octets`, waiting until the deadline.
-    fn read(&mut self) -> Result<(), IntakeError> {
+    fn read(&mut self) -> Result<(), Unread> {
         let mut buffer = [0; READ_MAX];
         let len = self.wait_and_read(&mut buffer, self.deadline)?;
         self.octets.extend_from_slice(buffer.get(..len).unwrap_or_default());
@@ -131,8 +131,8 @@ impl<'a> Intake<'a> {
     ///
     /// # Errors
     /// `Gone`.
-    pub(super) fn send(&mut self, message: &[u8]) -> Result<(), IntakeError> {
-        self.stream.write_all(message).map_err(|_| IntakeError::Gone)
+    pub(super) fn send(&mut self, message: &[u8]) -> Result<(), Unread> {
+        self.stream.write_all(message).map_err(|_| Unread::Gone)
     }
 
     /// The client's side of the relay: the connection, and the octets after the request.
@@ -149,7 +149,7 @@ impl<'a> Intake<'a> {
         record: &mut Record,
         code: ReplyCode,
         bnd: &Destination,
-    ) -> Result<(), IntakeError> {
+    ) -> Result<(), Unread> {
         record.reply = Some(code.octet());
         self.send(&code.encode(bnd))
     }
@@ -158,29 +158,25 @@ impl<'a> Intake<'a> {
     ///
     /// # Errors
     /// `Gone`, `Stopped`, `TimedOut`.
-    fn wait_and_read(
-        &mut self,
-        buffer: &mut [u8],
-        deadline: Instant,
-    ) -> Result<usize, IntakeError> {
+    fn wait_and_read(&mut self, buffer: &mut [u8], deadline: Instant) -> Result<usize, Unread> {
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return Err(IntakeError::TimedOut);
+                return Err(Unread::TimedOut);
             }
             let mut fds = [PollFd::new(&self.stream, sys::POLLIN), PollFd::new(&self.ended, 0)];
             let ready = sys::poll(&mut fds, Some(left));
             let [on_stream, on_ended] = fds.map(|fd| fd.has(!0));
             let result = match ready {
                 Ok(_) if on_stream => self.stream.read(buffer),
-                Ok(_) if on_ended => return Err(IntakeError::Stopped),
+                Ok(_) if on_ended => return Err(Unread::Stopped),
                 Ok(_) => continue,
                 Err(error) => Err(error),
             };
             match result {
                 Ok(len @ 1..) => return Ok(len),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                _ => return Err(IntakeError::Gone),
+                _ => return Err(Unread::Gone),
             }
         }
     }
@@ -246,7 +242,7 @@ mod tests {
         let deadline = Instant::now() + Duration::from_secs(5);
         let mut intake = Intake::new(stream, deadline, ended.as_fd());
         let decoded = intake.decode(300, |_| Err::<(), _>(DecodeError::Incomplete));
-        assert_eq!(decoded, Err(IntakeError::Malformed(DecodeError::Overlong)));
+        assert_eq!(decoded, Err(Unread::Fault(DecodeError::Overlong)));
         assert!(intake.octets.len() < 300 + READ_MAX);
     }
 }
