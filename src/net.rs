@@ -28,16 +28,22 @@ pub fn unspecified(ip: IpAddr) -> SocketAddr {
     SocketAddr::new(ip, 0)
 }
 
-/// The key by which a client is counted: its IPv4 address, or the /64 of its IPv6 address, since
-/// one machine has a whole /64 to choose from. Clients of UNIX sockets have no address: all of them
-/// share 0.0.0.0, which is no client's address.
-#[must_use]
-pub fn client_block(ip: Option<IpAddr>) -> IpAddr {
-    match ip.map_or(Ipv4Addr::UNSPECIFIED.into(), |ip| ip.to_canonical()) {
-        IpAddr::V6(ip) if !ip.is_loopback() => {
-            Ipv6Addr::from_bits(ip.to_bits() & !u128::from(u64::MAX)).into()
-        }
-        ip => ip,
+/// The key by which one client is counted: its IPv4 address, or the /64 of its IPv6 address, since
+/// one machine has a whole /64 to choose from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ClientKey(IpAddr);
+
+impl ClientKey {
+    /// The key of the client with this address. Clients of UNIX sockets have none: all of them share
+    /// 0.0.0.0, which is no client's address.
+    #[must_use]
+    pub fn of(ip: Option<IpAddr>) -> Self {
+        Self(match ip.map_or(Ipv4Addr::UNSPECIFIED.into(), |ip| ip.to_canonical()) {
+            IpAddr::V6(ip) if !ip.is_loopback() => {
+                Ipv6Addr::from_bits(ip.to_bits() & !u128::from(u64::MAX)).into()
+            }
+            ip => ip,
+        })
     }
 }
 
@@ -47,7 +53,7 @@ mod tests {
 
     #[test]
     fn one_client_is_an_ipv4_address_or_an_ipv6_64() {
-        let block = |text: &str| client_block(text.parse().ok()).to_string();
+        let block = |text: &str| ClientKey::of(text.parse().ok()).0.to_string();
         assert_eq!(block("192.0.2.1"), "192.0.2.1");
         assert_eq!(block("::ffff:192.0.2.1"), "192.0.2.1");
         assert_eq!(block("2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::");

@@ -11,6 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::counts::Counts;
+use crate::net::ClientKey;
 use crate::sync::lock;
 use crate::wait::{Promise, Wait, WaitError};
 
@@ -61,9 +62,9 @@ struct ResolverState {
     /// The names being looked up or queued for it, each with its waiters.
     lookups: HashMap<Vec<u8>, Vec<Waiter>>,
     /// The number of running look-ups of each client.
-    running: Counts<IpAddr>,
+    running: Counts<ClientKey>,
     /// The number of waiters of each client, in all of `lookups`.
-    waiting: Counts<IpAddr>,
+    waiting: Counts<ClientKey>,
     threads: usize,
     idle: usize,
     last_ticket: u64,
@@ -71,7 +72,7 @@ struct ResolverState {
 
 struct Waiter {
     ticket: u64,
-    client: IpAddr,
+    client: ClientKey,
     deadline: Instant,
     done: Box<dyn FnOnce(Resolved) + Send>,
 }
@@ -95,14 +96,14 @@ impl Resolver {
         lock(&self.inner.state).lookups.len()
     }
 
-    /// Resolves `name` for `client`, a result of [`crate::net::client_block`], within the bounds of
+    /// Resolves `name` for `client`, within the bounds of
     /// `wait`.
     ///
     /// # Errors
     /// Every [`WaitError`].
     pub fn resolve(
         &self,
-        client: IpAddr,
+        client: ClientKey,
         name: &[u8],
         wait: &Wait<'_>,
     ) -> Result<Resolved, WaitError> {
@@ -118,7 +119,7 @@ impl Resolver {
     /// number of the request, its ticket.
     pub fn request(
         &self,
-        client: IpAddr,
+        client: ClientKey,
         name: &[u8],
         deadline: Instant,
         done: impl FnOnce(Resolved) + Send + 'static,
@@ -171,7 +172,7 @@ impl Resolver {
 
     /// Cancels a request whose client no longer waits. A running look-up goes on and stays in the
     /// client's share, since getaddrinfo cannot be cancelled.
-    fn cancel(&self, client: IpAddr, name: &[u8], ticket: u64) {
+    fn cancel(&self, client: ClientKey, name: &[u8], ticket: u64) {
         let Some(name) = host_name(name) else { return };
         let mut state = lock(&self.inner.state);
         let ResolverState { queue, lookups, waiting, .. } = &mut *state;
@@ -211,7 +212,7 @@ impl Inner {
 
     /// Waits for a name that may be looked up now and takes the oldest, with the client whose share
     /// it uses; `None` after [`IDLE_MAX`] without one.
-    fn next(&self) -> Option<(Vec<u8>, IpAddr)> {
+    fn next(&self) -> Option<(Vec<u8>, ClientKey)> {
         let mut state = lock(&self.state);
         let until = Instant::now() + IDLE_MAX;
         loop {
@@ -234,7 +235,7 @@ impl Inner {
 impl ResolverState {
     /// Takes the oldest name with a waiter whose client has some share left, and returns it with
     /// that client. Drops waiters past their deadline, and names without waiters.
-    fn take(&mut self, max_per_client: u64) -> Option<(Vec<u8>, IpAddr)> {
+    fn take(&mut self, max_per_client: u64) -> Option<(Vec<u8>, ClientKey)> {
         let now = Instant::now();
         let Self { queue, lookups, running, waiting, .. } = self;
         let mut index = 0;
@@ -292,14 +293,16 @@ mod tests {
 
     use crate::wait::testing::Scene;
 
-    const CLIENT: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+    fn client(n: u8) -> ClientKey {
+        ClientKey::of(Some([192, 0, 2, n].into()))
+    }
 
     fn soon() -> Instant {
         Instant::now() + Duration::from_secs(10)
     }
 
     fn resolve(resolver: &Resolver, name: &[u8]) -> Resolved {
-        resolver.resolve(CLIENT, name, &Scene::new().wait(10_000)).unwrap()
+        resolver.resolve(client(0), name, &Scene::new().wait(10_000)).unwrap()
     }
 
     #[test]
@@ -337,15 +340,17 @@ mod tests {
         assert_eq!(lock(&resolver.inner.state).threads, 1);
     }
 
-    fn waiter(client: IpAddr, deadline: Instant) -> Waiter {
+    fn waiter(client: ClientKey, deadline: Instant) -> Waiter {
         Waiter { ticket: 0, client, deadline, done: Box::new(drop) }
     }
 
     #[test]
     fn sec_10_one_client_gets_no_more_than_its_share() {
         let mut state = ResolverState::default();
-        let other = IpAddr::from([192, 0, 2, 1]);
-        for (name, client) in [(b"a", CLIENT), (b"b", CLIENT), (b"c", CLIENT), (b"d", other)] {
+        let other = client(1);
+        for (name, client) in
+            [(b"a", client(0)), (b"b", client(0)), (b"c", client(0)), (b"d", other)]
+        {
             state.lookups.insert(name.to_vec(), vec![waiter(client, soon())]);
             state.queue.push_back(name.to_vec());
         }
@@ -360,7 +365,7 @@ mod tests {
     #[test]
     fn a_name_without_waiters_in_time_is_not_looked_up() {
         let mut state = ResolverState::default();
-        state.lookups.insert(b"late".to_vec(), vec![waiter(CLIENT, Instant::now())]);
+        state.lookups.insert(b"late".to_vec(), vec![waiter(client(0), Instant::now())]);
         state.queue.push_back(b"late".to_vec());
         assert!(state.take(1).is_none());
         assert!(state.lookups.is_empty() && state.queue.is_empty());
@@ -369,19 +374,19 @@ mod tests {
     #[test]
     fn sec_10_one_client_has_a_bounded_number_of_names_waiting() {
         let resolver = Resolver::new(4);
-        let other = IpAddr::from([192, 0, 2, 1]);
+        let other = client(1);
         {
             // The client's share is used up for good, so that none of its names is looked up.
             let mut state = lock(&resolver.inner.state);
             for _ in 0..resolver.inner.max_per_client {
-                state.running.add(CLIENT);
+                state.running.add(client(0));
             }
         }
         let (tx, answers) = std::sync::mpsc::channel();
         for n in 0..=WAITING_MAX {
             let tx = tx.clone();
             let name = format!("waits-{n}");
-            resolver.request(CLIENT, name.as_bytes(), soon(), move |resolved| {
+            resolver.request(client(0), name.as_bytes(), soon(), move |resolved| {
                 let _ = tx.send((n, resolved));
             });
         }
@@ -392,18 +397,18 @@ mod tests {
         let scene = Scene::new();
         assert!(resolver.resolve(other, b"localhost", &scene.wait(10_000)).unwrap().is_ok());
         let state = lock(&resolver.inner.state);
-        assert_eq!((state.waiting.of(&CLIENT), state.waiting.of(&other)), (WAITING_MAX, 0));
+        assert_eq!((state.waiting.of(&client(0)), state.waiting.of(&other)), (WAITING_MAX, 0));
         assert_eq!(u64::try_from(state.lookups.len()).unwrap(), WAITING_MAX);
     }
 
     #[test]
     fn a_waiter_past_its_deadline_makes_room_for_another() {
         let mut state = ResolverState::default();
-        state.lookups.insert(b"late".to_vec(), vec![waiter(CLIENT, Instant::now())]);
+        state.lookups.insert(b"late".to_vec(), vec![waiter(client(0), Instant::now())]);
         state.queue.push_back(b"late".to_vec());
-        state.waiting.add(CLIENT);
+        state.waiting.add(client(0));
         assert!(state.take(1).is_none());
-        assert_eq!(state.waiting.of(&CLIENT), 0);
+        assert_eq!(state.waiting.of(&client(0)), 0);
     }
 
     #[test]
@@ -412,17 +417,17 @@ mod tests {
         let leave = |name: &[u8]| {
             let mut scene = Scene::new();
             scene.reset();
-            let resolved = resolver.resolve(CLIENT, name, &scene.wait(60_000));
+            let resolved = resolver.resolve(client(0), name, &scene.wait(60_000));
             assert!(matches!(resolved, Err(WaitError::ClientGone)), "{resolved:?}");
         };
         // The client's share is used up by one name; the others wait in the queue.
-        lock(&resolver.inner.state).running.add(CLIENT);
+        lock(&resolver.inner.state).running.add(client(0));
         lock(&resolver.inner.state).lookups.insert(b"runs.example".to_vec(), Vec::new());
         for name in ["runs.example", "waits.example", "Waits.Example.", "other.example"] {
             leave(name.as_bytes());
         }
         let state = lock(&resolver.inner.state);
-        assert_eq!((state.waiting.of(&CLIENT), state.running.of(&CLIENT)), (0, 1));
+        assert_eq!((state.waiting.of(&client(0)), state.running.of(&client(0))), (0, 1));
         assert!(state.queue.is_empty());
         assert_eq!(state.lookups.keys().collect::<Vec<_>>(), [b"runs.example"]);
     }
@@ -436,7 +441,7 @@ mod tests {
                 thread::spawn(move || {
                     let name = format!("127.0.{n}.1.");
                     let scene = Scene::new();
-                    let client = IpAddr::from([10, 0, 0, n]);
+                    let client = client(n);
                     resolver.resolve(client, name.as_bytes(), &scene.wait(10_000)).unwrap()
                 })
             })

@@ -5,10 +5,10 @@
 //! clear the count after each guess at the others.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+use crate::net::ClientKey;
 use crate::sync::lock;
 
 /// The number of failures that shuts a client out.
@@ -27,7 +27,7 @@ const DELAY_MAX: Duration = Duration::from_secs(5);
 /// The clients that have failed recently. The caller decides what counts as one client.
 pub struct Penalties {
     time: Duration,
-    records: Mutex<HashMap<IpAddr, Failures>>,
+    records: Mutex<HashMap<ClientKey, Failures>>,
 }
 
 struct Failures {
@@ -62,7 +62,7 @@ impl Penalties {
 
     /// Whether `client` is shut out.
     #[must_use]
-    pub fn shut_out(&self, client: IpAddr, now: Instant) -> bool {
+    pub fn shut_out(&self, client: ClientKey, now: Instant) -> bool {
         let records = lock(&self.records);
         records.get(&client).is_some_and(|record| self.is_shut_out(record, now))
     }
@@ -72,7 +72,7 @@ impl Penalties {
     }
 
     /// Counts a failure of `client`.
-    pub fn fail(&self, client: IpAddr, now: Instant) -> Penalty {
+    pub fn fail(&self, client: ClientKey, now: Instant) -> Penalty {
         if self.time.is_zero() {
             return Penalty { delay: Duration::ZERO, shuts_out: false };
         }
@@ -105,15 +105,15 @@ mod tests {
 
     const TIME: Duration = Duration::from_secs(600);
 
-    fn client(n: u32) -> IpAddr {
-        std::net::Ipv4Addr::from_bits(n).into()
+    fn client(n: u32) -> ClientKey {
+        ClientKey::of(Some(std::net::Ipv4Addr::from_bits(n).into()))
     }
 
     /// Counts `times` failures of a client, each right after the answer to the one before; returns
     /// the penalties and the time of the last answer.
     fn fail(
         penalties: &Penalties,
-        client: IpAddr,
+        client: ClientKey,
         times: usize,
         mut now: Instant,
     ) -> (Vec<Penalty>, Instant) {

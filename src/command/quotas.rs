@@ -5,14 +5,13 @@
 //! changes the quota.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
 use std::num::NonZeroU64;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use crate::command::failure::Failure;
 use crate::counts::Counts;
-use crate::net::client_block;
+use crate::net::ClientKey;
 use crate::policy::Asker;
 use crate::policy::rules::{Rule, Settings};
 use crate::relay::rate::Rate;
@@ -23,14 +22,14 @@ use crate::sync::lock;
 enum Key {
     User(Vec<u8>),
     Rule(Arc<str>),
-    RuleAndClient(Arc<str>, IpAddr),
+    RuleAndClient(Arc<str>, ClientKey),
 }
 
 /// The owner of a rate: a user, or a client without a user name.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum RateOwner {
     User(Vec<u8>),
-    Client(IpAddr),
+    Client(ClientKey),
 }
 
 /// The counts and the rates, shared by all sessions.
@@ -72,7 +71,7 @@ impl Quotas {
                 slot.take(key, max.get(), "max-sessions of the rule")?;
             }
             if let Some(max) = max_per_client {
-                let key = Key::RuleAndClient(conditions, client_block(asker.client));
+                let key = Key::RuleAndClient(conditions, ClientKey::of(asker.client));
                 slot.take(key, max.get(), "max-per-client of the rule")?;
             }
         }
@@ -86,7 +85,7 @@ impl Quotas {
         if let Some(rate) = rule.settings.rate_user {
             let owner = match asker.user_for(rule).name() {
                 Some(name) => RateOwner::User(name.to_vec()),
-                None => RateOwner::Client(client_block(asker.client)),
+                None => RateOwner::Client(ClientKey::of(asker.client)),
             };
             let (mut shared, key) = (lock(&self.rates), (owner, rate));
             // Now and then drop rates without sessions. A rate in debt stays: its owner could

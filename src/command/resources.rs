@@ -10,7 +10,7 @@ use crate::command::failure::Failure;
 use crate::command::ports::PortRange;
 use crate::command::quotas::{QuotaSlot, Quotas};
 use crate::dial::PerFamily;
-use crate::net::client_block;
+use crate::net::ClientKey;
 use crate::policy::rules::Rule;
 use crate::policy::{Asker, Policy};
 use crate::relay::Leg;
@@ -120,7 +120,7 @@ impl Resources {
         policy.may_allow(asker, Some(dst)).map_err(Failure::Denied)?;
         let begun = Instant::now();
         let wait = wait.within(self.timeouts.resolve);
-        let resolved = self.resolver.resolve(client_block(asker.client), name, &wait);
+        let resolved = self.resolver.resolve(ClientKey::of(asker.client), name, &wait);
         self.stats.resolve.observe(begun.elapsed());
         let ips = match resolved {
             Ok(resolved) => resolved.map_err(Failure::Unresolved)?,

@@ -13,8 +13,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
+use crate::net::ClientKey;
 use crate::net::canonical;
-use crate::net::client_block;
 use crate::policy::{Asker, Current};
 use crate::relay::end::{End, Side, Stopper};
 use crate::relay::rate::Rate;
@@ -331,9 +331,14 @@ impl Outward {
         };
         let terms = &this.terms;
         let deadline = now + terms.resolve_timeout;
-        terms.resolver.request(client_block(terms.asker.client), name, deadline, move |resolved| {
-            waiting.done(resolved);
-        });
+        terms.resolver.request(
+            ClientKey::of(terms.asker.client),
+            name,
+            deadline,
+            move |resolved| {
+                waiting.done(resolved);
+            },
+        );
     }
 
     /// Sends `data` to `ip`, the address of `dst`.

@@ -10,6 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::log::Level;
+use crate::net::ClientKey;
 use crate::server::listeners::{Client, Listener};
 use crate::server::slots::{HalfOpenSlot, Refusal, SessionSlot, Sessions};
 use crate::session;
@@ -131,7 +132,7 @@ impl Slot for ClientSlots {
     fn reassign(&mut self, client: Option<IpAddr>) -> Result<(), String> {
         // A balancer names the client in the handshake only.
         let Some(half_open) = &mut self.half_open else { return Ok(()) };
-        let reassigned = self.session.reassign(client, half_open);
+        let reassigned = self.session.reassign(ClientKey::of(client), half_open);
         reassigned.map_err(|refusal| format!("{refusal} limit reached"))
     }
 
@@ -168,7 +169,7 @@ impl Admitter {
         let admitted = if !is_balancer && self.service.shuts_out(ip) {
             Err(Refusal::AuthPenalty)
         } else {
-            Sessions::admit(&self.sessions, Some(ip).filter(|_| !is_balancer))
+            Sessions::admit(&self.sessions, (!is_balancer).then(|| ClientKey::of(ip)))
         };
         match admitted {
             Ok((session, half_open)) => Some(ClientSlots { session, half_open: Some(half_open) }),

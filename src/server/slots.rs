@@ -6,13 +6,12 @@ use std::collections::hash_map::RandomState;
 use std::fmt;
 use std::hash::BuildHasher as _;
 use std::io;
-use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::counts::Counts;
 use crate::log::Line;
-use crate::net::client_block;
+use crate::net::ClientKey;
 use crate::sync::lock;
 use crate::sys;
 
@@ -168,7 +167,7 @@ struct SlotState {
 
 impl SlotState {
     /// Checks the limits of one client for another session of `client`.
-    fn check_client(&self, client: IpAddr, limits: SlotLimits) -> Result<(), Refusal> {
+    fn check_client(&self, client: ClientKey, limits: SlotLimits) -> Result<(), Refusal> {
         if self.sessions.by_client.of(&client) >= limits.per_client {
             return Err(Refusal::PerClient);
         }
@@ -192,16 +191,16 @@ struct Refusals {
 #[derive(Default)]
 struct Count {
     total: u64,
-    by_client: Counts<IpAddr>,
+    by_client: Counts<ClientKey>,
 }
 
 impl Count {
-    fn add(&mut self, client: Option<IpAddr>) {
+    fn add(&mut self, client: Option<ClientKey>) {
         self.total += 1;
         client.into_iter().for_each(|client| self.by_client.add(client));
     }
 
-    fn remove(&mut self, client: Option<IpAddr>) {
+    fn remove(&mut self, client: Option<ClientKey>) {
         self.total -= 1;
         client.into_iter().for_each(|client| self.by_client.remove(client));
     }
@@ -263,9 +262,8 @@ impl Sessions {
     /// The limit that is reached.
     pub fn admit(
         this: &Arc<Self>,
-        client: Option<Option<IpAddr>>,
+        client: Option<ClientKey>,
     ) -> Result<(SessionSlot, HalfOpenSlot), Refusal> {
-        let client = client.map(client_block);
         let mut state = lock(&this.state);
         if state.sessions.total >= this.limits.sessions {
             return Err(Refusal::Sessions);
@@ -306,7 +304,7 @@ impl Sessions {
 /// The slot of one session, until it is dropped.
 pub struct SessionSlot {
     sessions: Arc<Sessions>,
-    client: Option<IpAddr>,
+    client: Option<ClientKey>,
     number: u64,
 }
 
@@ -323,10 +321,9 @@ impl SessionSlot {
     /// `PerClient`, or `HalfOpen` for the quarter of one client.
     pub fn reassign(
         &mut self,
-        client: Option<IpAddr>,
+        client: ClientKey,
         half_open: &mut HalfOpenSlot,
     ) -> Result<(), Refusal> {
-        let client = client_block(client);
         let mut state = lock(&self.sessions.state);
         state.check_client(client, self.sessions.limits)?;
         state.sessions.remove(self.client);
@@ -353,7 +350,7 @@ impl Drop for SessionSlot {
 /// The slot of one handshake, until it is dropped.
 pub struct HalfOpenSlot {
     sessions: Arc<Sessions>,
-    client: Option<IpAddr>,
+    client: Option<ClientKey>,
 }
 
 impl Drop for HalfOpenSlot {
@@ -366,8 +363,8 @@ impl Drop for HalfOpenSlot {
 mod tests {
     use super::*;
 
-    fn ip(text: &str) -> Option<Option<IpAddr>> {
-        Some(Some(text.parse().unwrap()))
+    fn ip(text: &str) -> Option<ClientKey> {
+        Some(ClientKey::of(Some(text.parse().unwrap())))
     }
 
     fn limits(sessions: u64, per_client: u64, half_open: u64) -> SlotLimits {
@@ -403,7 +400,8 @@ mod tests {
     #[test]
     fn one_client_has_a_quarter_of_the_half_open_and_all_together_no_more_than_all() {
         let sessions = Arc::new(Sessions::new(limits(99, 99, 8), || ()));
-        let admit = |n: u8| Sessions::admit(&sessions, Some(Some([192, 0, 2, n].into())));
+        let admit =
+            |n: u8| Sessions::admit(&sessions, Some(ClientKey::of(Some([192, 0, 2, n].into()))));
         let mut open: Vec<_> = (0..8).map(|n| admit(n / 2).ok().unwrap()).collect();
         for client in [0, 3, 4] {
             assert_eq!(admit(client).err(), Some(Refusal::HalfOpen), "{client}");
@@ -423,7 +421,7 @@ mod tests {
         let admit = || Sessions::admit(&sessions, None).ok().unwrap();
         let (mut one, mut half) = admit();
         let (mut other, mut other_half) = admit();
-        let client = Some([192, 0, 2, 1].into());
+        let client = ClientKey::of(Some([192, 0, 2, 1].into()));
         assert!(one.reassign(client, &mut half).is_ok());
         assert_eq!(other.reassign(client, &mut other_half), Err(Refusal::PerClient));
         assert_eq!(Sessions::admit(&sessions, Some(client)).err(), Some(Refusal::PerClient));

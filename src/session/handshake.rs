@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use crate::auth::{Attempt, AuthError, Checker, User};
 use crate::log::Level;
-use crate::net::client_block;
+use crate::net::ClientKey;
 use crate::policy::Policy;
 use crate::relay::End;
 use crate::session::intake::{Intake, Unread};
@@ -136,7 +136,7 @@ fn password(
     }
     let claim = decoded?;
     record.user.clone_from(&claim.uname);
-    let client = client_block(record.ip());
+    let client = ClientKey::of(record.ip());
     let checked = checker.check(&Attempt {
         claim: &claim,
         turns: &service.turns,
@@ -168,7 +168,7 @@ fn password(
 
 /// Counts a wrong password and delays its answer, unless the client leaves.
 fn penalize(service: &Service, record: &Record, intake: &Intake<'_>) {
-    let penalty = service.penalties.fail(client_block(record.ip()), Instant::now());
+    let penalty = service.penalties.fail(ClientKey::of(record.ip()), Instant::now());
     if penalty.shuts_out {
         let log = &service.log;
         let line = log

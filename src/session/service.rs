@@ -8,7 +8,7 @@ use crate::auth::penalties::Penalties;
 use crate::auth::turns::Turns;
 use crate::command::resources::Resources;
 use crate::log::Log;
-use crate::net::client_block;
+use crate::net::ClientKey;
 use crate::policy::nets::Block;
 use crate::policy::{Current, Policy};
 use crate::relay::Relays;
@@ -69,7 +69,7 @@ impl Service {
     /// Whether a client is shut out after too many failures to authenticate.
     #[must_use]
     pub fn shuts_out(&self, client: Option<IpAddr>) -> bool {
-        self.penalties.shut_out(client_block(client), Instant::now())
+        self.penalties.shut_out(ClientKey::of(client), Instant::now())
     }
 
     /// Puts a new policy in force.
