@@ -1,6 +1,5 @@
-//! socksd: a SOCKS 4, 4A and 5 server. This file is the map. A module may use modules of the floors
-//! below its own, and modules above it on its own floor; `tests/socksd/layers.rs` checks this. A
-//! blank line within a floor keeps rustfmt from sorting modules that must stand in order of use.
+//! socksd: a SOCKS 4, 4A and 5 server. This file is the map. A module uses modules of its own floor
+//! and of the floors below it; `tests/socksd/layers.rs` has their order, and checks it.
 //!
 //! ```text
 //! accept -> first octet -> decode -> authenticate -> request
@@ -27,7 +26,6 @@ pub mod sync;
 pub mod sys;
 // The cache of the threads that serve sessions.
 pub mod threads;
-
 // Log lines, as text or JSON, to standard error, a file or syslog, without blocking a session.
 pub mod log;
 // Waiting for other hosts: until a deadline, the departure of the client or the end of the server.
@@ -64,7 +62,6 @@ pub mod server;
 pub mod config;
 // The order of the start, `--check`, and the reload at SIGHUP.
 pub mod start;
-
 // The options and their help; from arguments to settings.
 pub mod cli;
 // `--hash`: from a password to a hash for the users file.
