@@ -58,7 +58,7 @@ fn assert_echo(client: TcpStream, version: u8, name: &str, port: u16) {
 
 /// Asserts that a server has not connected to `listener`: a sentinel is the first to come.
 fn assert_untouched(server: &Server, listener: &TcpListener) {
-    server.settle();
+    server.serve_sentinel();
     let sentinel = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     let (_, peer) = listener.accept().unwrap();
     assert_eq!(peer, sentinel.local_addr().unwrap());

@@ -231,7 +231,7 @@ fn with_anything_wrong_the_old_set_stays_and_all_errors_are_logged() {
     assert_flows(&mut session);
     assert_flows(&mut server.tunnel(Some("alice"), one.addr));
     assert_eq!(server.ask(Some("alice"), 1, 1, two.addr).0, 2);
-    two.assert_untouched(&server);
+    two.assert_untouched_beside(&server, 1);
 
     // And what is good again is taken.
     let users = TempFile::new(&user("alice", ""));

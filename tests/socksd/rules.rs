@@ -286,6 +286,7 @@ fn sec_04_a_public_name_does_not_lead_inside() {
             let mut client = server.sent(&mixed);
             assert_eq!(reply4(&mut client).0, 90);
             assert_echoes(&mut client);
+            drop(client);
             net.inside.assert_untouched(&server);
         }
         net.outside.assert_accepted(4 * NO_WAY_INSIDE.len());
@@ -568,7 +569,7 @@ fn an_association_counts_among_the_sessions_of_its_rule() {
     let request = request5(1, target.addr);
     assert_full(&server, ask5(server.connect(), &request), "max-sessions of the rule");
     assert_eq!(Association::over(server.connect()).err(), Some(FULL));
-    target.assert_untouched(&server);
+    target.assert_untouched_beside(&server, 1);
     end(&server, association.control);
     assert_echoes(&mut tunnel(&server, target.addr));
 }
@@ -1053,10 +1054,11 @@ fn sec_12_caps_of_every_kind_hold_exactly_under_2000_clients_at_once() {
         let user = (net == 1).then_some("alice");
         Group { net, hosts, clients, user, served, refused }
     };
+    eventually("all its threads have started", || server.holds().1 == 5);
+    let before = server.holds().0;
     // Its users are known from here on, so that logging in takes no time.
     log_in(&mut server.connect(), "alice");
     server.log_line(&["event=close", "user=alice"]);
-    let before = server.holds().0;
     // The second time shows that all places were given back.
     for _ in 0..2 {
         let held = storm(
@@ -1080,6 +1082,7 @@ fn sec_12_the_cap_of_all_sessions_holds_exactly_under_2000_clients_at_once() {
     let limits = ["--max-sessions", "500", "--max-half-open", "100000", "--early-drop", "100-100"];
     let server = Ruled::with("allow to all", &limits);
     let target = Keeper::start();
+    eventually("all its threads have started", || server.holds().1 == 5);
     let before = server.holds().0;
     for _ in 0..2 {
         let group =
@@ -1438,7 +1441,7 @@ fn cve_2002_2368_fields_of_any_length_end_neither_server_nor_other_sessions() {
         client.shutdown(Shutdown::Write).unwrap();
         assert_eq!(read_to_end(&mut client), [5, 2]);
     }
-    server.settle();
+    server.settle(1);
     target.assert_accepted(served);
     assert_echoes(&mut other);
     // microsocks e8cc58f: nor does any of them leave a descriptor behind.

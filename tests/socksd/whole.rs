@@ -281,8 +281,6 @@ fn play(args: &[&str]) {
             });
         }
     });
-    // The thread that watches half-closed relays stays.
-    let threads = threads + 1;
     // Both ends of one for each direction there was at the same time stay for the next ones.
     let kept = if args.contains(&"--no-splice") { 0 } else { 2 * 2 * AT_ONCE };
     let rested = Instant::now();
