@@ -4,11 +4,11 @@
 use std::any::type_name;
 use std::env;
 use std::fs;
-use std::net::{SocketAddr, SocketAddrV6};
+use std::net::{IpAddr, SocketAddr, SocketAddrV6, UdpSocket};
 use std::os::unix::fs::MetadataExt as _;
 use std::process::{Command, Stdio};
 
-use super::TempFile;
+use super::{TempFile, eventually};
 
 /// Whether this is the copy of a test inside the namespaces.
 pub fn is_inside() -> bool {
@@ -66,6 +66,17 @@ pub fn ip(args: &str) {
     let status = Command::new("ip").args(args.split(' ')).status();
     let status = status.unwrap_or_else(|error| panic!("cannot run ip (iproute2): {error}"));
     assert!(status.success(), "ip {args}");
+    if let Some(ip) = args.strip_prefix("addr add ").filter(|args| !args.starts_with("fe80:")) {
+        let ip: IpAddr = ip.split_once('/').unwrap().0.parse().unwrap();
+        await_address(|port| SocketAddr::new(ip, port));
+    }
+}
+
+/// Waits until an address of this host can be used: the kernel makes the route to one of IPv6 a little
+/// after it is added.
+fn await_address(addr: impl Fn(u16) -> SocketAddr) {
+    let uses = || UdpSocket::bind(addr(0))?.connect(addr(9));
+    eventually("the address can be used", || uses().is_ok());
 }
 
 /// Makes a link, called `link0`, to another one in the same network that has no address. All its
@@ -86,5 +97,7 @@ pub fn link_local() -> impl Fn(u16) -> SocketAddr {
     let table = fs::read_to_string("/proc/self/net/if_inet6").unwrap();
     let line = table.lines().find(|line| line.ends_with(" link0")).unwrap();
     let scope = u32::from_str_radix(line.split(' ').nth(1).unwrap(), 16).unwrap();
-    move |port| SocketAddrV6::new("fe80::1".parse().unwrap(), port, 0, scope).into()
+    let addr = move |port| SocketAddrV6::new("fe80::1".parse().unwrap(), port, 0, scope).into();
+    await_address(addr);
+    addr
 }

@@ -463,7 +463,12 @@ fn joined<'a>(words: &[&'a str], more: &'a [String]) -> Vec<&'a str> {
 
 /// Starts socat with the options `exec` for its EXEC.
 fn socat<'a>(stage: &'a Stage, args: &[&str], exec: &str) -> Wrapper<'a> {
-    let exec = format!("EXEC:\"{}\"{exec}", stage.socksd(args).join(" "));
+    socat_with(stage, &stage.socksd(args).join(" "), exec)
+}
+
+/// The same for a command to execute.
+fn socat_with<'a>(stage: &'a Stage, command: &str, exec: &str) -> Wrapper<'a> {
+    let exec = format!("EXEC:\"{command}\"{exec}");
     let listen = "TCP-LISTEN:1080,bind=127.0.0.1,reuseaddr,fork";
     stage.start(TCP, &["socat", "-t", "3600", listen, &exec])
 }
@@ -787,7 +792,10 @@ fn pipes_and_terminals_are_refused_without_a_word_to_the_client() {
     isolated(|| {
         for exec in [",pipes", ",pty,rawer"] {
             let stage = Stage::new();
-            let wrapper = socat(&stage, &["--inetd"], exec);
+            // socat may end before the server, whose status it does not know then.
+            let socksd = stage.socksd(&["--inetd"]).join(" ");
+            let script = format!("#!/bin/sh\n{socksd}\necho status $? >&2\n");
+            let wrapper = socat_with(&stage, &stage.write("script", &script, 0o755), exec);
             let mut client = wrapper.connect();
             client.write_all(HELLO).unwrap();
             let mut got = Vec::new();
