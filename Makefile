@@ -20,10 +20,11 @@ all:
 run: all
 	exec $(TARGET)/release/socksd $(ARGS)
 
-# Installs what the tests need (Debian), then runs everything there is. Most tests wait most of the
-# time, so many more run at once than there are processors.
+# Installs what the tests need (Debian), while what needs nothing but Rust is checked; then runs
+# everything there is. Most tests wait most of the time, so many more run at once than there are
+# processors.
 test:
-	sh tests/setup.sh
+	@sh tests/setup.sh & setup=$$!; $(MAKE) lint; linted=$$?; wait $$setup && exit $$linted
 	$(MAKE) check
 	RUST_TEST_THREADS=$${RUST_TEST_THREADS:-16} $(CARGO) test --locked --no-fail-fast
 
@@ -36,12 +37,14 @@ bench:
 fuzz:
 	CARGO='$(CARGO)' sh tests/fuzz/run.sh $(SECONDS) $(ARGS)
 
-check:
+check: lint
+	mandoc -Tlint -Wwarning man/*.[58]
+
+lint:
 	$(CARGO) fmt --check
 	$(CARGO) fmt --check --manifest-path tests/fuzz/Cargo.toml
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS=-Dwarnings $(CARGO) doc --locked --no-deps --document-private-items
-	mandoc -Tlint -Wwarning man/*.[58]
 
 # One binary without shared libraries, target/static/socksd: with musl where rustup has it or can
 # get it, else with glibc. It relocates itself, so that no loader has to know the packed form.
@@ -84,4 +87,4 @@ uninstall:
 clean:
 	$(CARGO) clean
 
-.PHONY: all run test bench fuzz check static install uninstall clean
+.PHONY: all run test bench fuzz check lint static install uninstall clean

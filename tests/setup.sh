@@ -47,9 +47,10 @@ if [ -n "$missing" ] && ! [ -e /usr/sbin/policy-rc.d ]; then
     $as_root chmod 755 "$policy"
 fi
 [ -z "$missing$wanted" ] || $as_root apt-get -qq update
+# A crash in between would leave files to be installed anew, and syncing each takes long.
 # shellcheck disable=SC2086 # a list of words
 [ -z "$missing" ] || $as_root apt-get -qq install -y --no-install-recommends \
-    -o DPkg::Lock::Timeout=300 $missing
+    -o DPkg::Lock::Timeout=300 -o Dpkg::Options::=--force-unsafe-io $missing
 
 if ! [ -d "$logfmt" ]; then
     mkdir -p "${logfmt%/*}"
