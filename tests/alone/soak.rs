@@ -348,8 +348,11 @@ fn sec_18_real_21_20000_sessions_leave_nothing_behind_and_one_log_line_each() {
         assert!(rested.elapsed() < REST, "it held {before:?} and holds {:?}", server.holds());
         thread::sleep(Duration::from_millis(50));
     }
-    let lines: Vec<String> =
-        server.log().into_iter().filter(|line| line.contains(" session=")).collect();
+    let mut lines = Vec::new();
+    eventually("all lines are read", || {
+        lines = server.log().into_iter().filter(|line| line.contains(" session=")).collect();
+        lines.len() >= SESSIONS
+    });
     let mut numbers: Vec<usize> =
         lines.iter().map(|line| field(line, "session").parse().unwrap()).collect();
     numbers.sort_unstable();
