@@ -1,5 +1,5 @@
-//! Tests that need the machine to themselves: they measure what the server takes of it, or take most
-//! of it themselves. Each waits until no other runs.
+//! Tests that need the machine to themselves: they measure what the server takes, or take most of the
+//! machine. Each waits until no other runs.
 #![allow(
     clippy::expect_used,
     clippy::indexing_slicing,
@@ -18,7 +18,7 @@ mod waits;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Waits for the turn of a test, which lasts as long as what is returned.
+/// Waits for the turn of a test, which lasts until the guard is dropped.
 fn alone() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());
     // A test that failed has had its turn like any other.

@@ -1,5 +1,5 @@
-//! What a session costs of memory. What a server has to itself and what it shares is counted, and so
-//! no other server may run meanwhile.
+//! The memory that a session costs. A server's part in shared pages counts too, and depends on how
+//! many servers run: this one runs alone.
 
 use std::fs;
 use std::io::Write as _;

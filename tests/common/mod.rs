@@ -45,7 +45,7 @@ pub struct Server {
     /// Where its first listener is.
     pub addr: SocketAddr,
     log: Arc<(Mutex<Vec<String>>, Condvar)>,
-    /// How many clients have been its own, in [`Server::settle`].
+    /// How many clients have been sentinels: see [`Server::serve_sentinel`].
     sentinels: AtomicUsize,
 }
 
@@ -188,8 +188,8 @@ impl Server {
         }
     }
 
-    /// Waits until the server has done all it does for the clients it has had, and has ended all their
-    /// sessions but so many: has one more, and waits for the lines of all.
+    /// Waits until all sessions so far are over but `open` of them: starts another one, a sentinel, and
+    /// waits for the log lines of all.
     pub fn settle(&self, open: usize) {
         let sessions = self.serve_sentinel();
         let ends = |line: &&String| {
@@ -202,8 +202,8 @@ impl Server {
         });
     }
 
-    /// Has one more client, which only says nonsense, and waits for its line in the log, which is taken
-    /// out; returns the number of its session.
+    /// Connects as a client that sends nonsense, a sentinel, waits for the line of its session, and takes
+    /// that line out of the log; returns the number of the session.
     pub fn serve_sentinel(&self) -> usize {
         let mut sentinel = self.sent(b"?");
         let client = format!(" client={} ", sentinel.local_addr().unwrap());
@@ -215,7 +215,7 @@ impl Server {
         field(&line, "session").parse().unwrap()
     }
 
-    /// Waits until the only session there is, an association, has had so many datagrams dropped.
+    /// Waits until the only open session, an association, has dropped `count` datagrams.
     pub fn await_dropped(&self, count: usize) {
         let dropped = format!(" dropped={count} ");
         eventually("the datagrams are dropped", || {
@@ -268,8 +268,8 @@ impl Drop for Server {
     }
 }
 
-/// Copies a program to where it is to run. By cp(1): a file this process writes is open in every
-/// process another thread is about to start, and as long as it is so it cannot be run.
+/// Copies a program. cp(1) does it, because a file that is open for writing cannot be run: if this
+/// process wrote the copy, a child that another thread is starting could still have it open.
 pub fn copy_program(from: impl AsRef<Path>, to: impl AsRef<Path>) {
     let (from, to) = (from.as_ref(), to.as_ref());
     let status = Command::new("cp").arg(from).arg(to).stdin(Stdio::null()).status().unwrap();
@@ -277,8 +277,8 @@ pub fn copy_program(from: impl AsRef<Path>, to: impl AsRef<Path>) {
     fs::set_permissions(to, fs::Permissions::from_mode(0o755)).unwrap();
 }
 
-/// Lets this process have many descriptors: all tests have their clients and targets in it, and most
-/// systems begin with 1,024. What it starts may have as many; socksd takes what it needs by itself.
+/// Raises the limit on descriptors of this process, which holds the clients and targets of all tests;
+/// most systems begin with 1,024. Children inherit the limit; socksd raises its own in any case.
 fn have_many_descriptors() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
@@ -287,7 +287,7 @@ fn have_many_descriptors() {
     });
 }
 
-/// Waits for a process to listen on a port of IPv4 and returns its address, as the system knows it.
+/// Waits until a process listens on a port of IPv4; returns its address, as the system knows it.
 pub fn listens_at(pid: u32) -> SocketAddr {
     let mut found = None;
     eventually("it listens", || {
@@ -363,7 +363,7 @@ pub fn assert_ends_silently(stream: &mut TcpStream, limit: Duration) {
     }
 }
 
-/// Asserts that a server says nothing to a client while it serves another one from first to last.
+/// Asserts that a server sends nothing to a client while it serves a sentinel from first to last.
 pub fn assert_silent(server: &Server, stream: &mut TcpStream) {
     server.serve_sentinel();
     stream.set_nonblocking(true).unwrap();
@@ -374,7 +374,7 @@ pub fn assert_silent(server: &Server, stream: &mut TcpStream) {
     stream.set_nonblocking(false).unwrap();
 }
 
-/// Asserts that no datagram has come so far. One that a server sends here is here at once.
+/// Asserts that no datagram has come so far. On loopback a datagram that is sent has come.
 pub fn assert_no_datagram(socket: &UdpSocket) {
     socket.set_nonblocking(true).unwrap();
     let got = socket.recv_from(&mut [0; 64]);
@@ -436,7 +436,7 @@ impl Delivery {
 /// A target that does what it is told with each connection, and counts them.
 pub struct Target {
     pub addr: SocketAddr,
-    /// The first of these is that of above.
+    /// All of its addresses, the one above first.
     addrs: Vec<SocketAddr>,
     came: Arc<Mutex<Came>>,
 }
@@ -445,7 +445,7 @@ pub struct Target {
 #[derive(Default)]
 struct Came {
     count: usize,
-    /// Sentinels on their way, by the addresses they come from.
+    /// The addresses of sentinels that have not been accepted yet.
     sentinels: Vec<SocketAddr>,
 }
 
@@ -517,7 +517,7 @@ impl Target {
         self.assert_untouched_beside(server, 0);
     }
 
-    /// The same where so many sessions are not over.
+    /// The same where `open` sessions are not over.
     pub fn assert_untouched_beside(&self, server: &Server, open: usize) {
         server.settle(open);
         self.assert_none_came();
@@ -529,10 +529,10 @@ impl Target {
         assert_eq!(self.accepted(), 0, "a connection came to {}", self.addr);
     }
 
-    /// Accepts every connection made so far: a sentinel queues up behind them and is waited for.
+    /// Waits until every connection made so far is accepted: a sentinel queues up behind them.
     pub fn accept_all(&self) {
         for addr in &self.addrs {
-            // Whoever accepts it looks here first.
+            // The accepting thread waits for this lock before it counts.
             let mut came = lock(&self.came);
             let sentinel = TcpStream::connect(addr).unwrap();
             let from = sentinel.local_addr().unwrap();
@@ -712,8 +712,8 @@ impl Drop for Killed {
     }
 }
 
-/// Raises a flag when it is dropped, also by a panic: threads that look at the flag end in any case,
-/// and so does the scope that waits for them.
+/// Raises a flag when it is dropped, also by a panic, so that threads which run until then end in any
+/// case, and with them their scope.
 pub struct Raise<'a>(pub &'a AtomicBool);
 
 impl Drop for Raise<'_> {
@@ -741,13 +741,13 @@ pub fn is_root() -> bool {
     fs::metadata("/proc/self").unwrap().uid() == 0
 }
 
-/// Whether it may become any user too: whether it is root of all users, not only of a namespace.
+/// Whether this process may become any user: it is root, and not only in a user namespace.
 pub fn is_real_root() -> bool {
     let map = fs::read_to_string("/proc/self/uid_map").unwrap();
     is_root() && map.split_whitespace().eq(["0", "0", "4294967295"])
 }
 
-/// Fails a test that only root can do.
+/// Fails a test that needs root if this process is not root.
 pub fn demand_root() {
     assert!(is_real_root(), "this test changes users, which only root can do");
 }

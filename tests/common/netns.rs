@@ -25,14 +25,14 @@ pub fn isolated<F: FnOnce()>(body: F) {
     isolated_as(test_of::<F>(), body);
 }
 
-/// The name of the test that a closure is written in: its type is called after that,
+/// The name of the test that a closure is written in, which is part of the name of its type:
 /// `program::module::test::{{closure}}`.
 pub fn test_of<F>() -> &'static str {
     let (_, name) = type_name::<F>().split_once("::").unwrap();
     name.trim_end_matches("::{{closure}}")
 }
 
-/// The same as [`isolated`] for the test called `name`, by a helper that it calls.
+/// The same as [`isolated`] for the test called `name`, to be called by a helper.
 pub fn isolated_as(name: &str, body: impl FnOnce()) {
     if is_inside() {
         return body();
@@ -72,8 +72,8 @@ pub fn ip(args: &str) {
     }
 }
 
-/// Waits until an address of this host can be used: the kernel makes the route to one of IPv6 a little
-/// after it is added.
+/// Waits until an address of this host can be used: the kernel adds the route to an IPv6 address a
+/// moment after the address.
 fn await_address(addr: impl Fn(u16) -> SocketAddr) {
     let uses = || UdpSocket::bind(addr(0))?.connect(addr(9));
     eventually("the address can be used", || uses().is_ok());

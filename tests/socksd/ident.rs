@@ -78,7 +78,7 @@ impl Identd {
 
     /// Asserts that a server has asked so many times.
     fn assert_asked(&self, server: &Server, count: usize) {
-        // Who is asked is so before the session goes on.
+        // A daemon is asked before its session goes on.
         server.serve_sentinel();
         self.target.assert_accepted(count);
         // The line of the last one may be on its way.

@@ -180,8 +180,8 @@ fn is_part_of_name(c: char) -> bool {
     c.is_alphanumeric() || c == '_'
 }
 
-/// Takes the paths of what is behind `crate::`, such as `a::b` or `a::{b, c::{d, e as f}}`; returns
-/// what is left.
+/// Adds to `found` the paths that follow a `crate::`, such as `a::b` or `a::{b, c::{d, e as f}}`;
+/// returns the rest of the text.
 fn paths<'a>(mut text: &'a str, prefix: &str, found: &mut Vec<String>) -> &'a str {
     if let Some(list) = text.strip_prefix('{') {
         text = list.trim_start();
@@ -244,7 +244,7 @@ fn home<'a>(modules: &'a BTreeMap<String, String>, path: &str) -> &'a str {
 }
 
 /// The modules that a module uses: those behind `crate::`, and its own that it names by themselves.
-/// What it passes on from these is not used here.
+/// A re-export is no use.
 fn used<'a>(modules: &'a BTreeMap<String, String>, name: &str) -> BTreeSet<&'a str> {
     let code: String = modules[name]
         .split_inclusive(';')
