@@ -16,6 +16,7 @@ use crate::relay::End;
 use crate::session::intake::{Intake, Unread};
 use crate::session::record::{Record, Stop};
 use crate::session::service::{Service, Slot};
+use crate::wait::WaitError;
 use crate::wire::proxy::{self, Header};
 use crate::wire::reply::ReplyCode;
 use crate::wire::socks4::{self, Cd};
@@ -143,15 +144,24 @@ fn password(
         wait: intake.wait_in_handshake(),
         shut_out: &|| service.penalties.shut_out(client, Instant::now()),
     });
-    if let Err(AuthError::Wrong | AuthError::Expired) = checked {
-        service.resources.stats.auth_failures.fetch_add(1, Ordering::Relaxed);
-        penalize(service, record, intake);
+    let is_answered = match checked {
+        Err(AuthError::Wrong | AuthError::Expired) => {
+            service.resources.stats.auth_failures.fetch_add(1, Ordering::Relaxed);
+            penalize(service, record, intake)
+        }
+        Err(AuthError::ClientGone | AuthError::Stopped) => false,
+        _ => true,
+    };
+    if is_answered {
+        // A wrong password is logged even if the client has left before the answer.
+        let sent = intake.send(&userpass::encode_reply(checked.is_ok()));
+        if checked.is_ok() {
+            sent?;
+        }
     }
-    let sent = intake.send(&userpass::encode_reply(checked.is_ok()));
-    // A wrong password is logged even if the client has left before the answer.
     let failed =
         |error: &str| Stop::Refused { level: Level::Quiet, reason: "auth", error: error.into() };
-    let user = checked.map_err(|error| match error {
+    checked.map_err(|error| match error {
         AuthError::Wrong => failed("wrong user name or password"),
         AuthError::Expired => failed("the account has expired"),
         AuthError::TimedOut => Stop::refused("timeout", "too many passwords to check"),
@@ -161,13 +171,12 @@ fn password(
             Stop::refused("limit", format_args!("cannot wait for a turn: {kind}"))
         }
         AuthError::ShutOut => Stop::refused("penalty", "too many failed logins before"),
-    })?;
-    sent?;
-    Ok(user)
+    })
 }
 
-/// Counts a wrong password and delays its answer, unless the client leaves.
-fn penalize(service: &Service, record: &Record, intake: &Intake<'_>) {
+/// Counts a wrong password and delays its answer; returns false if the client leaves or the server
+/// ends before that.
+fn penalize(service: &Service, record: &Record, intake: &Intake<'_>) -> bool {
     let penalty = service.penalties.fail(ClientKey::of(record.ip()), Instant::now());
     if penalty.shuts_out {
         let log = &service.log;
@@ -177,6 +186,6 @@ fn penalize(service: &Service, record: &Record, intake: &Intake<'_>) {
             .number("seconds", service.penalties.time().as_secs());
         log.write(Level::Quiet, line);
     }
-    // The answer follows even if the delay is cut short.
-    let _ = intake.wait_in_handshake().sleep(penalty.delay);
+    let delayed = intake.wait_in_handshake().sleep(penalty.delay);
+    !matches!(delayed, Err(WaitError::ClientGone | WaitError::Stopped))
 }

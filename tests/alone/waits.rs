@@ -239,3 +239,21 @@ fn a_client_that_resets_while_its_answer_is_delayed_ends_at_once_and_is_logged_a
         stuck.server.log_lines(&["event=refuse ", "user=alice ", "reason=auth "], count);
     });
 }
+
+#[test]
+fn a_client_that_closes_while_its_answer_is_delayed_has_no_answer_later_than_two_seconds() {
+    let _turn = alone();
+    let users = TempFile::alice();
+    let server = Server::start(&["--users", users.path()]);
+    let octets = [&[5, 1, 2][..], &login(b"alice", b"wrong")].concat();
+    let begun = Instant::now();
+    let clients: Vec<_> = (0..8).map(|_| server.sent(&octets)).collect();
+    clients.iter().for_each(|client| client.shutdown(Shutdown::Write).unwrap());
+    let answers: Vec<_> = clients.into_iter().map(|mut client| read_to_end(&mut client)).collect();
+    assert!(begun.elapsed() < GRACE + AT_ONCE, "{:?}", begun.elapsed());
+    let (answered, not): (Vec<_>, Vec<_>) = answers.iter().partition(|answer| answer.len() == 4);
+    assert!(!answered.is_empty() && !not.is_empty(), "{answers:?}");
+    assert!(answered.iter().all(|answer| answer[..] == [5, 2, 1, 1]), "{answers:?}");
+    assert!(not.iter().all(|answer| answer[..] == [5, 2]), "{answers:?}");
+    server.log_lines(&["event=refuse ", "user=alice ", "reason=auth "], answers.len());
+}
