@@ -67,7 +67,10 @@ fn run_up_to_relay(
     match session.serve(&mut slot) {
         Ok(ready) => session.relay(ready, slot),
         Err(stop) => {
-            session.record.log_end(&service.log, &service.resources.stats, &stop);
+            let Session { record, intake, .. } = session;
+            // Closed before the line that says so.
+            drop(intake);
+            record.log_end(&service.log, &service.resources.stats, &stop);
             None
         }
     }
@@ -199,7 +202,7 @@ impl Session<'_> {
         // Reserved before the reply, since a relay without its thread must not be granted.
         let helper = threads.reserve().map_err(Failure::NoThread)?;
         let wait = self.intake.wait(resources.timeouts.connect);
-        let opened = connect::open(resources, &asker, candidates, &wait)?;
+        let opened = connect::open(resources, &asker, request, candidates, &wait)?;
         self.record.local = Some(opened.bnd.clone());
         self.grant_tunnel(asker, request, opened, helper)
     }

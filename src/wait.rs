@@ -7,11 +7,11 @@
 use std::cell::Cell;
 use std::fs::File;
 use std::io::{self, Write as _};
-use std::net::TcpStream;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+use crate::net::Stream;
 use crate::sync::lock;
 use crate::sys::{self, PollFd};
 
@@ -19,7 +19,7 @@ use crate::sys::{self, PollFd};
 /// client may still read, but most have left.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// The time limits of a session.
+/// The time limits of a session, on the lowest floor that all who keep to them can see.
 #[derive(Clone, Copy, Debug)]
 pub struct Timeouts {
     /// From the client's connection to the end of its request.
@@ -57,7 +57,7 @@ pub enum Fin {
 #[derive(Clone, Copy)]
 pub struct Wait<'a> {
     /// The client, TCP or UNIX; the wait ends when it leaves.
-    pub client: &'a TcpStream,
+    pub client: &'a Stream,
     /// The meaning of its FIN, shared by all waits for one client.
     pub fin: &'a Cell<Fin>,
     /// Hangs up when the server ends.
@@ -85,13 +85,7 @@ impl From<io::Error> for WaitError {
     }
 }
 
-impl<'a> Wait<'a> {
-    /// A wait for the same client that gives up after `time`.
-    #[must_use]
-    pub fn within(&self, time: Duration) -> Self {
-        Self { deadline: Instant::now() + time, ..*self }
-    }
-
+impl Wait<'_> {
     /// Waits for `events` of poll(2) on `fd`.
     ///
     /// # Errors
@@ -215,13 +209,13 @@ impl<T> Promise<T> {
 #[cfg(test)]
 pub(crate) mod testing {
     use super::*;
-    use std::net::TcpListener;
+    use std::net::{TcpListener, TcpStream};
 
     /// A connected client and a running server, for waits in tests.
     pub(crate) struct Scene {
         /// The client's end of the connection.
         pub(crate) client: Option<TcpStream>,
-        accepted: TcpStream,
+        accepted: Stream,
         pub(crate) fin: Cell<Fin>,
         ended: io::PipeReader,
         /// Dropping it ends the server.

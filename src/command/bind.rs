@@ -12,7 +12,6 @@ use crate::command::resources::{Admission, Candidate, Opened, Resources};
 use crate::net::{canonical, unspecified};
 use crate::policy::rules::Rule;
 use crate::policy::{Asker, Policy};
-use crate::relay::Leg;
 use crate::sys;
 use crate::wait::{Wait, WaitError};
 use crate::wire::{Destination, Request};
@@ -112,7 +111,11 @@ impl Bound {
         }
         let verdict = policy.allows(asker, &self.dst, peer.ip());
         verdict.map_err(|denial| Failure::WrongPeer(peer, Some(denial)))?;
-        let target = Leg { stream: target, unread: Vec::new() };
-        Ok(Opened { target, peer, bnd: Destination::Address(peer), admission: self.admission })
+        Ok(Opened {
+            target: target.into(),
+            peer,
+            bnd: Destination::Address(peer),
+            admission: self.admission,
+        })
     }
 }

@@ -12,11 +12,11 @@ use crate::command::resources::{Admission, Candidate, Opened, Resources};
 use crate::dial::{self, Target};
 use crate::net::canonical;
 use crate::policy::{Asker, Denial};
-use crate::relay::Leg;
-use crate::wait::Wait;
-use crate::wire::Destination;
+use crate::wait::{Wait, WaitError};
+use crate::wire::{Destination, Request};
 
-/// Connects to the first of `candidates`, the addresses of one destination, that answers.
+/// Connects to the first of `candidates`, the addresses of the destination of `request`, that
+/// answers.
 ///
 /// # Errors
 /// `PortZero`, `Denied`, `Full`, `ClientGone`, `Stopped`, or `Io` with the error of the last
@@ -25,10 +25,11 @@ use crate::wire::Destination;
 pub fn open(
     resources: &Resources,
     asker: &Asker,
+    request: &Request,
     mut candidates: Vec<Candidate>,
     wait: &Wait<'_>,
 ) -> Result<Opened, Failure> {
-    if candidates.iter().any(|candidate| candidate.addr.port() == 0) {
+    if request.dst.port() == 0 {
         return Err(Failure::PortZero);
     }
     candidates.retain(|candidate| !leads_back(resources, candidate.addr));
@@ -56,16 +57,18 @@ pub fn open(
     }
     let (targets, rules): (Vec<Target>, Vec<_>) = targets.into_iter().unzip();
     let begun = Instant::now();
-    let connected = dial::connect(&targets, &wait.within(resources.timeouts.connect));
-    resources.stats.connect.observe(begun.elapsed());
+    let connected = dial::connect(&targets, wait);
+    // A wait that the client or the end of the server cuts short says nothing about targets.
+    if !matches!(connected, Err(WaitError::ClientGone | WaitError::Stopped)) {
+        resources.stats.connect.observe(begun.elapsed());
+    }
     let (target, index) = connected?;
     let bnd = Destination::Address(canonical(target.local_addr()?));
     let chosen = targets.get(index).zip(rules.get(index));
     let (asked, rule) = chosen.ok_or(Failure::Denied(Denial::NoRule))?;
     let admits = |admission: &Admission| Arc::ptr_eq(&admission.rule, rule);
     let admission = admissions.into_iter().find(admits).ok_or(Failure::Denied(Denial::NoRule))?;
-    let target = Leg { stream: target, unread: Vec::new() };
-    Ok(Opened { target, peer: canonical(asked.addr), bnd, admission })
+    Ok(Opened { target: target.into(), peer: canonical(asked.addr), bnd, admission })
 }
 
 /// Whether a connection to `addr` would connect back to this server: a client could chain such

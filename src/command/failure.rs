@@ -40,6 +40,8 @@ pub enum Failure {
     NoPort,
     /// No thread could be started.
     NoThread(io::Error),
+    /// The system gave no descriptor to wait with.
+    NoDescriptor(io::Error),
     /// A system call failed.
     Io(io::Error),
 }
@@ -63,6 +65,7 @@ impl Failure {
             | Self::Stopped
             | Self::NoPort
             | Self::NoThread(_)
+            | Self::NoDescriptor(_)
             | Self::Full(_) => Rep::GENERAL_FAILURE,
             Self::Io(error) => match error.kind() {
                 Kind::ConnectionRefused => Rep::CONNECTION_REFUSED,
@@ -104,6 +107,7 @@ impl Failure {
             Self::Unresolved(ResolveError::NoThread | ResolveError::TooMany)
             | Self::NoPort
             | Self::NoThread(_)
+            | Self::NoDescriptor(_)
             | Self::Full(_) => "limit",
             Self::Unresolved(ResolveError::Invalid | ResolveError::NotFound) => "name",
             Self::Family | Self::PortZero => "address",
@@ -141,6 +145,7 @@ impl fmt::Display for Failure {
             Self::Stopped => f.write_str("server is shutting down"),
             Self::NoPort => f.write_str("no free port in the range"),
             Self::NoThread(error) => write!(f, "cannot start a thread: {error}"),
+            Self::NoDescriptor(error) => write!(f, "cannot wait: {error}"),
             Self::Io(error) => error.fmt(f),
         }
     }

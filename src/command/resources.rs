@@ -94,7 +94,7 @@ impl Resources {
     /// rule that allows it. A name that is denied as a name is not looked up.
     ///
     /// # Errors
-    /// `Denied`, `Unresolved`, `Family`, `ClientGone`, `Stopped`, or `Io` if a system call fails.
+    /// `Denied`, `Unresolved`, `Family`, `ClientGone`, `Stopped`, `NoDescriptor`.
     #[inline(never)]
     pub fn candidates(
         &self,
@@ -119,14 +119,14 @@ impl Resources {
         };
         policy.may_allow(asker, Some(dst)).map_err(Failure::Denied)?;
         let begun = Instant::now();
-        let wait = wait.within(self.timeouts.resolve);
-        let resolved = self.resolver.resolve(ClientKey::of(asker.client), name, &wait);
-        self.stats.resolve.observe(begun.elapsed());
-        let ips = match resolved {
-            Ok(resolved) => resolved.map_err(Failure::Unresolved)?,
-            Err(WaitError::TimedOut) => return Err(Failure::Unresolved(ResolveError::TimedOut)),
+        let resolved = match self.resolver.resolve(ClientKey::of(asker.client), name, wait) {
+            Ok(resolved) => resolved,
+            Err(WaitError::TimedOut) => Err(ResolveError::TimedOut),
+            Err(WaitError::Failed(error)) => return Err(Failure::NoDescriptor(error)),
             Err(error) => return Err(error.into()),
         };
+        self.stats.resolve.observe(begun.elapsed());
+        let ips = resolved.map_err(Failure::Unresolved)?;
         let (mut usable, mut denied) = (Vec::new(), None);
         for &ip in ips.iter().filter(|&&ip| in_version(ip) && self.reaches(ip)) {
             match check(SocketAddr::new(ip, port)) {

@@ -3,11 +3,11 @@
 
 use std::cell::Cell;
 use std::io::{self, Read as _, Write as _};
-use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr};
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
-use crate::net::canonical;
+use crate::net::{Stream, canonical};
 use crate::relay::{End, Leg};
 use crate::session::record::{Record, Stop};
 use crate::sys::{self, PollFd};
@@ -15,8 +15,7 @@ use crate::wait::{Fin, Wait};
 use crate::wire::reply::ReplyCode;
 use crate::wire::{DecodeError, Destination, Reader};
 
-/// The most octets read at once. The longest handshake, a greeting, a password and a request of
-/// version 5, has 1,032.
+/// The most octets read at once: enough for every message of a SOCKS client in one piece.
 const READ_MAX: usize = 1_300;
 
 /// The most octets discarded after a refusal: closing with unread octets resets the connection,
@@ -28,7 +27,7 @@ const DRAIN_TIME: Duration = Duration::from_secs(2);
 
 /// The client's connection before the relay, with its deadline.
 pub(super) struct Intake<'a> {
-    stream: TcpStream,
+    stream: Stream,
     /// The deadline of the handshake.
     deadline: Instant,
     /// Hangs up when the server ends.
@@ -64,7 +63,7 @@ impl From<Unread> for Stop {
 }
 
 impl<'a> Intake<'a> {
-    pub(super) fn new(stream: TcpStream, deadline: Instant, ended: BorrowedFd<'a>) -> Self {
+    pub(super) fn new(stream: Stream, deadline: Instant, ended: BorrowedFd<'a>) -> Self {
         let fin = Cell::new(Fin::GoneAfterGrace);
         Self { stream, deadline, ended, fin, octets: Vec::new() }
     }
@@ -229,7 +228,7 @@ impl<'a> Intake<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::net::TcpListener;
+    use std::net::{TcpListener, TcpStream};
     use std::os::fd::AsFd as _;
 
     #[test]

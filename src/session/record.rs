@@ -1,4 +1,5 @@
-//! The record of a session: the fields of its log lines, while it runs and at its end.
+//! The record of a session: the fields of its log lines, while it runs and at its end; and why it ends
+//! before its relay.
 
 use std::fmt::Display;
 use std::net::{IpAddr, SocketAddr};
