@@ -34,8 +34,8 @@ pub fn unspecified(ip: IpAddr) -> SocketAddr {
 pub struct ClientKey(IpAddr);
 
 impl ClientKey {
-    /// The key of the client with this address. Clients of UNIX sockets have none: all of them share
-    /// 0.0.0.0, which is no client's address.
+    /// The key of the client with this address. Clients of UNIX sockets have none: all of them
+    /// share 0.0.0.0, which is no client's address.
     #[must_use]
     pub fn of(ip: Option<IpAddr>) -> Self {
         Self(match ip.map_or(Ipv4Addr::UNSPECIFIED.into(), |ip| ip.to_canonical()) {

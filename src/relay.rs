@@ -16,7 +16,7 @@ mod leg;
 mod linger;
 pub mod pool;
 pub mod rate;
-mod shared;
+mod state;
 mod traffic;
 pub mod udp;
 
@@ -31,8 +31,8 @@ use crate::relay::first::{First, first};
 use crate::relay::leg::keep_alive;
 pub use crate::relay::leg::{Leg, prepare};
 use crate::relay::pool::Pool;
-pub use crate::relay::shared::RelayLimits;
-use crate::relay::shared::{Common, Progress, Shared};
+pub use crate::relay::state::RelayLimits;
+use crate::relay::state::{Common, Progress, Relay};
 pub use crate::relay::traffic::{Dropped, Traffic};
 use crate::sync::Queue;
 use crate::sys;
@@ -85,7 +85,7 @@ impl Relays {
         let Tunnel { client, target, helper, limits, traffic, stopper, done } = tunnel;
         let _ = sys::set_nodelay(&target.stream);
         let _ = sys::set_oobinline(&target.stream);
-        let shared = Arc::new(Shared {
+        let relay = Arc::new(Relay {
             client: client.stream,
             target: target.stream,
             limits,
@@ -96,23 +96,23 @@ impl Relays {
             changed: Condvar::new(),
             progress: Mutex::new(Progress::new(done)),
         });
-        shared.obey(&stopper);
-        let mut up = Direction::new(&shared, Side::Client, client.unread);
-        let mut down = Direction::new(&shared, Side::Target, target.unread);
+        relay.obey(&stopper);
+        let mut up = Direction::new(&relay, Side::Client, client.unread);
+        let mut down = Direction::new(&relay, Side::Target, target.unread);
         let mut octets = [0; SMALL];
         // With rates, waiting for one direction must not hold up the other.
-        let first = if shared.limits.rates.is_empty() {
+        let first = if relay.limits.rates.is_empty() {
             first(&mut up, &mut down, &mut octets)
         } else {
             First::More(Side::Client)
         };
         // Only a session that lasts is worth these system calls.
         if let First::More(..) = first {
-            keep_alive(&shared.target);
+            keep_alive(&relay.target);
             sys::madvise_unused_stack();
         }
-        if let Some(idle) = shared.limits.idle {
-            shared.set_timeouts(idle);
+        if let Some(idle) = relay.limits.idle {
+            relay.set_timeouts(idle);
         }
         let directions = |from| match from {
             Side::Client => (up, down),
@@ -133,7 +133,7 @@ impl Relays {
             }
             First::Ended(from, halt) => {
                 // The other direction never begins.
-                drop(shared.retire());
+                drop(relay.retire());
                 directions(from).0.end(halt);
             }
         }

@@ -1,5 +1,5 @@
-//! One direction of a relay: passes octets in small pieces, in large ones or by splice(2), and ends.
-//! What it shares with the other direction is in [`crate::relay::shared`].
+//! One direction of a relay: passes octets in small pieces, in large ones or by splice(2), and
+//! ends. What it shares with the other direction is in [`crate::relay::state`].
 
 use std::cell::Cell;
 use std::convert::Infallible;
@@ -15,7 +15,7 @@ use crate::relay::end::{End, Side};
 use crate::relay::linger;
 use crate::relay::pool::{BUFFER, PIPE, Pipe, has_to_copy};
 use crate::relay::rate::Rate;
-use crate::relay::shared::Shared;
+use crate::relay::state::Relay;
 
 /// Octets of a small piece. A read that fills it means that more may follow.
 pub(super) const SMALL: usize = 1536;
@@ -31,7 +31,7 @@ const QUIET: Duration = Duration::from_millis(100);
 
 /// One direction of a relay.
 pub(super) struct Direction {
-    pub(super) shared: Arc<Shared>,
+    pub(super) relay: Arc<Relay>,
     pub(super) from: Side,
     /// Octets that have been read, and are written before any others.
     pub(super) unsent: Vec<u8>,
@@ -50,7 +50,7 @@ pub(super) enum Halt {
 }
 
 /// Ends the relay if a direction panics.
-struct AbortOnPanic<'a>(&'a Shared);
+struct AbortOnPanic<'a>(&'a Relay);
 
 impl Drop for AbortOnPanic<'_> {
     fn drop(&mut self) {
@@ -62,9 +62,9 @@ impl Drop for AbortOnPanic<'_> {
 
 impl Direction {
     /// The direction from this side, from which `unsent` has been read already.
-    pub(super) fn new(shared: &Arc<Shared>, from: Side, unsent: Vec<u8>) -> Self {
-        let may_splice = Cell::new(shared.limits.rates.is_empty());
-        Self { shared: Arc::clone(shared), from, unsent, may_splice }
+    pub(super) fn new(relay: &Arc<Relay>, from: Side, unsent: Vec<u8>) -> Self {
+        let may_splice = Cell::new(relay.limits.rates.is_empty());
+        Self { relay: Arc::clone(relay), from, unsent, may_splice }
     }
 
     pub(super) fn to(&self) -> Side {
@@ -74,7 +74,7 @@ impl Direction {
     /// Passes octets until the end; `octets` is for the small pieces.
     pub(super) fn run(mut self, octets: &mut [u8]) {
         let unsent = mem::take(&mut self.unsent);
-        let guard = AbortOnPanic(&self.shared);
+        let guard = AbortOnPanic(&self.relay);
         let mut portions = unsent.chunks(self.portion(BUFFER));
         let passed = portions.try_for_each(|octets| self.pass(octets));
         drop(unsent);
@@ -85,16 +85,16 @@ impl Direction {
 
     /// Ends this direction, and what has to end with it.
     pub(super) fn end(&self, halt: Halt) {
-        let shared = &*self.shared;
+        let relay = &*self.relay;
         let end = match halt {
             Halt::EndOfInput => {
-                if shared.half_close(self.from) {
-                    shared.touch(Duration::ZERO);
+                if relay.half_close(self.from) {
+                    relay.touch(Duration::ZERO);
                     // Fails if the other side is gone, which the other direction will find.
-                    let _ = shared.stream(self.to()).shutdown(Shutdown::Write);
-                    if linger::watch(&self.shared).is_err() {
+                    let _ = relay.stream(self.to()).shutdown(Shutdown::Write);
+                    if linger::watch(&self.relay).is_err() {
                         // Unwatched, the relay might never end.
-                        shared.abort(End::Internal);
+                        relay.abort(End::Internal);
                     }
                 }
                 return;
@@ -105,20 +105,20 @@ impl Direction {
                 _ => End::Lost(side),
             },
         };
-        drop(shared.retire());
-        shared.abort(end);
+        drop(relay.retire());
+        relay.abort(end);
     }
 
     /// Octets to pass at a time, at most `max`.
     fn portion(&self, max: usize) -> usize {
-        let rates = self.shared.limits.rates.iter();
+        let rates = self.relay.limits.rates.iter();
         rates.map(|rate| rate.portion()).fold(max, usize::min)
     }
 
-    /// Copies small pieces through `octets`, which is kept while nothing comes; large ones once it has
-    /// been filled.
+    /// Copies small pieces through `octets`, which is kept while nothing comes; large ones once it
+    /// has been filled.
     fn copy(&self, octets: &mut [u8]) -> Result<Infallible, Halt> {
-        let mut from = self.shared.stream(self.from);
+        let mut from = self.relay.stream(self.from);
         let portion = self.portion(octets.len());
         let octets = octets.get_mut(..portion).unwrap_or_default();
         loop {
@@ -128,8 +128,8 @@ impl Direction {
                 // While the direction is busy, a time-out means that it goes quiet.
                 let _ = from.set_read_timeout(Some(QUIET));
                 self.copy_much()?;
-                let idle = self.shared.limits.idle;
-                let left = idle.map(|idle| self.shared.left(idle).ok_or(Halt::Idle)).transpose()?;
+                let idle = self.relay.limits.idle;
+                let left = idle.map(|idle| self.relay.left(idle).ok_or(Halt::Idle)).transpose()?;
                 let _ = from.set_read_timeout(left);
             }
         }
@@ -139,7 +139,7 @@ impl Direction {
     // Not inlined: its frame need not stay while only small pieces pass.
     #[inline(never)]
     fn copy_much(&self) -> Result<(), Halt> {
-        let pool = &self.shared.common.pool;
+        let pool = &self.relay.common.pool;
         let mut buffer = pool.buffer();
         let copied = self.copy_through(&mut buffer);
         pool.keep_buffer(buffer);
@@ -153,10 +153,10 @@ impl Direction {
         }
     }
 
-    /// Copies through `buffer` until the direction goes quiet, or until there is so much that it gets
-    /// a pipe, which is returned.
+    /// Copies through `buffer` until the direction goes quiet, or until there is so much that it
+    /// gets a pipe, which is returned.
     fn copy_through(&self, buffer: &mut [u8]) -> Result<Option<Pipe>, Halt> {
-        let mut from = self.shared.stream(self.from);
+        let mut from = self.relay.stream(self.from);
         let portion = self.portion(buffer.len());
         let octets = buffer.get_mut(..portion).unwrap_or_default();
         let (mut passed, mut since) = (0, Instant::now());
@@ -175,7 +175,7 @@ impl Direction {
                     ..BULK if since.elapsed() < WINDOW => continue,
                     ..BULK => return Ok(None),
                     _ if self.may_splice.get() => {
-                        let pipe = self.shared.common.pool.pipe();
+                        let pipe = self.relay.common.pool.pipe();
                         if pipe.is_some() {
                             return Ok(pipe);
                         }
@@ -190,12 +190,12 @@ impl Direction {
 
     /// Moves octets through `pipe` until the direction goes quiet, or its reader slow.
     fn splice(&self, pipe: &mut Pipe) -> Result<(), Halt> {
-        let (from, to) = (self.shared.stream(self.from), self.shared.stream(self.to()));
+        let (from, to) = (self.relay.stream(self.from), self.relay.stream(self.to()));
         let (mut passed, mut since) = (0, Instant::now());
         loop {
             // Until the pipe is empty the relay counts as quiet, so with a limit on that the pipe
             // must not hold too much.
-            let is_limited = self.shared.limits.idle.is_some() || self.shared.is_half_closed();
+            let is_limited = self.relay.limits.idle.is_some() || self.relay.is_half_closed();
             let result = pipe.fill(from, if is_limited { BUFFER } else { PIPE });
             match &result {
                 // The end of input, or an urgent octet comes next: read(2) tells which.
@@ -228,15 +228,16 @@ impl Direction {
         }
     }
 
-    /// Has this direction copy from now on, and all others too if splice(2) does not work here at all.
+    /// Has this direction copy from now on, and all others too if splice(2) does not work here at
+    /// all.
     fn give_up_splice(&self, error: &io::Error) {
         self.may_splice.set(false);
-        self.shared.common.pool.give_up_splice(error);
+        self.relay.common.pool.give_up_splice(error);
     }
 
     /// Copies what `pipe` holds.
     fn copy_held(&self, pipe: &mut Pipe) -> Result<(), Halt> {
-        let pool = &self.shared.common.pool;
+        let pool = &self.relay.common.pool;
         let mut buffer = pool.buffer();
         let mut copied = Ok(());
         while pipe.held() > 0 && copied.is_ok() {
@@ -252,7 +253,7 @@ impl Direction {
     /// Writes `octets` as soon as the rates allow.
     fn pass(&self, mut octets: &[u8]) -> Result<(), Halt> {
         self.take_turn(octets.len())?;
-        let mut to = self.shared.stream(self.to());
+        let mut to = self.relay.stream(self.to());
         while !octets.is_empty() {
             let len = self.sent(to.write(octets))?;
             octets = octets.get(len..).unwrap_or_default();
@@ -262,26 +263,26 @@ impl Direction {
 
     /// Charges this many octets to the rates, and waits until they may pass.
     fn take_turn(&self, octets: usize) -> Result<(), Halt> {
-        let shared = &*self.shared;
+        let relay = &*self.relay;
         let charge = |rate: &Arc<Rate>| rate.charge(self.from, octets, Instant::now());
-        let wait = shared.limits.rates.iter().map(charge).max().unwrap_or_default();
+        let wait = relay.limits.rates.iter().map(charge).max().unwrap_or_default();
         if wait.is_zero() {
             return Ok(());
         }
-        shared.touch(wait);
-        if shared.wait(wait) { Err(Halt::EndOfInput) } else { Ok(()) }
+        relay.touch(wait);
+        if relay.wait(wait) { Err(Halt::EndOfInput) } else { Ok(()) }
     }
 
     /// Evaluates a write: counts the octets and returns how many.
     pub(super) fn sent(&self, result: io::Result<usize>) -> Result<usize, Halt> {
         let counter = match self.from {
-            Side::Client => &self.shared.traffic.up,
-            Side::Target => &self.shared.traffic.down,
+            Side::Client => &self.relay.traffic.up,
+            Side::Target => &self.relay.traffic.down,
         };
         match result {
             Ok(len) => {
                 counter.fetch_add(u64::try_from(len).unwrap_or(0), Ordering::Relaxed);
-                self.shared.touch(Duration::ZERO);
+                self.relay.touch(Duration::ZERO);
                 Ok(len)
             }
             Err(error) => self.failed(self.to(), error).map_or(Ok(0), Err),
@@ -291,7 +292,7 @@ impl Direction {
     /// Evaluates a read: returns how many octets, or `None` if it is to be repeated.
     pub(super) fn received(&self, result: io::Result<usize>) -> Result<Option<usize>, Halt> {
         match result {
-            Ok(0) if self.shared.is_reset(self.from) => {
+            Ok(0) if self.relay.is_reset(self.from) => {
                 Err(Halt::Failed(self.from, io::ErrorKind::ConnectionReset.into()))
             }
             Ok(0) => Err(Halt::EndOfInput),
@@ -300,14 +301,14 @@ impl Direction {
         }
     }
 
-    /// Why an error of `side` ends this direction; `None` if it does not. After a time-out with part
-    /// of the idle limit left, the next wait is set to that part.
+    /// Why an error of `side` ends this direction; `None` if it does not. After a time-out with
+    /// part of the idle limit left, the next wait is set to that part.
     fn failed(&self, side: Side, error: io::Error) -> Option<Halt> {
-        match (error.kind(), self.shared.limits.idle) {
+        match (error.kind(), self.relay.limits.idle) {
             (io::ErrorKind::Interrupted, _) => None,
             (io::ErrorKind::WouldBlock, Some(idle)) => {
-                let Some(left) = self.shared.left(idle) else { return Some(Halt::Idle) };
-                let leg = self.shared.stream(side);
+                let Some(left) = self.relay.left(idle) else { return Some(Halt::Idle) };
+                let leg = self.relay.stream(side);
                 let set = if side == self.from {
                     leg.set_read_timeout(Some(left))
                 } else {

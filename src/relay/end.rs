@@ -1,5 +1,5 @@
-//! The two sides of a relay, how it ends, and the handle that ends it from outside. The work of ending
-//! it is in [`crate::relay::shared`] and [`crate::relay::udp`].
+//! The two sides of a relay, how it ends, and the handle that ends it from outside. The work of
+//! ending it is in [`crate::relay::state`] and [`crate::relay::udp`].
 
 use std::sync::{Arc, Mutex};
 

@@ -1,5 +1,5 @@
-//! The first exchange: one thread passes the first few octets of both directions. Many sessions have
-//! no more. The rest of a relay is in [`crate::relay::direction`].
+//! The first exchange: one thread passes the first few octets of both directions. Many sessions
+//! have no more. The rest of a relay is in [`crate::relay::direction`].
 
 use std::io::Read as _;
 use std::mem;
@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::relay::direction::{Direction, Halt, is_quiet};
 use crate::relay::end::Side;
-use crate::relay::shared::Shared;
+use crate::relay::state::Relay;
 use crate::sys::{self, PollFd};
 
 /// Small pieces that pass before a session puts its second thread to work.
@@ -35,8 +35,8 @@ pub(super) fn first(up: &mut Direction, down: &mut Direction, octets: &mut [u8])
             return first;
         }
     }
-    let shared = Arc::clone(&up.shared);
-    let Shared { client, target, limits, .. } = &*shared;
+    let relay = Arc::clone(&up.relay);
+    let Relay { client, target, limits, .. } = &*relay;
     for _ in 0..FIRST_PIECES {
         let mut fds = [PollFd::new(client, sys::POLLIN), PollFd::new(target, sys::POLLIN)];
         // The idle limit is kept where both directions run; so a failed poll leads there as well.
@@ -49,7 +49,7 @@ pub(super) fn first(up: &mut Direction, down: &mut Direction, octets: &mut [u8])
             if !ready {
                 continue;
             }
-            let len = match way.received(shared.stream(way.from).read(octets)) {
+            let len = match way.received(relay.stream(way.from).read(octets)) {
                 Ok(len) => len.unwrap_or_default(),
                 Err(halt) => return First::Ended(way.from, halt),
             };
@@ -70,7 +70,7 @@ impl Direction {
         if octets.is_empty() {
             return None;
         }
-        let result = sys::send_dontwait(self.shared.stream(self.to()), octets);
+        let result = sys::send_dontwait(self.relay.stream(self.to()), octets);
         let sent = if is_quiet(&result) { Ok(0) } else { self.sent(result) };
         match sent {
             Ok(len) if len == octets.len() => None,

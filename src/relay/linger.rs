@@ -12,7 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::relay::leg::keep_alive;
-use crate::relay::shared::{Common, Shared};
+use crate::relay::state::{Common, Relay};
 use crate::sync::{Queue, lock};
 
 /// How often each relay is looked at.
@@ -37,19 +37,19 @@ pub(super) fn start(common: &Arc<Common>) -> io::Result<()> {
 ///
 /// # Errors
 /// As [`start`].
-pub(super) fn watch(relay: &Arc<Shared>) -> io::Result<()> {
+pub(super) fn watch(relay: &Arc<Relay>) -> io::Result<()> {
     start(&relay.common)?;
     relay.common.half_closed.put(Arc::downgrade(relay));
     Ok(())
 }
 
 /// The thread: takes relays from the queue, and looks at each once a second until it is over.
-fn watch_all(queue: &Queue<Weak<Shared>>) {
+fn watch_all(queue: &Queue<Weak<Relay>>) {
     let mut relays = Vec::new();
     loop {
         let first = if relays.is_empty() { queue.take(None) } else { None };
         thread::sleep(LOOK_EVERY);
-        relays.retain(|relay| stays(relay, Shared::lingers));
+        relays.retain(|relay| stays(relay, Relay::lingers));
         let now = Some(Instant::now());
         let new = first.into_iter().chain(iter::from_fn(|| queue.take(now)));
         relays.extend(new.filter(|relay| {
@@ -63,7 +63,7 @@ fn watch_all(queue: &Queue<Weak<Shared>>) {
 }
 
 /// Whether the relay still exists and `lingers` lets it go on.
-fn stays(relay: &Weak<Shared>, looks: impl FnOnce(&Shared) -> bool) -> bool {
+fn stays(relay: &Weak<Relay>, looks: impl FnOnce(&Relay) -> bool) -> bool {
     // This thread may hold the last reference, and then calls `done`, which may panic.
     let look = || relay.upgrade().is_some_and(|relay| looks(&relay));
     catch_unwind(AssertUnwindSafe(look)).unwrap_or(false)

@@ -1,5 +1,5 @@
-//! Buffers to copy through and pipes to splice(2) through. A direction borrows them while it is busy
-//! and gives them back when it goes quiet; when that is, it decides itself.
+//! Buffers to copy through and pipes to splice(2) through. A direction borrows them while it is
+//! busy and gives them back when it goes quiet; when that is, it decides itself.
 
 use std::io::{self, Read as _};
 use std::os::fd::AsFd;
@@ -87,12 +87,10 @@ impl Pool {
         }
     }
 
-    /// Lends no more pipes if `error`, from splice(2), means that it does not work on this system. Any
-    /// other error concerns one socket.
+    /// Lends no more pipes if `error`, from splice(2), means that it does not work on this system.
+    /// Any other error concerns one socket.
     pub fn give_up_splice(&self, error: &io::Error) {
-        const EPERM: i32 = 1;
-        const ENOSYS: i32 = 38;
-        if matches!(error.raw_os_error(), Some(EPERM | ENOSYS)) {
+        if sys::is_missing_or_forbidden(error) {
             let mut pipes = lock(&self.pipes);
             pipes.max = 0;
             pipes.kept.clear();

@@ -1,10 +1,10 @@
 //! A limit on octets per second: one leaky bucket for each direction, for one session or for all
 //! sessions of a user. Nothing waits here; the caller does.
 //!
-//! The level of a bucket is what has passed and is not yet paid for; it falls at the rate. A stream is
-//! charged and then waits its turn. A datagram cannot wait: it passes or is dropped. Streams keep the
-//! level high, which would leave nothing to datagrams, so datagrams have a second level of their own.
-//! They are charged to the first one as well, which keeps the sum at the rate.
+//! The level of a bucket is what has passed and is not yet paid for; it falls at the rate. A stream
+//! is charged and then waits its turn. A datagram cannot wait: it passes or is dropped. Streams
+//! keep the level high, which would leave nothing to datagrams, so datagrams have a second level of
+//! their own. They are charged to the first one as well, which keeps the sum at the rate.
 
 use std::num::NonZeroU64;
 use std::sync::{Mutex, MutexGuard};
@@ -52,8 +52,8 @@ impl Rate {
         usize::try_from(self.octets_per_second.get() / 10).unwrap_or(usize::MAX).max(1)
     }
 
-    /// Charges `octets` of a stream from this side, and returns how long they have to wait from `now`
-    /// on. A stream charged earlier waits for less, so that several streams take turns.
+    /// Charges `octets` of a stream from this side, and returns how long they have to wait from
+    /// `now` on. A stream charged earlier waits for less, so that several streams take turns.
     pub fn charge(&self, from: Side, octets: usize, now: Instant) -> Duration {
         let mut bucket = self.bucket(from, now);
         bucket.all = bucket.all.saturating_add(cost(octets));

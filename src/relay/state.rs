@@ -1,11 +1,12 @@
 //! What both directions of a relay share: its sockets, how long it has been quiet, and how it ends.
 //! How octets get from one socket to the other is in [`crate::relay::direction`].
 
-use std::net::{Shutdown, TcpStream};
+use std::net::Shutdown;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+use crate::net::Stream;
 use crate::relay::end::{End, Side, Stopper};
 use crate::relay::pool::Pool;
 use crate::relay::rate::Rate;
@@ -33,21 +34,21 @@ pub(super) struct Common {
     /// Buffers and pipes for busy directions.
     pub(super) pool: Pool,
     /// Half-closed relays that the watch has not taken yet.
-    pub(super) half_closed: Queue<Weak<Shared>>,
+    pub(super) half_closed: Queue<Weak<Relay>>,
     /// Whether the thread of the watch runs.
     pub(super) is_watched: Mutex<bool>,
 }
 
 /// A relay. Dropping the last reference closes both sockets and then calls `done`.
-pub(super) struct Shared {
-    pub(super) client: TcpStream,
-    pub(super) target: TcpStream,
+pub(super) struct Relay {
+    pub(super) client: Stream,
+    pub(super) target: Stream,
     pub(super) limits: RelayLimits,
     pub(super) common: Arc<Common>,
     pub(super) traffic: Arc<Traffic>,
     pub(super) begun: Instant,
-    /// Milliseconds from `begun` to the last octet that passed, or to when the rates will let the next
-    /// one pass.
+    /// Milliseconds from `begun` to the last octet that passed, or to when the rates will let the
+    /// next one pass.
     pub(super) active: AtomicU64,
     /// Notified when the relay is aborted, and when a direction ends after that.
     pub(super) changed: Condvar,
@@ -100,7 +101,7 @@ impl Drop for Progress {
     }
 }
 
-impl Shared {
+impl Relay {
     /// Lets `stopper` end this relay.
     pub(super) fn obey(self: &Arc<Self>, stopper: &Stopper) {
         let relay = Arc::downgrade(self);
@@ -112,7 +113,7 @@ impl Shared {
     }
 
     /// The socket of this side.
-    pub(super) fn stream(&self, side: Side) -> &TcpStream {
+    pub(super) fn stream(&self, side: Side) -> &Stream {
         match side {
             Side::Client => &self.client,
             Side::Target => &self.target,
@@ -163,9 +164,9 @@ impl Shared {
         progress
     }
 
-    /// Counts the direction from this side as ended by the end of its input, and returns whether that
-    /// half-closes the relay. It does not if the other direction has ended, since both sockets are
-    /// about to be closed, nor after an abort, which makes every read return the end of input.
+    /// Counts the direction from this side as ended by the end of its input, and returns whether
+    /// that half-closes the relay. It does not if the other direction has ended, since both sockets
+    /// are about to be closed, nor after an abort, which makes every read return the end of input.
     pub(super) fn half_close(&self, from: Side) -> bool {
         let mut progress = self.retire();
         let is_first = matches!(progress.phase, Phase::Open);
@@ -194,8 +195,8 @@ impl Shared {
             for leg in legs {
                 let _ = sys::set_linger_zero(leg);
             }
-            // Shutting for reading wakes a reader and sends nothing: the peer should see the reset of
-            // the close, not the end of input of a shutdown before it.
+            // Shutting for reading wakes a reader and sends nothing: the peer should see the reset
+            // of the close, not the end of input of a shutdown before it.
             for leg in legs {
                 let _ = leg.shutdown(Shutdown::Read);
             }
@@ -207,8 +208,8 @@ impl Shared {
             if progress.running == 0 {
                 return;
             }
-            // The other direction is blocked in a write, to a peer that takes nothing and so will not
-            // see the end of input either.
+            // The other direction is blocked in a write, to a peer that takes nothing and so will
+            // not see the end of input either.
         }
         for leg in legs {
             let _ = leg.shutdown(Shutdown::Both);
@@ -233,9 +234,9 @@ impl Shared {
         matches!(lock(&self.progress).phase, Phase::HalfClosed { .. })
     }
 
-    /// Whether the relay is half-closed and may stay so. Ends it if the open side has been quiet for
-    /// the linger limit, or if the closed side, from which nothing is read any more, has reset the
-    /// connection.
+    /// Whether the relay is half-closed and may stay so. Ends it if the open side has been quiet
+    /// for the linger limit, or if the closed side, from which nothing is read any more, has reset
+    /// the connection.
     pub(super) fn lingers(&self) -> bool {
         let progress = lock(&self.progress);
         let Phase::HalfClosed { from } = progress.phase else { return false };

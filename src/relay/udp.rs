@@ -1,20 +1,20 @@
 //! Relays the datagrams of one association (RFC 1928 section 7).
 //!
 //! One thread moves all datagrams of an association, the pump. A datagram that cannot or may not be
-//! relayed is silently dropped, as the RFC says, and counted. Names are resolved by other threads, so
-//! that a slow one holds up nothing else.
+//! relayed is silently dropped, as the RFC says, and counted. Names are resolved by other threads,
+//! so that a slow one holds up nothing else.
 
 pub mod fragments;
 
 use std::collections::HashMap;
 use std::io::{self, Read as _};
-use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, Shutdown, SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
-use crate::net::ClientKey;
 use crate::net::canonical;
+use crate::net::{ClientKey, Stream};
 use crate::policy::{Asker, Current};
 use crate::relay::end::{End, Side, Stopper};
 use crate::relay::rate::Rate;
@@ -68,17 +68,17 @@ pub struct Terms {
     pub fragments: bool,
     /// How long no datagram may pass either way; `None` for ever.
     pub idle: Option<Duration>,
-    /// Datagrams beyond any of these rates are dropped. The session's own rate comes first: a datagram
-    /// it refuses is not charged to the rate that the user's sessions share.
+    /// Datagrams beyond any of these rates are dropped. The session's own rate comes first: a
+    /// datagram it refuses is not charged to the rate that the user's sessions share.
     pub rates: Vec<Arc<Rate>>,
 }
 
 /// Relays datagrams until `control`, the client's connection, ends, until the idle limit, or until
-/// `stopper` ends it. Octets that come over `control` have no meaning and are discarded. Returns with
-/// all sockets closed.
+/// `stopper` ends it. Octets that come over `control` have no meaning and are discarded. Returns
+/// with all sockets closed.
 #[inline(never)]
 pub fn run(
-    control: TcpStream,
+    control: Stream,
     sockets: Sockets,
     terms: Terms,
     traffic: &Arc<Traffic>,
@@ -115,7 +115,7 @@ pub fn run(
 }
 
 /// Discards octets from the control connection; returns how that has ended, if it has.
-fn ended(mut control: &TcpStream) -> Option<End> {
+fn ended(mut control: &Stream) -> Option<End> {
     let mut octets = [0; 512];
     match control.read(&mut octets) {
         Ok(0) => Some(End::Closed(Side::Client)),
@@ -139,7 +139,7 @@ struct Pump<'a> {
 
 impl Pump<'_> {
     /// Moves datagrams until the association ends.
-    fn run(&mut self, control: &TcpStream, stopper: &Stopper) -> End {
+    fn run(&mut self, control: &Stream, stopper: &Stopper) -> End {
         let Outward { v4, v6, terms, .. } = &**self.outward;
         let mut active = Instant::now();
         loop {
@@ -450,7 +450,7 @@ mod tests {
 
     /// A running association.
     struct Association {
-        control: TcpStream,
+        control: Stream,
         /// The client's socket, connected to the relay.
         client: UdpSocket,
         traffic: Arc<Traffic>,
@@ -469,7 +469,7 @@ mod tests {
 
     fn associate(terms: Terms, stopper: &Stopper) -> Association {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let control = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let control = Stream::connect(listener.local_addr().unwrap()).unwrap();
         let (near, _) = listener.accept().unwrap();
         let (client, relay, v4) = (udp(), udp(), udp());
         client.connect(relay.local_addr().unwrap()).unwrap();

@@ -57,6 +57,15 @@ pub fn is_out_of_descriptors(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(EMFILE | ENFILE))
 }
 
+/// Whether `error` says that a call is missing in this kernel (ENOSYS) or forbidden to this process
+/// (EPERM).
+#[must_use]
+pub fn is_missing_or_forbidden(error: &io::Error) -> bool {
+    const EPERM: i32 = 1;
+    const ENOSYS: i32 = 38;
+    matches!(error.raw_os_error(), Some(EPERM | ENOSYS))
+}
+
 /// Whether `error` blames the descriptor itself (EBADF, EINVAL, ENOTSOCK, EFAULT): no repetition of
 /// the call can succeed.
 #[must_use]

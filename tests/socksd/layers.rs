@@ -1,5 +1,5 @@
-//! The house: which module may use which, where `unsafe` is allowed, what the program is built from,
-//! and what lies at the top of the repository.
+//! The house: which module may use which, where `unsafe` is allowed, what the program is built
+//! from, and what lies at the top of the repository.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -78,7 +78,7 @@ const HOUSE: [(&str, &[&str]); 8] = [
             "relay::leg",
             "relay::rate",
             "relay::pool",
-            "relay::shared",
+            "relay::state",
             "relay::linger",
             "relay::direction",
             "relay::first",
@@ -212,8 +212,8 @@ fn paths<'a>(mut text: &'a str, prefix: &str, found: &mut Vec<String>) -> &'a st
     }
 }
 
-/// The module that an item's path leads to: the last one in it, or the one below that from which the
-/// item is passed on by name.
+/// The module that an item's path leads to: the last one in it, or the one below that from which
+/// the item is passed on by name.
 fn home<'a>(modules: &'a BTreeMap<String, String>, path: &str) -> &'a str {
     let mut parts: Vec<&str> = path.split("::").collect();
     let mut item = None;
