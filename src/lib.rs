@@ -28,13 +28,14 @@ pub mod sys;
 pub mod threads;
 // Log lines, as text or JSON, to standard error, a file or syslog, without blocking a session.
 pub mod log;
-// Waiting for other hosts: until a deadline, the departure of the client or the end of the server.
+// Waiting for other hosts: until a deadline, the departure of the client or the end of the server;
+// all time limits.
 pub mod wait;
 
 // 2 decide: the user, the verdict of the rules, the addresses of a name.
 // The users file and password checks (users, turns), penalties for failures, IDENT queries.
 pub mod auth;
-// Rules and lists, verdicts, `--explain`; which addresses are public (nets).
+// Rules and lists, verdicts, the methods of a client, `--explain`; which addresses are public (nets).
 pub mod policy;
 // Host names to addresses, on a pool of threads.
 pub mod resolve;
@@ -42,11 +43,13 @@ pub mod resolve;
 // 3 move: connections and octets.
 // Connections to targets: several addresses in turn under one deadline.
 pub mod dial;
-// Octets and datagrams after the reply: idle limits, half-closes, splice(2), rates, fragments.
+// Octets and datagrams after the reply: idle limits, half-closes and resets (state), splice(2),
+// rates, fragments.
 pub mod relay;
 
 // 4 do: CONNECT, BIND, UDP ASSOCIATE.
-// From a request to open sockets; reply codes (failure), ports, limits of users and rules (quotas).
+// From a request to open sockets: the addresses that the rules allow, and those to leave from
+// (resources); reply codes (failure), ports, limits of users and rules (quotas).
 pub mod command;
 
 // 5 client: one client, first octet to last.
@@ -60,7 +63,7 @@ pub mod server;
 // 7 face: settings, the start, options and usage, hashes for the users file.
 // Typed settings.
 pub mod config;
-// The order of the start, `--check`, and the reload at SIGHUP.
+// The order of the start, its log lines and that of a panic; `--check`; the reload at SIGHUP.
 pub mod start;
 // The options and their help; from arguments to settings.
 pub mod cli;

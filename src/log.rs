@@ -1,9 +1,9 @@
 //! The log: where lines go, and how much an administrator wants of them. A line is one write. Its
 //! fields and formats are in `line`.
 //!
-//! Writing never blocks a session: a line that a full pipe or disk, a stopped terminal, or the syslog
-//! daemon does not take is dropped and counted. The next line that is written comes after one with
-//! that count.
+//! Writing never blocks a session: a line that a full pipe or disk, a stopped terminal, or the
+//! syslog daemon does not take is dropped and counted. The next line that is written comes after
+//! one with that count.
 
 mod line;
 pub mod syslog;
@@ -54,7 +54,8 @@ struct Sink {
 }
 
 enum Out {
-    /// A file, pipe or socket; `None` without a standard error. A regular file takes a write at once.
+    /// A file, pipe or socket; `None` without a standard error. A regular file takes a write at
+    /// once.
     File {
         file: Option<File>,
         regular: bool,
@@ -76,7 +77,8 @@ impl Log {
         Self::new(level, format, None, out)
     }
 
-    /// Logs to the end of the file at `path`, which is created, if it is missing, for its owner only.
+    /// Logs to the end of the file at `path`, which is created, if it is missing, for its owner
+    /// only.
     ///
     /// # Errors
     /// A message with the reason of open(2).
@@ -98,8 +100,8 @@ impl Log {
         Self { level, format, timed, path, sink }
     }
 
-    /// Opens the file of [`Log::to_file`] again: log rotation may have put another one in its place.
-    /// Other logs stay as they are.
+    /// Opens the file of [`Log::to_file`] again: log rotation may have put another one in its
+    /// place. Other logs stay as they are.
     ///
     /// # Errors
     /// A message with the reason of open(2). The log then continues in the old file.

@@ -101,7 +101,7 @@ impl fmt::Display for Denial {
 /// The rule that allows a request, or the reason for its denial.
 pub type Verdict<'a> = Result<&'a Arc<Rule>, Denial>;
 
-/// How a rule counts whose conditions depend on facts that are not known.
+/// How to count a rule that depends on unknown facts.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Unknown {
     /// As a match if it is an allow rule: the facts may be known later.

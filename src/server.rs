@@ -22,13 +22,16 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::log::Level;
-use crate::server::accept::{Accepting, Admitter, LAST_LINE_TIME};
+use crate::server::accept::{Accepting, Admitter};
 use crate::server::listeners::{Client, Listener};
 use crate::server::metrics::Metrics;
 use crate::server::signals::Signal;
 use crate::server::slots::{Sessions, SlotLimits};
 use crate::session::service::Service;
 use crate::sync::Queue;
+
+/// How long ended sessions may take to write their last log line.
+const LAST_LINE_TIME: Duration = Duration::from_secs(1);
 
 /// Something that the run loop waits for.
 enum Event {

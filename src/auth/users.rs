@@ -319,7 +319,8 @@ fn is_digit(octet: &u8) -> bool {
     octet.is_ascii_alphanumeric() || b"./".contains(octet)
 }
 
-/// Whether the SHA methods use all of this salt. libxcrypt accepts none of these marks in a setting.
+/// Whether the SHA methods use all of this salt. libxcrypt accepts none of these marks in a
+/// setting.
 fn is_sha_salt(salt: &[u8]) -> bool {
     let is_rounds = salt.starts_with(b"rounds=");
     salt.len() <= 16 && !is_rounds && !salt.iter().any(|octet| b"!*;\\".contains(octet))

@@ -1,7 +1,7 @@
 //! The client side of the syslog daemon of this host: one datagram a line, as syslog(3) sends them.
 //!
-//! The head of a datagram follows RFC 3164 section 4.1, but lacks the time: that would be local time
-//! without its zone, which std does not know. Daemons add the time of arrival (section 4.3.2);
+//! The head of a datagram follows RFC 3164 section 4.1, but lacks the time: that would be local
+//! time without its zone, which std does not know. Daemons add the time of arrival (section 4.3.2);
 //! journald and rsyslog do so in any case.
 
 use std::io;

@@ -35,8 +35,8 @@ const TURN_AWAY_MAX: usize = 256;
 /// The least time between two log lines about the back-off of one listener.
 const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
-/// How long ended sessions may take to write their last log line.
-pub(super) const LAST_LINE_TIME: Duration = Duration::from_secs(1);
+/// How long the threads that wait for clients may take to end.
+const END_TIME: Duration = Duration::from_secs(1);
 
 /// How long TCP handshakes may take that have begun before the end. A SYN in this time is dropped
 /// and repeated a second later, so it is no longer than local networks need.
@@ -97,7 +97,7 @@ impl Accepting {
         drop(self.waker);
         let any_waits = |state: &mut AcceptState| state.waiting > 0;
         // The time is limited, so that no error can keep the server from its end.
-        let _ = acceptor_left.wait_timeout_while(lock(state), LAST_LINE_TIME, any_waits);
+        let _ = acceptor_left.wait_timeout_while(lock(state), END_TIME, any_waits);
     }
 }
 

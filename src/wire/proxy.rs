@@ -25,7 +25,7 @@ pub const V1_MAX: usize = 107;
 
 /// Longest header of version 2 that is accepted, in octets with its TLVs. Section 2.2 allows a LEN
 /// of 65,535, but wants a header to fit in one segment; after IPv6 addresses 972 octets are left
-/// for TLVs. The limit on the whole handshake must have room for this many.
+/// for TLVs.
 pub const V2_MAX: usize = 1_024;
 
 /// The first octets of version 2 (section 2.2).

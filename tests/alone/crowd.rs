@@ -1,5 +1,5 @@
-//! A crowd of sessions at once, under the limit on descriptors that many systems have. The only test
-//! here: both ends of all of them are in this process, and take most of its descriptors too.
+//! A crowd of sessions at once, under the limit on descriptors that many systems have. The only
+//! test here: both ends of all of them are in this process, and take most of its descriptors too.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -20,8 +20,8 @@ const MORE: usize = 300;
 const QUICK: Duration = Duration::from_millis(100);
 
 /// KiB that may be in use afterwards and were not before, for what the C library keeps of its own
-/// accord: stacks, and the rests of its arenas. That is 10 MiB as a rule, and more where many threads
-/// take long to end. The crowd takes five times as much at least.
+/// accord: stacks, and the rests of its arenas. That is 10 MiB as a rule, and more where many
+/// threads take long to end. The crowd takes five times as much at least.
 const LEFT: usize = 24 * 1_024;
 
 /// How long the server may take to come to rest: threads without work stay for some seconds.

@@ -1,5 +1,5 @@
-//! Tests that need the machine to themselves: they measure what the server takes, or take most of the
-//! machine. Each waits until no other runs.
+//! Tests that need the machine to themselves: they measure what the server takes, or take most of
+//! the machine. Each waits until no other runs.
 #![allow(
     clippy::expect_used,
     clippy::indexing_slicing,

@@ -149,7 +149,8 @@ impl Server {
             }
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                // Given up first: a lock poisoned here would be a second panic when this is dropped.
+                // Given up first: a lock poisoned here would be a second panic when this is
+                // dropped.
                 drop(lines);
                 panic!("no {count} log lines with {needles:?} in {:#?}", self.log());
             }
@@ -188,8 +189,8 @@ impl Server {
         }
     }
 
-    /// Waits until all sessions so far are over but `open` of them: starts another one, a sentinel, and
-    /// waits for the log lines of all.
+    /// Waits until all sessions so far are over but `open` of them: starts another one, a sentinel,
+    /// and waits for the log lines of all.
     pub fn settle(&self, open: usize) {
         let sessions = self.serve_sentinel();
         let ends = |line: &&String| {
@@ -202,8 +203,8 @@ impl Server {
         });
     }
 
-    /// Connects as a client that sends nonsense, a sentinel, waits for the line of its session, and takes
-    /// that line out of the log; returns the number of the session.
+    /// Connects as a client that sends nonsense, a sentinel, waits for the line of its session, and
+    /// takes that line out of the log; returns the number of the session.
     pub fn serve_sentinel(&self) -> usize {
         let mut sentinel = self.sent(b"?");
         let client = format!(" client={} ", sentinel.local_addr().unwrap());
@@ -239,8 +240,8 @@ impl Server {
         for name in ["tcp", "tcp6"] {
             let table = fs::read_to_string(format!("/proc/{}/net/{name}", self.pid()));
             for line in table.unwrap_or_default().lines().skip(1) {
-                // Number, its own address, the other one, state, what is to be sent and read, ..., the
-                // socket, which is 0 once it is closed. 0A is a listener.
+                // Number, its own address, the other one, state, what is to be sent and read, ...,
+                // the socket, which is 0 once it is closed. 0A is a listener.
                 let words: Vec<&str> = line.split_whitespace().collect();
                 if ports.contains(&port(words[1])) && words[3] != "0A" && words[9] != "0" {
                     clients.push((port(words[2]), words[4].ends_with(":00000000")));
@@ -277,8 +278,9 @@ pub fn copy_program(from: impl AsRef<Path>, to: impl AsRef<Path>) {
     fs::set_permissions(to, fs::Permissions::from_mode(0o755)).unwrap();
 }
 
-/// Raises the limit on descriptors of this process, which holds the clients and targets of all tests;
-/// most systems begin with 1,024. Children inherit the limit; socksd raises its own in any case.
+/// Raises the limit on descriptors of this process, which holds the clients and targets of all
+/// tests; most systems begin with 1,024. Children inherit the limit; socksd raises its own in any
+/// case.
 fn have_many_descriptors() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
@@ -712,8 +714,8 @@ impl Drop for Killed {
     }
 }
 
-/// Raises a flag when it is dropped, also by a panic, so that threads which run until then end in any
-/// case, and with them their scope.
+/// Raises a flag when it is dropped, also by a panic, so that threads which run until then end in
+/// any case, and with them their scope.
 pub struct Raise<'a>(pub &'a AtomicBool);
 
 impl Drop for Raise<'_> {

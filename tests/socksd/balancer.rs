@@ -103,8 +103,8 @@ fn assert_flows(tunnel: &mut TcpStream) {
     assert_eq!(read(tunnel, 4), b"ping");
 }
 
-/// Headers, each with the client that the log is to name; `unix` for one without an address and `""`
-/// for that of the connection.
+/// Headers, each with the client that the log is to name; `unix` for one without an address and
+/// `""` for that of the connection.
 fn headers() -> Vec<(Vec<u8>, &'static str)> {
     vec![
         (v1("192.0.2.7:1001", "198.51.100.1:1080"), "192.0.2.7:1001"),

@@ -1,5 +1,5 @@
-//! What a session costs, as far as no clock tells it: system calls, threads and pipes; and that much
-//! is spliced where it may be, and only there. What it costs of memory is in `tests/alone`.
+//! What a session costs, as far as no clock tells it: system calls, threads and pipes; and that
+//! much is spliced where it may be, and only there. What it costs of memory is in `tests/alone`.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -241,8 +241,8 @@ fn pipes_are_kept_for_a_few_sessions_and_not_for_many() {
 
 #[test]
 fn a_user_who_may_have_no_more_pages_for_pipes_has_octets_copied() {
-    // Takes all there is, so that new ones have two pages, and becomes the program of its arguments,
-    // in which these pipes stay open.
+    // Takes all there is, so that new ones have two pages, and becomes the program of its
+    // arguments, in which these pipes stay open.
     const HOG: &str = "
 import fcntl, os, sys
 # There is no limit for root. This user has nothing else, so that nobody makes room.

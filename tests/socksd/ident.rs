@@ -499,7 +499,8 @@ fn half_silent() -> Identd {
 fn ident_09_others_are_served_while_daemons_are_silent() {
     for (args, timed) in [(&["--ident-timeout", "1"][..], true), (&[], false)] {
         let bench = Bench::with(half_silent(), &[&["--rule", ASK], args].concat());
-        // The main thread, the two that wait for clients, and those for signals and half-closed relays.
+        // The main thread, the two that wait for clients, and those for signals and half-closed
+        // relays.
         eventually("all its threads have started", || bench.server.holds().1 == 5);
         let (before, _) = bench.server.holds();
         let begun = Instant::now();

@@ -308,7 +308,8 @@ fn proxychains_carries_a_program_that_knows_no_socks() {
             let list =
                 format!("strict_chain\nproxy_dns\n[ProxyList]\n{kind} 127.0.0.1 {proxy} {login}\n");
             fs::write(&conf, list).unwrap();
-            // It looks a name up in /etc/hosts, letter by letter, before it leaves it to the server.
+            // It looks a name up in /etc/hosts, letter by letter, before it leaves it to the
+            // server.
             let args = ["-q", "-f", &conf, "nc.openbsd", "-N", "LOCALHOST", &page.to_string()];
             tool("proxychains4", &args)
         });

@@ -145,8 +145,8 @@ fn a_syslog_daemon_that_comes_late_or_anew_gets_the_lines_and_the_count_of_those
         eventually("it listens", || TcpStream::connect(addr).is_ok());
         // Four lines of the start, and one of that connection.
         let (mut lines, mut told, mut dropped) = (5, 0, 0);
-        // A client may be gone before its line is written, and the daemon be back by then, so that the
-        // line is told and not lost: there are rounds until enough are lost. Each adds up.
+        // A client may be gone before its line is written, and the daemon be back by then, so that
+        // the line is told and not lost: there are rounds until enough are lost. Each adds up.
         for round in 2.. {
             assert!(round < 100, "only {told} told and {dropped} lost of {lines}");
             let log = bound("/dev/log");

@@ -345,7 +345,8 @@ end.shutdown(socket.SHUT_WR)
 }
 
 fn a_client_whose_socket_takes_nothing_from_a_pipe_gets_every_octet(way: Way) {
-    // splice(2) refuses to write where O_APPEND is set, as whatever passes on a socket may leave it.
+    // splice(2) refuses to write where O_APPEND is set, as whatever passes on a socket may leave
+    // it.
     const APPEND: &str = "
 import fcntl, os, sys
 fcntl.fcntl(0, fcntl.F_SETFL, fcntl.fcntl(0, fcntl.F_GETFL) | os.O_APPEND)

@@ -115,7 +115,8 @@ fn assert_datagrams_flow(association: &Association, echo: SocketAddr) {
     assert_eq!(association.receive(), b"ping");
 }
 
-/// Asserts that a datagram of the only association gets no answer, and is the `count`th to be dropped.
+/// Asserts that a datagram of the only association gets no answer, and is the `count`th to be
+/// dropped.
 fn assert_datagram_dropped(
     server: &Server,
     association: &Association,

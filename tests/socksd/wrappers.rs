@@ -563,8 +563,8 @@ fn systemd_serves_a_client_it_has_accepted_as_descriptor_0() {
     });
 }
 
-/// Makes a certificate for stunnel, and returns the words that start it by the example with one more
-/// service: plain connections at 127.0.0.1:1080 are carried to it as TLS, from [`ELSEWHERE`].
+/// Makes a certificate for stunnel, and returns the words that start it by the example with one
+/// more service: plain connections at 127.0.0.1:1080 are carried to it as TLS, from [`ELSEWHERE`].
 fn stunnel(stage: &Stage, changes: &[(&str, &str)]) -> [String; 2] {
     let [key, cert] = ["key", "cert"].map(|name| stage.path(name));
     let mut openssl = Command::new(demand("openssl"));
@@ -1063,7 +1063,8 @@ fn a_rule_knows_the_clients_of_a_unix_socket() {
     });
 }
 
-/// How a stream begins that is allowed, or else how all of it is; the address in it is not looked at.
+/// How a stream begins that is allowed, or else how all of it is; the address in it is not looked
+/// at.
 fn expected(allowed: bool, got: &[u8]) -> Vec<u8> {
     match (allowed, got.len()) {
         (true, 12..) => [&[5, 0, 5, 0, 0, 1], &got[6..]].concat(),

@@ -1,6 +1,6 @@
 //! What holds of each decoder and parser, whatever octets it is given: a function for each, which
-//! panics where that does not hold. The fuzzer calls them with octets of its own making, `make test`
-//! with those of `tests/fuzz/corpus/`. Sockets, files and whole sessions are not here.
+//! panics where that does not hold. The fuzzer calls them with octets of its own making, `make
+//! test` with those of `tests/fuzz/corpus/`. Sockets, files and whole sessions are not here.
 #![allow(
     clippy::expect_used,
     clippy::indexing_slicing,

@@ -71,8 +71,8 @@ fn is_own(host: &str) -> bool {
 /// Most octets of payload that a datagram of UDP over IPv4 has.
 const PAYLOAD_MAX: usize = 65_507;
 
-/// Fragments of one association. Each is FRAG, the seconds since the one before with the destination
-/// in the high bit, how often its data repeats, the length of its data, and that.
+/// Fragments of one association. Each is FRAG, the seconds since the one before with the
+/// destination in the high bit, how often its data repeats, the length of its data, and that.
 pub fn fragments(mut octets: &[u8]) {
     let (mut queue, traffic, mut now) = (Fragments::default(), Traffic::default(), Instant::now());
     let (mut model, mut added, mut used) = (Sequence::default(), 0, 0);
