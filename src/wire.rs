@@ -323,54 +323,15 @@ pub fn put_destination(dst: &Destination, out: &mut Vec<u8>) {
     }
 }
 
+#[path = "../tests/common/random.rs"]
+#[cfg(test)]
+mod random;
+
 #[cfg(test)]
 pub(crate) mod testing {
     use super::DecodeError;
 
-    /// An xorshift generator. A failing run can be repeated from its printed seed.
-    pub(crate) struct Random(u64);
-
-    impl Random {
-        pub(crate) fn seeded() -> Self {
-            let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-            let seed = match std::env::var("SOCKSD_TEST_SEED") {
-                Ok(text) => text.parse().expect("SOCKSD_TEST_SEED is a number"),
-                Err(_) => now.map_or(1, |d| d.as_secs()) | 1,
-            };
-            // The test harness shows it if the test fails.
-            #[expect(clippy::print_stdout, reason = "a failing run can be repeated from it")]
-            {
-                println!("SOCKSD_TEST_SEED={seed}");
-            }
-            Self(seed)
-        }
-
-        pub(crate) fn next(&mut self) -> u64 {
-            self.0 ^= self.0 << 13;
-            self.0 ^= self.0 >> 7;
-            self.0 ^= self.0 << 17;
-            self.0
-        }
-
-        pub(crate) fn below(&mut self, limit: usize) -> usize {
-            let limit = u64::try_from(limit).expect("a usize fits");
-            usize::try_from(self.next() % limit).expect("below a usize")
-        }
-
-        pub(crate) fn pick<'a, T>(&mut self, from: &'a [T]) -> &'a T {
-            &from[self.below(from.len())]
-        }
-
-        /// Random octets, mostly small ones, which are likely codes and lengths.
-        pub(crate) fn octets(&mut self, max: usize) -> Vec<u8> {
-            let len = self.below(max + 1);
-            let mut octet = || {
-                let random = self.next().to_le_bytes();
-                if random[0] < 128 { random[1] % 8 } else { random[1] }
-            };
-            (0..len).map(|_| octet()).collect()
-        }
-    }
+    pub(crate) use crate::wire::random::Random;
 
     /// Feeds 100,000 random inputs, each after a prefix of `head`, to `decode`.
     pub(crate) fn survives_random_octets(head: &[u8], decode: impl Fn(&[u8])) {

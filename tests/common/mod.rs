@@ -13,6 +13,7 @@
 pub mod dns;
 pub mod json;
 pub mod netns;
+mod random;
 pub mod udp;
 
 use std::fs;
@@ -26,6 +27,8 @@ use std::sync::{Arc, Condvar, Mutex, Once};
 use std::thread;
 use std::time::{Duration, Instant};
 
+#[allow(unused_imports, reason = "one of the test programs has no use for it")]
+pub use random::Random;
 use socksd::sync::lock;
 use socksd::sys::{self, PollFd};
 
@@ -773,39 +776,4 @@ pub fn in_network_of(server: &Server, program: &str) -> Command {
     }
     command.arg(program).stdin(Stdio::null());
     command
-}
-
-/// A small xorshift generator, so that a failing run can be repeated from its printed seed.
-pub struct Random(u64);
-
-impl Random {
-    pub fn seeded() -> Self {
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-        let seed = match std::env::var("SOCKSD_TEST_SEED") {
-            Ok(text) => text.parse().unwrap(),
-            Err(_) => now.unwrap().as_secs() | 1,
-        };
-        println!("SOCKSD_TEST_SEED={seed}");
-        Self(seed)
-    }
-
-    /// A generator of one's own, for one of many threads.
-    pub fn of(seed: u64) -> Self {
-        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
-    }
-
-    pub fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
-    pub fn below(&mut self, limit: usize) -> usize {
-        usize::try_from(self.next() % u64::try_from(limit).unwrap()).unwrap()
-    }
-
-    pub fn pick<'a, T>(&mut self, of: &'a [T]) -> &'a T {
-        &of[self.below(of.len())]
-    }
 }
