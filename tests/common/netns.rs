@@ -7,6 +7,7 @@ use std::fs;
 use std::net::{IpAddr, SocketAddr, SocketAddrV6, UdpSocket};
 use std::os::unix::fs::MetadataExt as _;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use super::{TempFile, eventually};
 
@@ -72,11 +73,16 @@ pub fn ip(args: &str) {
     }
 }
 
-/// Waits until an address of this host can be used: the kernel adds the route to an IPv6 address a
-/// moment after the address.
+/// Waits until an address of this host can be reached: the kernel adds the route to an IPv6 address
+/// some time after the address.
 fn await_address(addr: impl Fn(u16) -> SocketAddr) {
-    let uses = || UdpSocket::bind(addr(0))?.connect(addr(9));
-    eventually("the address can be used", || uses().is_ok());
+    let reached = || {
+        let socket = UdpSocket::bind(addr(0))?;
+        socket.set_read_timeout(Some(Duration::from_millis(50)))?;
+        socket.send_to(b"?", addr(socket.local_addr()?.port()))?;
+        socket.recv(&mut [0])
+    };
+    eventually("the address can be reached", || reached().is_ok());
 }
 
 /// Makes a link, called `link0`, to another one in the same network that has no address. All its

@@ -317,6 +317,11 @@ fn unescaped(value: &str) -> Vec<u8> {
     if value == "-" { Vec::new() } else { octets }
 }
 
+/// The lines of a server, each with its process number.
+fn told_by(server: &Server) -> Vec<(u32, String)> {
+    server.log().into_iter().map(|line| (server.pid(), line)).collect()
+}
+
 #[test]
 fn a_parser_of_logfmt_reads_every_line_and_in_it_what_peers_sent() {
     let all: Vec<u8> = (0..=255).collect();
@@ -325,36 +330,37 @@ fn a_parser_of_logfmt_reads_every_line_and_in_it_what_peers_sent() {
     let (rules, socket) = (directory.join("rules=\""), directory.join("socket=\""));
     fs::write(&rules, "allow to all\n").unwrap();
 
-    // Who sent what, and the key it is under.
-    let mut sent: Vec<(SocketAddr, &str, Vec<u8>)> = Vec::new();
+    // Each client with its server, since two servers may have clients of one address; the key of what
+    // it sent; and that.
+    let mut sent: Vec<(u32, SocketAddr, &str, Vec<u8>)> = Vec::new();
     let target = Target::echo();
     let at = format!("unix:{socket}");
     let server = Server::start(&["-v", "--rules", &rules, "--listen", &at]);
     for userid in [&all[1..], b"-", b"\"", b"=", b"\"=\"", b" =", b""] {
         let mut client = server.sent(&request4(1, target.addr, userid));
         assert_eq!(read(&mut client, 8)[1], 90);
-        sent.push((client.local_addr().unwrap(), "user", userid.to_vec()));
+        sent.push((server.pid(), client.local_addr().unwrap(), "user", userid.to_vec()));
     }
     for name in [low, high, b"\"", b"=", b"\"\"", b"a=b"] {
         let mut client = server.sent(&[HELLO, &request5_name(1, name, 80)].concat());
         assert_eq!(read(&mut client, 4), [5, 0, 5, 4]);
-        sent.push((client.local_addr().unwrap(), "dst", [name, b":80"].concat()));
+        sent.push((server.pid(), client.local_addr().unwrap(), "dst", [name, b":80"].concat()));
     }
     server.log_lines(&[" reason="], sent.len());
     fs::write(&rules, "\"=\"").unwrap();
     server.signal("HUP");
     server.log_line(&["event=reload-failed "]);
-    let mut lines = server.log();
+    let mut lines: Vec<(u32, String)> = told_by(&server);
 
     let users = TempFile::alice();
     let server = Server::start(&["--users", users.path(), "--auth-penalty", "0"]);
     for name in [low, high, b"-", b"\"", b"=", b"\"=\"", b" =", b""] {
         let mut client = server.sent(&[&[5, 1, 2], &login(name, b"wrong")[..]].concat());
         assert_eq!(read(&mut client, 4), [5, 2, 1, 1]);
-        sent.push((client.local_addr().unwrap(), "user", name.to_vec()));
+        sent.push((server.pid(), client.local_addr().unwrap(), "user", name.to_vec()));
     }
     server.log_lines(&[" reason=auth "], 8);
-    lines.extend(server.log());
+    lines.extend(told_by(&server));
 
     // What stands for no user id, or ends the line.
     let not_named: Vec<u8> = all.iter().copied().filter(|c| !b"\0\r\n".contains(c)).collect();
@@ -375,23 +381,29 @@ fn a_parser_of_logfmt_reads_every_line_and_in_it_what_peers_sent() {
         read(&mut client, 4);
         let value =
             answer.splitn(if key == "user" { 4 } else { 3 }, |c| *c == b':').last().unwrap();
-        sent.push((client.local_addr().unwrap(), key, value.to_vec()));
+        sent.push((server.pid(), client.local_addr().unwrap(), key, value.to_vec()));
         drop(client);
         server.log_line(&[" reason="]);
-        lines.extend(server.log());
+        lines.extend(told_by(&server));
     }
 
+    let (pids, lines): (Vec<u32>, Vec<String>) = lines.into_iter().unzip();
     let read = logfmt(&lines);
-    let values = |key: &str, client: Option<SocketAddr>| -> Vec<String> {
+    let values = |key: &str, client: Option<(u32, SocketAddr)>| -> Vec<String> {
         let value = |fields: &[(String, String)], key| {
             fields.iter().find(|(other, _)| other == key).map(|(_, value)| value.clone())
         };
-        let from = client.map(|addr| addr.to_string());
-        let lines = read.iter().filter(|fields| from.is_none() || value(fields, "client") == from);
-        lines.filter_map(|fields| value(fields, key)).collect()
+        let is_of = |pid: u32, fields: &[(String, String)]| match client {
+            Some((server, addr)) => {
+                pid == server && value(fields, "client") == Some(addr.to_string())
+            }
+            None => true,
+        };
+        let lines = pids.iter().zip(&read).filter(|(pid, fields)| is_of(**pid, fields));
+        lines.filter_map(|(_, fields)| value(fields, key)).collect()
     };
-    for (client, key, octets) in sent {
-        let told = values(key, Some(client));
+    for (server, client, key, octets) in sent {
+        let told = values(key, Some((server, client)));
         let told = match key {
             "error" => told[0].strip_prefix("identd answered with error ").unwrap(),
             // Its last line, after IDENT.
