@@ -348,7 +348,8 @@ fn what_a_reset_leaves_in_a_pipe_gets_to_nobody() {
 
 #[test]
 fn a_receiver_that_rests_for_longer_than_the_idle_limit_loses_nothing() {
-    for args in [&["--idle-timeout", "1"][..], &["--idle-timeout", "1", "--no-splice"]] {
+    const PIECES: usize = 10;
+    for args in [&["--idle-timeout", "2"][..], &["--idle-timeout", "2", "--no-splice"]] {
         let server = Server::open(args);
         // So many sizes that with some of them it is the last octets that have to wait.
         thread::scope(|scope| {
@@ -362,19 +363,20 @@ fn a_receiver_that_rests_for_longer_than_the_idle_limit_loses_nothing() {
                             client.shutdown(Shutdown::Write).unwrap();
                         });
                         // The other direction keeps the session from being idle.
-                        for _ in 0..8 {
-                            thread::sleep(Duration::from_millis(400));
+                        for _ in 0..PIECES {
+                            thread::sleep(Duration::from_millis(500));
                             (&target).write_all(b"x").unwrap();
                         }
                         stream.check_all(&target, size);
                     });
                     target.shutdown(Shutdown::Write).unwrap();
-                    assert_eq!(read_to_end(&mut client), [b'x'; 8]);
+                    assert_eq!(read_to_end(&mut client), [b'x'; PIECES]);
                 });
             }
         });
         let closed = server.log_lines(&["event=close"], 32);
-        assert!(closed.iter().all(|line| field(line, "down") == "8"), "{closed:#?}");
+        let all = PIECES.to_string();
+        assert!(closed.iter().all(|line| field(line, "down") == all), "{closed:#?}");
     }
 }
 

@@ -518,7 +518,10 @@ fn unixserver_serves_though_it_leaves_signals_ignored() {
         let wrapper = stage.start(&socket, &joined(&["unixserver", &socket, "--"], &socksd));
         wrapper.assert_serves(Client::Unix, 200);
         // HUP is one of them: it has to be waited for all the same.
-        let _client = wrapper.connect();
+        let mut client = wrapper.connect();
+        // Until its server has started, HUP is ignored; that of the last client may be there still.
+        client.write_all(HELLO).unwrap();
+        client.read_exact(&mut [0; 2]).unwrap();
         kill("HUP", stage.server());
         stage.logged(&["event=reload "]);
     });
