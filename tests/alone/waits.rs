@@ -194,32 +194,35 @@ fn slow_hash() -> String {
 #[test]
 fn a_client_that_resets_while_it_waits_for_a_turn_to_have_its_password_checked_ends_at_once() {
     let _turn = alone();
-    let users = TempFile::new(&format!("alice:{}\n", slow_hash()));
-    let server = Server::start(&["-v", "--users", users.path()]);
-    let octets = [&[5, 1, 2][..], &login(b"alice", b"wrong")].concat();
-    let cores = thread::available_parallelism().unwrap().get();
-    // All turns are taken.
-    let busy: Vec<_> = (0..(cores / 2).max(1)).map(|_| server.sent(&octets)).collect();
-    let is_read = |client: &TcpStream| {
-        let port = client.local_addr().unwrap().port();
-        eventually("all is read", || server.clients().contains(&(port, true)));
-        // What is read is acted upon soon.
-        thread::sleep(Duration::from_millis(200));
-    };
-    busy.iter().for_each(is_read);
-    let mut waiting = server.sent(&octets);
-    assert_eq!(read(&mut waiting, 2), [5, 2]);
-    is_read(&waiting);
-    let left = reset(vec![waiting]);
-    server.log_line(&["event=close ", "user=alice ", "reason=client"]);
-    assert!(left.elapsed() < AT_ONCE, "{:?}", left.elapsed());
-    // The others are not answered yet: the turns were taken all the time.
-    for mut client in busy {
-        assert_eq!(read(&mut client, 2), [5, 2]);
-        client.set_nonblocking(true).unwrap();
-        let error = io::Read::read(&mut client, &mut [0]).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
-    }
+    // In a network of its own, whose table of connections is short and quickly read.
+    isolated(|| {
+        let users = TempFile::new(&format!("alice:{}\n", slow_hash()));
+        let server = Server::start(&["-v", "--users", users.path()]);
+        let octets = [&[5, 1, 2][..], &login(b"alice", b"wrong")].concat();
+        let cores = thread::available_parallelism().unwrap().get();
+        // All turns are taken.
+        let busy: Vec<_> = (0..(cores / 2).max(1)).map(|_| server.sent(&octets)).collect();
+        let is_read = |client: &TcpStream| {
+            let port = client.local_addr().unwrap().port();
+            eventually("all is read", || server.clients().contains(&(port, true)));
+            // What is read is acted upon soon.
+            thread::sleep(Duration::from_millis(200));
+        };
+        busy.iter().for_each(is_read);
+        let mut waiting = server.sent(&octets);
+        assert_eq!(read(&mut waiting, 2), [5, 2]);
+        is_read(&waiting);
+        let left = reset(vec![waiting]);
+        server.log_line(&["event=close ", "user=alice ", "reason=client"]);
+        assert!(left.elapsed() < AT_ONCE, "{:?}", left.elapsed());
+        // The others are not answered yet: the turns were taken all the time.
+        for mut client in busy {
+            assert_eq!(read(&mut client, 2), [5, 2]);
+            client.set_nonblocking(true).unwrap();
+            let error = io::Read::read(&mut client, &mut [0]).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+        }
+    });
 }
 
 #[test]
