@@ -413,6 +413,12 @@ fn a_client_of_a_balancer_has_no_more_than_its_part_of_the_half_open() {
         assert_ends_silently(&mut client, SOON);
     }
     server.log_line(&[" client=192.0.2.1:", "reason=limit", "error=\"half-open limit reached\""]);
+    // Their slots are given back behind their lines.
+    eventually("only the two are half open", || {
+        server.signal("USR1");
+        let status = server.log().into_iter().rfind(|line| line.contains(" event=status "));
+        status.is_some_and(|line| line.contains(" half_open=2 "))
+    });
     // Another one is served, and so is this one once a handshake of its own is complete.
     assert_flows(&mut tunnel_of(&server, &of("192.0.2.2"), target.addr));
     for mut client in waiting {
