@@ -460,6 +460,19 @@ fn a_client_that_leaves_while_identd_is_silent_ends_its_session() {
 }
 
 #[test]
+fn a_client_that_sends_nothing_more_is_waited_for_two_seconds_while_identd_is_silent() {
+    let bench = Bench::new(Identd::silent());
+    let mut client = bench.server.sent(&bench.connect4("alice"));
+    eventually("a query", || bench.identd.queries().len() == 1);
+    let begun = Instant::now();
+    client.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(read_to_end(&mut client), b"");
+    assert!(begun.elapsed() >= Duration::from_secs(2), "{:?}", begun.elapsed());
+    bench.server.log_line(&["event=close", "reply=- ", "reason=client"]);
+    bench.target.assert_untouched(&bench.server);
+}
+
+#[test]
 fn real_04_a_client_that_has_sent_all_while_identd_is_asked_is_served() {
     let identd = Identd::on("127.0.0.1", |stream, ports| {
         // Time for the end of the client's output to be seen.
