@@ -1,4 +1,5 @@
-//! What both directions of a relay share: its sockets, how long it has been quiet, and how it ends.
+//! The state of a relay, shared by both directions: its sockets, how long it has been quiet, and its
+//! end, by a FIN or a reset.
 //! How octets get from one socket to the other is in [`crate::relay::direction`].
 
 use std::net::Shutdown;
@@ -29,7 +30,7 @@ pub struct RelayLimits {
     pub rates: Vec<Arc<Rate>>,
 }
 
-/// What all relays share.
+/// Resources shared by all relays.
 pub(super) struct Common {
     /// Buffers and pipes for busy directions.
     pub(super) pool: Pool,

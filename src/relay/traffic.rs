@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// What a session has relayed, or the sum of several.
+/// The counts of one session, or the sum of several.
 #[derive(Debug, Default)]
 pub struct Traffic {
     /// Octets from the client to the target.

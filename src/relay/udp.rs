@@ -35,7 +35,7 @@ const BURST: usize = 32;
 /// Octets of datagrams of one association that may wait for names.
 const WAITING_OCTETS: usize = 128 * 1024;
 
-/// What each of these datagrams counts beside its data, so that there are no more than 64.
+/// Octets that each of these datagrams counts in addition to its data: at most 64 can wait.
 const WAITING_EACH: usize = 2 * 1024;
 
 /// Names that an association remembers.
@@ -376,7 +376,7 @@ impl Outward {
 /// A datagram that waits for its name. If it goes out of scope unsent, it is counted as dropped.
 struct Waiting {
     outward: Weak<Outward>,
-    /// What it counts in [`Outward::waiting`].
+    /// Its share of [`Outward::waiting`].
     octets: usize,
     payload: Option<Payload>,
 }
